@@ -1,0 +1,112 @@
+//! Time, as an argument.
+//!
+//! The core never reads the system clock. It counts from a clock's own start, so a step of the wall clock changes nothing,
+//! and tests steer a [`Manual`] clock instead of sleeping.
+
+use std::ops::Add;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// A moment: nanoseconds since its clock's start. Moments of different clocks do not compare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    /// A moment from nanoseconds since the clock's start.
+    #[must_use]
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since the clock's start (good for 584 years).
+    #[must_use]
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// Time passed since `earlier`; zero if that lies ahead.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Timestamp {
+    type Output = Self;
+
+    fn add(self, later: Duration) -> Self {
+        Self(self.0.saturating_add(nanos(later)))
+    }
+}
+
+/// A duration in nanoseconds, at most 584 years.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Something that tells the time. It never goes backwards.
+pub trait Clock: Send + Sync {
+    /// The present moment.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Monotonic {
+    start: Instant,
+}
+
+impl Monotonic {
+    /// Starts at zero, now.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the one clock that others are handed")]
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Clock for Monotonic {
+    fn now(&self) -> Timestamp {
+        Timestamp(nanos(self.start.elapsed()))
+    }
+}
+
+/// A clock that moves only when told to.
+#[derive(Debug, Default)]
+pub struct Manual {
+    now: AtomicU64,
+}
+
+impl Manual {
+    /// Moves the clock forward.
+    pub fn advance(&self, by: Duration) {
+        self.now.fetch_add(nanos(by), Ordering::Relaxed);
+    }
+}
+
+impl Clock for Manual {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.now.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_ahead_is_no_time_ago() {
+        let (early, late) = (Timestamp::from_nanos(5), Timestamp::from_nanos(12));
+        assert_eq!(late.since(early), Duration::from_nanos(7));
+        assert_eq!(early.since(late), Duration::ZERO);
+        assert_eq!(early + Duration::MAX, Timestamp::from_nanos(u64::MAX));
+    }
+
+    #[test]
+    fn a_manual_clock_moves_when_told() {
+        let clock = Manual::default();
+        assert_eq!(clock.now(), Timestamp::default());
+        clock.advance(Duration::from_secs(3));
+        assert_eq!(clock.now().since(Timestamp::default()), Duration::from_secs(3));
+    }
+}

@@ -1,0 +1,264 @@
+//! What is known of each source of instances: whether it answers, whether it has told everything once, how old its word is.
+//!
+//! Written by whoever watches the source, read by the pick's error path (`unknown` or `not synced`?), by `/readyz` and by
+//! the metrics. A source that is away changes nothing but its own record here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::clock::Timestamp;
+use super::instance::Source;
+
+/// Says whether a source could list a service of this name (its globs, prefixes and exclusions).
+pub type Scope = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// The record of one source. All methods take `&self`; counters only grow.
+pub struct SourceStatus {
+    source: Source,
+    required: bool,
+    scope: Scope,
+    up: AtomicBool,
+    synced: AtomicBool,
+    /// Nanoseconds; `u64::MAX` until the first answer.
+    heard_at: AtomicU64,
+    /// Nanoseconds since the clock's start at which the source went away; `u64::MAX` while it is up.
+    away_since: AtomicU64,
+    updates: AtomicU64,
+    held_removals: AtomicU64,
+    errors: Mutex<BTreeMap<&'static str, u64>>,
+    last_error: Mutex<Option<String>>,
+}
+
+impl SourceStatus {
+    /// A source that has not been heard of yet. `required` sources must have synced before the agent is ready.
+    #[must_use]
+    pub fn new(source: Source, required: bool, scope: Scope) -> Self {
+        Self {
+            source,
+            required,
+            scope,
+            up: AtomicBool::new(false),
+            synced: AtomicBool::new(false),
+            heard_at: AtomicU64::new(u64::MAX),
+            away_since: AtomicU64::new(0),
+            updates: AtomicU64::new(0),
+            held_removals: AtomicU64::new(0),
+            errors: Mutex::default(),
+            last_error: Mutex::default(),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Whether readiness waits for it.
+    #[must_use]
+    pub fn is_required(&self) -> bool {
+        self.required
+    }
+
+    /// Whether it could list a service of this name.
+    #[must_use]
+    pub fn could_list(&self, service: &str) -> bool {
+        (self.scope)(service)
+    }
+
+    /// Whether its last answer was a good one.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has told everything at least once.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    /// Time since it last answered; `None` if it never has.
+    #[must_use]
+    pub fn age(&self, now: Timestamp) -> Option<Duration> {
+        match self.heard_at.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            nanos => Some(now.since(Timestamp::from_nanos(nanos))),
+        }
+    }
+
+    /// How long it has been away; `None` while it is up.
+    #[must_use]
+    pub fn away(&self, now: Timestamp) -> Option<Duration> {
+        match self.away_since.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            nanos => Some(now.since(Timestamp::from_nanos(nanos))),
+        }
+    }
+
+    /// Updates received from it.
+    #[must_use]
+    pub fn updates(&self) -> u64 {
+        self.updates.load(Ordering::Relaxed)
+    }
+
+    /// Removals that are held back at present.
+    #[must_use]
+    pub fn held_removals(&self) -> u64 {
+        self.held_removals.load(Ordering::Relaxed)
+    }
+
+    /// Errors so far, by reason.
+    #[must_use]
+    pub fn errors(&self) -> BTreeMap<&'static str, u64> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What went wrong last, while it is away.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Records a good answer. Returns true when the source was away until now.
+    pub fn heard(&self, now: Timestamp) -> bool {
+        self.heard_at.store(now.as_nanos(), Ordering::Relaxed);
+        let was_away = !self.up.swap(true, Ordering::Relaxed);
+        if was_away {
+            self.away_since.store(u64::MAX, Ordering::Relaxed);
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        was_away
+    }
+
+    /// Records that the source cannot be asked, or does not know its own state. Returns true when it was up until now.
+    pub fn lost(&self, now: Timestamp, error: &dyn fmt::Display) -> bool {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+        let was_up = self.up.swap(false, Ordering::Relaxed);
+        if was_up {
+            self.away_since.store(now.as_nanos(), Ordering::Relaxed);
+        }
+        was_up
+    }
+
+    /// Records an error under its reason, a metric label: a fixed word, never text from outside.
+    pub fn count_error(&self, reason: &'static str) {
+        *self.errors.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+    }
+
+    /// Records an update.
+    pub fn count_update(&self) {
+        self.updates.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records that everything has been told once.
+    pub fn mark_synced(&self) {
+        self.synced.store(true, Ordering::Release);
+    }
+
+    /// Sets the number of removals held back.
+    pub fn set_held_removals(&self, held: u64) {
+        self.held_removals.store(held, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for SourceStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceStatus")
+            .field("source", &self.source)
+            .field("up", &self.is_up())
+            .field("synced", &self.is_synced())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The sources of an agent, in order of priority.
+#[derive(Clone, Debug, Default)]
+pub struct Sources(Vec<Arc<SourceStatus>>);
+
+impl Sources {
+    /// Takes them in order of priority.
+    #[must_use]
+    pub fn new(sources: Vec<Arc<SourceStatus>>) -> Self {
+        Self(sources)
+    }
+
+    /// Each source, by priority.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<SourceStatus>> {
+        self.0.iter()
+    }
+
+    /// The record of one source.
+    #[must_use]
+    pub fn get(&self, source: Source) -> Option<&Arc<SourceStatus>> {
+        self.0.iter().find(|status| status.source() == source)
+    }
+
+    /// A source that could list `service` and has not told everything yet.
+    #[must_use]
+    pub fn waiting_for(&self, service: &str) -> Option<Source> {
+        self.0
+            .iter()
+            .find(|status| !status.is_synced() && status.could_list(service))
+            .map(|status| status.source())
+    }
+
+    /// Whether every required source has synced.
+    #[must_use]
+    pub fn required_synced(&self) -> bool {
+        self.0.iter().all(|status| status.is_synced() || !status.is_required())
+    }
+
+    /// Whether any source has synced.
+    #[must_use]
+    pub fn any_synced(&self) -> bool {
+        self.0.iter().any(|status| status.is_synced())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(name: &'static str, prefix: &'static str) -> Arc<SourceStatus> {
+        Arc::new(SourceStatus::new(
+            Source::new(name),
+            true,
+            Box::new(move |service| service.starts_with(prefix)),
+        ))
+    }
+
+    #[test]
+    fn a_source_is_away_from_its_start_until_it_answers_and_from_its_loss_until_it_answers_again() {
+        let status = status("consul", "");
+        let at = |seconds| Timestamp::default() + Duration::from_secs(seconds);
+        assert_eq!((status.age(at(4)), status.away(at(4))), (None, Some(Duration::from_secs(4))));
+        assert!(status.heard(at(5)));
+        assert!(!status.heard(at(6)));
+        assert_eq!((status.age(at(8)), status.away(at(8))), (Some(Duration::from_secs(2)), None));
+        assert!(status.lost(at(10), &"connection refused"));
+        assert!(!status.lost(at(12), &"connection refused"), "told once");
+        assert_eq!((status.age(at(20)), status.away(at(20))), (Some(Duration::from_secs(14)), Some(Duration::from_secs(10))));
+        assert_eq!(status.last_error().as_deref(), Some("connection refused"));
+        assert!(status.heard(at(21)));
+        assert_eq!((status.last_error(), status.is_up()), (None, true));
+    }
+
+    #[test]
+    fn only_a_source_that_could_list_a_name_is_waited_for() {
+        let (web, all) = (status("consul", "web"), status("file", ""));
+        let sources = Sources::new(vec![web.clone(), all.clone()]);
+        assert_eq!(sources.waiting_for("web-1"), Some(Source::new("consul")));
+        assert_eq!(sources.waiting_for("db"), Some(Source::new("file")));
+        assert!(!sources.any_synced());
+        all.mark_synced();
+        assert_eq!(sources.waiting_for("db"), None);
+        assert_eq!(sources.waiting_for("web-1"), Some(Source::new("consul")));
+        assert!(sources.any_synced() && !sources.required_synced());
+        web.mark_synced();
+        assert!(sources.required_synced());
+    }
+}
