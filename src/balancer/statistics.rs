@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::clock::Timestamp;
-use super::config::LoadBalancingStrategy;
 use super::instance::{HealthStatus, InstanceId};
+use super::strategy::LoadBalancingStrategy;
 
 /// Stripes that belong to one thread at a time; the threads beyond share one more.
 const STRIPES: usize = 8;
@@ -26,7 +26,11 @@ impl Striped {
     /// Adds one. Exact under any concurrency.
     #[inline]
     pub(crate) fn increment(&self) {
-        match STRIPE.try_with(Stripe::index).ok().and_then(|index| self.owned.get(index)) {
+        match STRIPE
+            .try_with(Stripe::index)
+            .ok()
+            .and_then(|index| self.owned.get(index))
+        {
             // No other thread writes here, so nothing is lost between the load and the store.
             Some(own) => own.store(own.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed),
             None => {
@@ -127,7 +131,11 @@ impl Ewma {
         let update = |word| {
             let (seconds, since) = Self::unpack(word);
             let decay = Self::decay(since, now);
-            let average = if sample > seconds { sample } else { seconds * decay + sample * (1.0 - decay) };
+            let average = if sample > seconds {
+                sample
+            } else {
+                seconds * decay + sample * (1.0 - decay)
+            };
             Some(u64::from(average.to_bits()) << 32 | u64::from(now))
         };
         let _always = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
@@ -241,7 +249,11 @@ mod tests {
         assert!((early - 0.1 * (-1.0_f32).exp()).abs() < 1e-4, "{early}");
         assert_eq!(ewma.at(at(11.0)), Some(early));
         assert_eq!(ewma.at(at(1.0)), Some(0.1));
-        assert_eq!(ewma.at(at(0.5)), Some(0.1), "a clock that stands still or lags is no decay");
+        assert_eq!(
+            ewma.at(at(0.5)),
+            Some(0.1),
+            "a clock that stands still or lags is no decay"
+        );
     }
 
     #[test]

@@ -45,7 +45,11 @@ impl ConsistentHash {
         schedule: Schedule,
         balance_factor: f64,
     ) -> Self {
-        let nobody = Place { slot: NO_SLOT, factor: 0, id_hash: 0 };
+        let nobody = Place {
+            slot: NO_SLOT,
+            factor: 0,
+            id_hash: 0,
+        };
         let mut places = vec![nobody; members.len()].into_boxed_slice();
         for (index, slot) in slots.iter().enumerate() {
             let member = slot.member as usize;
@@ -57,11 +61,21 @@ impl ConsistentHash {
                     ((u64::from(slot.units) << 32) / full.max(1)) as u32
                 };
                 let id_hash = hash_key(member.instance().id().as_str().as_bytes());
-                *place = Place { slot: index as u32, factor, id_hash };
+                *place = Place {
+                    slot: index as u32,
+                    factor,
+                    id_hash,
+                };
             }
         }
         let total_units = slots.iter().map(|slot| u64::from(slot.units)).sum();
-        Self { ring, places, schedule, balance_factor, total_units }
+        Self {
+            ring,
+            places,
+            schedule,
+            balance_factor,
+            total_units,
+        }
     }
 
     /// Candidates in ring order from the key's place, repeated as often as they have points.
@@ -93,7 +107,9 @@ impl Strategy for ConsistentHash {
         let mut refused = None;
         let mut refusals = 0;
         for owner in self.ring.walk(key_hash) {
-            let Some(place) = self.places.get(owner).filter(|place| place.slot != NO_SLOT) else { continue };
+            let Some(place) = self.places.get(owner).filter(|place| place.slot != NO_SLOT) else {
+                continue;
+            };
             let index = place.slot as usize;
             if !draw.admits(index) {
                 continue;

@@ -25,7 +25,11 @@ pub(crate) struct LeastConnections {
 
 impl LeastConnections {
     pub(crate) fn new(schedule: Schedule, turn: Arc<Turn>, choices: Choices) -> Self {
-        Self { schedule, turn, choices }
+        Self {
+            schedule,
+            turn,
+            choices,
+        }
     }
 
     /// The least loaded of all that the caller accepts, from a place that moves on.
@@ -60,7 +64,8 @@ impl LeastConnections {
                 best = Some((index, cost));
             }
         }
-        best.map(|(index, _)| index).or_else(|| draw.redraw(&self.schedule, |_| false))
+        best.map(|(index, _)| index)
+            .or_else(|| draw.redraw(&self.schedule, |_| false))
     }
 }
 
@@ -73,7 +78,10 @@ struct Cost {
 impl Cost {
     #[inline]
     fn of(slot: &Slot) -> Self {
-        Self { load: u64::from(slot.live.in_flight()) + 1, units: u64::from(slot.units) }
+        Self {
+            load: u64::from(slot.live.in_flight()) + 1,
+            units: u64::from(slot.units),
+        }
     }
 
     #[inline]
@@ -95,7 +103,11 @@ impl Strategy for LeastConnections {
     }
 
     fn mode(&self, load: &Load, _clock: &dyn Clock) -> Mode {
-        if load.in_flight.load(Ordering::Relaxed) == 0 { Mode::NothingInFlight } else { Mode::Normal }
+        if load.in_flight.load(Ordering::Relaxed) == 0 {
+            Mode::NothingInFlight
+        } else {
+            Mode::Normal
+        }
     }
 
     fn schedule(&self) -> &Schedule {

@@ -38,7 +38,11 @@ struct Contender<'a> {
 
 impl LeastResponseTime {
     pub(crate) fn new(schedule: Schedule, turn: Arc<Turn>, choices: Choices) -> Self {
-        Self { schedule, turn, choices }
+        Self {
+            schedule,
+            turn,
+            choices,
+        }
     }
 
     fn look<'a>(draw: &Draw<'a>, index: usize, median: f32, now: Timestamp) -> Option<Contender<'a>> {
@@ -74,12 +78,18 @@ impl Strategy for LeastResponseTime {
         let chosen = match contenders(count, self.choices, 2) {
             Contenders::All => {
                 let start = below(count);
-                (start..count).chain(0..start).filter_map(look).reduce(|a, b| Self::better(a, b, now))
+                (start..count)
+                    .chain(0..start)
+                    .filter_map(look)
+                    .reduce(|a, b| Self::better(a, b, now))
             }
             Contenders::Some(number) => {
                 let first = below(count);
                 let others = (1..number).map(|_| (first + 1 + below(count - 1)) % count);
-                std::iter::once(first).chain(others).filter_map(look).reduce(|a, b| Self::better(a, b, now))
+                std::iter::once(first)
+                    .chain(others)
+                    .filter_map(look)
+                    .reduce(|a, b| Self::better(a, b, now))
             }
         };
         let index = match chosen {
@@ -93,7 +103,11 @@ impl Strategy for LeastResponseTime {
     }
 
     fn mode(&self, load: &Load, clock: &dyn Clock) -> Mode {
-        if no_reports(load, clock.now()) { Mode::NoReports } else { Mode::Normal }
+        if no_reports(load, clock.now()) {
+            Mode::NoReports
+        } else {
+            Mode::Normal
+        }
     }
 
     fn schedule(&self) -> &Schedule {

@@ -89,7 +89,9 @@ impl FromStr for LoadBalancingStrategy {
 
     fn from_str(text: &str) -> Result<Self, InvalidConfig> {
         let found = Self::ALL.into_iter().find(|strategy| strategy.as_str() == text);
-        found.ok_or_else(|| InvalidConfig::Strategy { found: text.chars().take(64).collect() })
+        found.ok_or_else(|| InvalidConfig::Strategy {
+            found: text.chars().take(64).collect(),
+        })
     }
 }
 
@@ -145,14 +147,21 @@ impl<'a> Draw<'a> {
 
     #[cold]
     fn admits_with_filter(&self, index: usize) -> bool {
-        let member = self.slots.get(index).and_then(|slot| self.members.get(slot.member as usize));
+        let member = self
+            .slots
+            .get(index)
+            .and_then(|slot| self.members.get(slot.member as usize));
         member.is_some_and(|member| self.context.admits(member.instance()))
     }
 
     /// The candidate itself if the caller accepts it, else another one, at random by weight.
     #[inline]
     pub(crate) fn or_redrawn(&self, index: usize, schedule: &Schedule) -> Option<usize> {
-        if self.admits(index) { Some(index) } else { self.redraw(schedule, |_| false) }
+        if self.admits(index) {
+            Some(index)
+        } else {
+            self.redraw(schedule, |_| false)
+        }
     }
 
     /// A candidate at random by weight that the caller accepts and that is not `taken`.
@@ -274,7 +283,11 @@ pub(crate) fn contenders(count: usize, choices: Choices, exact_up_to: usize) -> 
         Choices::Auto => 2,
         Choices::Random(number) => usize::from(number),
     };
-    if number >= count { Contenders::All } else { Contenders::Some(number) }
+    if number >= count {
+        Contenders::All
+    } else {
+        Contenders::Some(number)
+    }
 }
 
 /// Who is compared for one pick.

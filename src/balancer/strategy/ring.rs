@@ -76,7 +76,12 @@ impl Ring {
             sorted[window[0] as usize..window[1] as usize].sort_unstable();
         }
         let (hashes, owners): (Vec<u64>, Vec<u32>) = sorted.into_iter().unzip();
-        Self { hashes: hashes.into(), owners: owners.into(), starts: starts.into(), shift }
+        Self {
+            hashes: hashes.into(),
+            owners: owners.into(),
+            starts: starts.into(),
+            shift,
+        }
     }
 
     /// Owners in ring order from the key's place, each as often as it has points, once round.
@@ -172,7 +177,10 @@ mod tests {
         let kept = |factor: u32| keys.iter().filter(|&&key| keeps(key, id, factor)).count();
         assert!((4_600..5_400).contains(&kept(u32::MAX / 4)), "{}", kept(u32::MAX / 4));
         assert_eq!(kept(u32::MAX), 20_000);
-        assert!(keys.iter().all(|&key| !keeps(key, id, u32::MAX / 4) || keeps(key, id, u32::MAX / 2)));
+        assert!(
+            keys.iter()
+                .all(|&key| !keeps(key, id, u32::MAX / 4) || keeps(key, id, u32::MAX / 2))
+        );
     }
 
     proptest! {

@@ -44,7 +44,10 @@ impl Modulo {
     /// For `n` >= 1.
     pub(crate) fn new(n: u32) -> Self {
         let n = n.max(1);
-        Self { n, inverse: (u64::MAX / u64::from(n)).wrapping_add(1) }
+        Self {
+            n,
+            inverse: (u64::MAX / u64::from(n)).wrapping_add(1),
+        }
     }
 
     #[inline]
@@ -83,7 +86,10 @@ impl Schedule {
             return Self::Alias(Alias::new(units));
         }
         let shares: Vec<u32> = units.iter().map(|units| units / divisor).collect();
-        Self::Sequence { turns: smooth(&shares, period as u32), period: Modulo::new(period as u32) }
+        Self::Sequence {
+            turns: smooth(&shares, period as u32),
+            period: Modulo::new(period as u32),
+        }
     }
 
     /// The candidate whose turn it is.
@@ -104,11 +110,6 @@ impl Schedule {
             Self::Sequence { turns, .. } => turns.get(below(turns.len())).map_or(0, |&index| index as usize),
             Self::Alias(alias) => alias.draw(),
         }
-    }
-
-    /// Whether all candidates have equal shares.
-    pub(crate) fn is_even(&self) -> bool {
-        matches!(self, Self::Even(_))
     }
 }
 
@@ -162,7 +163,11 @@ struct Deadlines {
 impl Deadlines {
     fn new(latest: u32) -> Self {
         let words = latest as usize / 64 + 1;
-        Self { first: vec![u32::MAX; latest as usize + 1], words: vec![0; words], summary: vec![0; words / 64 + 1] }
+        Self {
+            first: vec![u32::MAX; latest as usize + 1],
+            words: vec![0; words],
+            summary: vec![0; words / 64 + 1],
+        }
     }
 
     fn push(&mut self, deadline: u32, index: u32, link: &mut [u32]) {
@@ -250,7 +255,7 @@ mod tests {
 
     #[test]
     fn equal_shares_are_taken_in_turn() {
-        assert!(Schedule::new(&[48, 48, 48]).is_even());
+        assert!(matches!(Schedule::new(&[48, 48, 48]), Schedule::Even(_)));
         let turn = Turn::starting_at(0);
         let schedule = Schedule::new(&[16, 16, 16]);
         let taken: Vec<usize> = (0..6).map(|_| schedule.next(&turn)).collect();
