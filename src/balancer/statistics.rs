@@ -90,9 +90,10 @@ impl Drop for Stripe {
 
 /// Peak-sensitive moving average of response times, decaying with time.
 ///
-/// A sample above the average replaces it; a lower one pulls it down by `1 - e^(-dt / tau)`, and reading it `dt` later
-/// multiplies it by `e^(-dt / tau)`: an instance that is left alone looks better as time passes, so that it is tried again.
-/// (Peak EWMA: Finagle, tower; tau = 10 s as in Finagle.)
+/// Reading it `dt` after its last sample multiplies it by `e^(-dt / tau)`: an instance that is left alone looks better as
+/// time passes, so that it is tried again. A sample above what would be read replaces it; a lower one is mixed in with weight
+/// `1 - e^(-dt / tau)`. (Peak EWMA: Finagle, tower; tau = 10 s as in Finagle. They compare a sample with the average as it
+/// was, before its decay, which takes one that got well three times as long to win back.)
 ///
 /// Average and time share one word, so that a reader never sees half of two: `f32` seconds above, the time in ticks of
 /// 2^20 ns (1.05 ms) below. Ticks wrap after 52 days; an average left alone for more than 26 days counts as fresh.
@@ -131,10 +132,11 @@ impl Ewma {
         let update = |word| {
             let (seconds, since) = Self::unpack(word);
             let decay = Self::decay(since, now);
-            let average = if sample > seconds {
+            let seen = seconds * decay;
+            let average = if sample > seen {
                 sample
             } else {
-                seconds * decay + sample * (1.0 - decay)
+                seen * decay + sample * (1.0 - decay)
             };
             Some(u64::from(average.to_bits()) << 32 | u64::from(now))
         };
@@ -237,7 +239,8 @@ mod tests {
         ewma.observe(Duration::from_millis(400), at(0.0));
         assert_eq!(ewma.at(at(0.0)), Some(0.4));
         ewma.observe(Duration::from_millis(100), at(10.0));
-        let expected = 0.4 * (-1.0_f32).exp() + 0.1 * (1.0 - (-1.0_f32).exp());
+        let decay = (-1.0_f32).exp();
+        let expected = 0.4 * decay * decay + 0.1 * (1.0 - decay);
         assert!((ewma.at(at(10.0)).unwrap() - expected).abs() < 1e-3);
     }
 
