@@ -1,9 +1,13 @@
 //! pickd.
+#[cfg(feature = "agent")]
+pub mod api;
 pub mod balancer;
 #[cfg(feature = "agent")]
 pub mod discovery;
 #[cfg(feature = "agent")]
 pub mod http_client;
+#[cfg(feature = "agent")]
+pub mod metrics;
 
 pub use balancer::{
     Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, HealthStatus,
