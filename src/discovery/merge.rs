@@ -111,6 +111,28 @@ impl Merge {
         self.listed_by(source, |listings| listings.len() > 1)
     }
 
+    /// Takes another order of priority. Returns the services whose view may be another one now.
+    pub fn set_priority(&mut self, priority: Vec<Source>) -> Vec<ServiceName> {
+        if self.priority == priority {
+            return Vec::new();
+        }
+        self.priority = priority;
+        let mut reordered = Vec::new();
+        for (service, listings) in &mut self.services {
+            if listings.len() > 1 {
+                listings.sort_by_key(|listing| rank(&self.priority, listing.source));
+                reordered.push(service.clone());
+            }
+        }
+        reordered
+    }
+
+    /// The services that this source lists.
+    #[must_use]
+    pub fn services_of(&self, source: Source) -> Vec<ServiceName> {
+        self.listed_by(source, |_| true)
+    }
+
     /// Every service that some source lists, in no order.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.services.keys()
