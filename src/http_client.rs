@@ -101,7 +101,10 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, HttpError> 
 }
 
 fn tls_file(path: &Path, detail: &dyn std::fmt::Display) -> HttpError {
-    HttpError::TlsFile { path: path.display().to_string(), detail: detail.to_string() }
+    HttpError::TlsFile {
+        path: path.display().to_string(),
+        detail: detail.to_string(),
+    }
 }
 
 /// Reads a body to its end, and gives up when it grows beyond `limit` bytes (after decompression).

@@ -61,7 +61,9 @@ impl Choices {
     pub fn random(count: i64) -> Result<Self, InvalidConfig> {
         match u8::try_from(count) {
             Ok(count @ 2..=32) => Ok(Self::Random(count)),
-            _ => Err(InvalidConfig::Choices { found: count.to_string() }),
+            _ => Err(InvalidConfig::Choices {
+                found: count.to_string(),
+            }),
         }
     }
 }
@@ -73,7 +75,9 @@ impl FromStr for Choices {
         match text {
             "auto" => Ok(Self::Auto),
             "all" => Ok(Self::All),
-            _ => Err(InvalidConfig::Choices { found: format!("{text:?}") }),
+            _ => Err(InvalidConfig::Choices {
+                found: format!("{text:?}"),
+            }),
         }
     }
 }
@@ -220,12 +224,21 @@ mod tests {
         let config = LoadBalancerConfig::default;
         for (refusal, name) in [
             (config().with_degraded_factor(1.5).unwrap_err(), "degraded_factor 1.5"),
-            (config().with_degraded_factor(f64::NAN).unwrap_err(), "degraded_factor NaN"),
+            (
+                config().with_degraded_factor(f64::NAN).unwrap_err(),
+                "degraded_factor NaN",
+            ),
             (config().with_virtual_nodes(0).unwrap_err(), "virtual_nodes 0"),
-            (config().with_hash_balance_factor(0.5).unwrap_err(), "hash_balance_factor 0.5"),
+            (
+                config().with_hash_balance_factor(0.5).unwrap_err(),
+                "hash_balance_factor 0.5",
+            ),
             (Choices::random(33).unwrap_err(), "choices 33"),
             ("some".parse::<Choices>().unwrap_err(), "choices \"some\""),
-            ("fastest".parse::<LoadBalancingStrategy>().unwrap_err(), "strategy \"fastest\""),
+            (
+                "fastest".parse::<LoadBalancingStrategy>().unwrap_err(),
+                "strategy \"fastest\"",
+            ),
         ] {
             assert!(refusal.to_string().starts_with(name), "{refusal}");
         }

@@ -154,13 +154,19 @@ impl Address {
             .ok()
             .and_then(NonZeroU16::new)
             .ok_or(InvalidInstance::Port { found })?;
-        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+            .unwrap_or(host);
         let text = match bare.parse::<Ipv6Addr>() {
             Ok(address) => format!("[{address}]:{port}"),
             Err(_) if bare.len() == host.len() && is_host_name(host) => format!("{host}:{port}"),
             Err(_) => return Err(InvalidInstance::Host { found: shortened(host) }),
         };
-        Ok(Self { text: text.into(), port })
+        Ok(Self {
+            text: text.into(),
+            port,
+        })
     }
 
     /// `host:port`, IPv6 in brackets.
@@ -214,7 +220,9 @@ impl fmt::Display for Address {
 fn is_host_name(text: &str) -> bool {
     let label = |part: &str| {
         (1..=63).contains(&part.len())
-            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
     text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
 }
@@ -559,7 +567,18 @@ mod tests {
         for good in ["user-service", "a", "A.b_c:d@e~f-0", &"x".repeat(253)] {
             assert_eq!(good.parse::<ServiceName>().unwrap().as_str(), good);
         }
-        for bad in ["", ".", "..", "a/b", "a b", "a%2F", "ä", "a\0", "(unknown)", &"x".repeat(254)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a b",
+            "a%2F",
+            "ä",
+            "a\0",
+            "(unknown)",
+            &"x".repeat(254),
+        ] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad:?}");
         }
     }
@@ -571,7 +590,17 @@ mod tests {
         assert_eq!(text("::1", 8080).unwrap(), "[::1]:8080");
         assert_eq!(text("[2001:DB8::0:1]", 1).unwrap(), "[2001:db8::1]:1");
         assert_eq!(text("db_1.example.com.", 65_535).unwrap(), "db_1.example.com.:65535");
-        for host in ["", "a b", "a..b", "[10.0.0.1]", "::1%eth0", "http://x", "a:b", "a/b", "é"] {
+        for host in [
+            "",
+            "a b",
+            "a..b",
+            "[10.0.0.1]",
+            "::1%eth0",
+            "http://x",
+            "a:b",
+            "a/b",
+            "é",
+        ] {
             assert!(matches!(text(host, 1), Err(InvalidInstance::Host { .. })), "{host:?}");
         }
         for port in [0, -1, 65_536, 70_000] {
@@ -600,7 +629,10 @@ mod tests {
 
     #[test]
     fn tags_are_a_set() {
-        let instance = ServiceInstance::new("a", "h", 1).unwrap().with_tags(["v2", "v1", "v2"]).unwrap();
+        let instance = ServiceInstance::new("a", "h", 1)
+            .unwrap()
+            .with_tags(["v2", "v1", "v2"])
+            .unwrap();
         assert_eq!(instance.tags().len(), 2);
         assert!(instance.has_tag("v1") && instance.has_tag("v2") && !instance.has_tag("v"));
         assert!(ServiceInstance::new("a", "h", 1).unwrap().with_tags(["a\n"]).is_err());

@@ -146,7 +146,12 @@ impl SourceStatus {
 
     /// Records an error under its reason, a metric label: a fixed word, never text from outside.
     pub fn count_error(&self, reason: &'static str) {
-        *self.errors.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+        *self
+            .errors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(reason)
+            .or_default() += 1;
     }
 
     /// Records an update.
@@ -235,13 +240,22 @@ mod tests {
     fn a_source_is_away_from_its_start_until_it_answers_and_from_its_loss_until_it_answers_again() {
         let status = status("consul", "");
         let at = |seconds| Timestamp::default() + Duration::from_secs(seconds);
-        assert_eq!((status.age(at(4)), status.away(at(4))), (None, Some(Duration::from_secs(4))));
+        assert_eq!(
+            (status.age(at(4)), status.away(at(4))),
+            (None, Some(Duration::from_secs(4)))
+        );
         assert!(status.heard(at(5)));
         assert!(!status.heard(at(6)));
-        assert_eq!((status.age(at(8)), status.away(at(8))), (Some(Duration::from_secs(2)), None));
+        assert_eq!(
+            (status.age(at(8)), status.away(at(8))),
+            (Some(Duration::from_secs(2)), None)
+        );
         assert!(status.lost(at(10), &"connection refused"));
         assert!(!status.lost(at(12), &"connection refused"), "told once");
-        assert_eq!((status.age(at(20)), status.away(at(20))), (Some(Duration::from_secs(14)), Some(Duration::from_secs(10))));
+        assert_eq!(
+            (status.age(at(20)), status.away(at(20))),
+            (Some(Duration::from_secs(14)), Some(Duration::from_secs(10)))
+        );
         assert_eq!(status.last_error().as_deref(), Some("connection refused"));
         assert!(status.heard(at(21)));
         assert_eq!((status.last_error(), status.is_up()), (None, true));

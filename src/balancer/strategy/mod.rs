@@ -52,7 +52,9 @@ impl FromStr for LoadBalancingStrategy {
 
     fn from_str(text: &str) -> Result<Self, InvalidConfig> {
         let found = Self::ALL.into_iter().find(|strategy| strategy.as_str() == text);
-        found.ok_or_else(|| InvalidConfig::Strategy { found: text.chars().take(64).collect() })
+        found.ok_or_else(|| InvalidConfig::Strategy {
+            found: text.chars().take(64).collect(),
+        })
     }
 }
 
