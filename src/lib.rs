@@ -10,7 +10,9 @@ pub mod discovery;
 pub mod http_client;
 
 pub use balancer::{
-    Address, Choices, Clock, HealthStatus, InstanceId, InvalidConfig, InvalidInstance, LoadBalancerConfig,
-    LoadBalancingStrategy, Manual, Monotonic, RegistryStatus, ServiceInstance, ServiceName, Source, SourceStatus,
-    Sources, Timestamp, Weight,
+    Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, HealthStatus,
+    InstanceId, InstanceStatistics, InvalidConfig, InvalidInstance, LoadBalancer, LoadBalancerConfig,
+    LoadBalancingStrategy, Manual, Mode, Monotonic, NoBodies, Outcome, Pick, PickError, Refusals, RegistryStatus,
+    Render, ServiceConfigs, ServiceInstance, ServiceName, Source, SourceStatus, Sources, Statistics, Timestamp, Tools,
+    Weight,
 };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-pub use super::strategy::LoadBalancingStrategy;
+use super::strategy::LoadBalancingStrategy;
 
 /// Why a setting was refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -1,13 +1,43 @@
-//! The core.
+//! The core: everything that decides, and nothing that talks.
+//!
+//! # The story of one pick
+//!
+//! 1. [`Directory::get`] finds the service's [`LoadBalancer`]: one hash, no lock.
+//! 2. [`LoadBalancer::select_instance`] loads the present view from one `ArcSwap`. The view holds every registered instance, the
+//!    candidates among them (available, of weight above zero) and the strategy's tables, all prepared beforehand.
+//! 3. The strategy chooses: a turn in a precomputed sequence, a look at two atomics, a place on a ring.
+//! 4. The chosen instance's counter goes up by one, and a [`Pick`] that points into the view is handed back, with bodies
+//!    that were rendered when the instance last changed.
+//!
+//! No lock, no allocation, no syscall; a clock only for `least_response_time`.
+//!
+//! # What this module must not know
+//!
+//! Tokio, serde, HTTP, logs, metrics, files, sockets. Time comes through a [`Clock`], the first turn's place through a seed,
+//! bytes through a [`Render`]. Transitions return what happened; somebody else reports it. `tests/integration/house.rs` holds this.
+
 pub mod clock;
 pub mod config;
+pub mod diff;
+pub mod directory;
+pub mod error;
 pub mod instance;
+pub mod load_balancer;
+pub mod pool;
 pub mod sources;
+pub mod statistics;
 pub mod strategy;
 
 pub use clock::{Clock, Manual, Monotonic, Timestamp};
-pub use config::{Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy};
+pub use config::{Choices, InvalidConfig, LoadBalancerConfig};
+pub use diff::{Changes, diff};
+pub use directory::{Directory, KNOWN_FOR, ServiceConfigs};
+pub use error::PickError;
 pub use instance::{
     Address, HealthStatus, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
+pub use load_balancer::{Acquired, Alternate, LoadBalancer, Pick, Tools};
+pub use pool::{Bodies, Context, Described, NoBodies, Outcome, Render};
 pub use sources::{Scope, SourceStatus, Sources};
+pub use statistics::{InstanceStatistics, Refusals, Statistics};
+pub use strategy::{LoadBalancingStrategy, Mode};

@@ -1,8 +1,39 @@
-//! The six strategies.
+//! The strategies: how the next instance is chosen.
+//!
+//! One file per strategy; they share [`schedule`] (whose turn it is, by weight) and [`ring`] (who owns a key). A strategy is
+//! prepared once per view, from candidates that can all be picked, and then only asked. What a caller excludes is redrawn
+//! by weighted random, so excluding never shifts the turns of the others.
+//!
+//! | file | rule |
+//! |---|---|
+//! | [`round_robin`] | in turn, plain or by weight |
+//! | [`random`] | uniform |
+//! | [`least_connections`] | fewest requests in flight for its weight |
+//! | [`least_response_time`] | best of a few by peak EWMA x load |
+//! | [`consistent_hash`] | the key's place on a ring |
+
+pub(crate) mod consistent_hash;
+pub(crate) mod least_connections;
+pub(crate) mod least_response_time;
+pub(crate) mod random;
+pub(crate) mod ring;
+pub(crate) mod round_robin;
+pub(crate) mod schedule;
+
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use super::config::InvalidConfig;
+use self::consistent_hash::ConsistentHash;
+use self::least_connections::LeastConnections;
+use self::least_response_time::LeastResponseTime;
+use self::random::Random;
+use self::ring::Ring;
+use self::round_robin::RoundRobin;
+use self::schedule::{Schedule, Turn};
+use super::clock::Clock;
+use super::config::{Choices, InvalidConfig, LoadBalancerConfig};
+use super::pool::{Context, Load, Member, Slot};
 
 /// How the next instance is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -45,6 +76,12 @@ impl LoadBalancingStrategy {
             Self::LeastResponseTime => "least_response_time",
         }
     }
+
+    /// Whether registered weights count. The others use 1 for every weight above zero.
+    #[must_use]
+    pub fn is_weighted(self) -> bool {
+        !matches!(self, Self::RoundRobin | Self::Random)
+    }
 }
 
 impl FromStr for LoadBalancingStrategy {
@@ -62,4 +99,201 @@ impl fmt::Display for LoadBalancingStrategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// What a strategy actually does at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// What its name says.
+    Normal,
+    /// Nothing is in flight, because nobody acquires and finishes: `least_connections` follows the weighted schedule.
+    NothingInFlight,
+    /// No outcome in the last 60 s: `least_response_time` follows the weighted schedule.
+    NoReports,
+}
+
+impl Mode {
+    /// Its name in answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::NothingInFlight => "weighted_schedule_nothing_in_flight",
+            Self::NoReports => "weighted_schedule_no_reports",
+        }
+    }
+}
+
+/// All that a strategy may look at for one pick.
+pub(crate) struct Draw<'a> {
+    /// The candidates: each can be picked.
+    pub(crate) slots: &'a [Slot],
+    /// The members that slots point to.
+    pub(crate) members: &'a [Member],
+    /// What the caller asked for.
+    pub(crate) context: &'a Context<'a>,
+    /// What is known of the service as a whole.
+    pub(crate) load: &'a Load,
+    /// Read only by strategies that need the time.
+    pub(crate) clock: &'a dyn Clock,
+}
+
+impl<'a> Draw<'a> {
+    /// Whether the caller accepts this candidate.
+    #[inline]
+    pub(crate) fn admits(&self, index: usize) -> bool {
+        self.context.admits_all() || self.admits_with_filter(index)
+    }
+
+    #[cold]
+    fn admits_with_filter(&self, index: usize) -> bool {
+        let member = self
+            .slots
+            .get(index)
+            .and_then(|slot| self.members.get(slot.member as usize));
+        member.is_some_and(|member| self.context.admits(member.instance()))
+    }
+
+    /// The candidate itself if the caller accepts it, else another one, at random by weight.
+    #[inline]
+    pub(crate) fn or_redrawn(&self, index: usize, schedule: &Schedule) -> Option<usize> {
+        if self.admits(index) {
+            Some(index)
+        } else {
+            self.redraw(schedule, |_| false)
+        }
+    }
+
+    /// A candidate at random by weight that the caller accepts and that is not `taken`.
+    #[cold]
+    pub(crate) fn redraw(&self, schedule: &Schedule, taken: impl Fn(usize) -> bool) -> Option<usize> {
+        let acceptable = |index: usize| index < self.slots.len() && !taken(index) && self.admits(index);
+        // A few looks find one at once where most are acceptable; else count what is there.
+        if let Some(found) = (0..8).map(|_| schedule.draw()).find(|&index| acceptable(index)) {
+            return Some(found);
+        }
+        let mut chosen = None;
+        let mut total = 0_u64;
+        for (index, slot) in self.slots.iter().enumerate().filter(|(index, _)| acceptable(*index)) {
+            total += u64::from(slot.units);
+            if fastrand::u64(0..total.max(1)) < u64::from(slot.units) {
+                chosen = Some(index);
+            }
+        }
+        chosen
+    }
+}
+
+/// One strategy, prepared for a fixed set of candidates.
+pub(crate) trait Strategy {
+    /// The index of the chosen candidate, or `None` when the caller accepts none. There is at least one candidate.
+    fn choose(&self, draw: &Draw<'_>) -> Option<usize>;
+
+    /// What it would do at present.
+    fn mode(&self, _load: &Load, _clock: &dyn Clock) -> Mode {
+        Mode::Normal
+    }
+
+    /// How candidates are drawn by weight, for alternates.
+    fn schedule(&self) -> &Schedule;
+}
+
+/// A prepared strategy, dispatched without an indirect call.
+#[derive(Debug)]
+pub(crate) enum Prepared {
+    RoundRobin(RoundRobin),
+    Random(Random),
+    LeastConnections(LeastConnections),
+    LeastResponseTime(LeastResponseTime),
+    ConsistentHash(ConsistentHash),
+}
+
+impl Prepared {
+    /// Prepares the configured strategy for these candidates. `ring` spans all members, and is there for `consistent_hash`.
+    pub(crate) fn new(
+        config: &LoadBalancerConfig,
+        slots: &[Slot],
+        members: &[Member],
+        turn: Arc<Turn>,
+        ring: Option<Arc<Ring>>,
+    ) -> Self {
+        let units: Vec<u32> = slots.iter().map(|slot| slot.units).collect();
+        let schedule = Schedule::new(&units);
+        match (config.strategy(), ring) {
+            (LoadBalancingStrategy::ConsistentHash, Some(ring)) => Self::ConsistentHash(ConsistentHash::new(
+                ring,
+                slots,
+                members,
+                schedule,
+                config.hash_balance_factor(),
+            )),
+            (LoadBalancingStrategy::Random, _) => Self::Random(Random::new(schedule)),
+            (LoadBalancingStrategy::LeastConnections, _) => {
+                Self::LeastConnections(LeastConnections::new(schedule, turn, config.choices()))
+            }
+            (LoadBalancingStrategy::LeastResponseTime, _) => {
+                Self::LeastResponseTime(LeastResponseTime::new(schedule, turn, config.choices()))
+            }
+            (
+                LoadBalancingStrategy::RoundRobin
+                | LoadBalancingStrategy::WeightedRoundRobin
+                | LoadBalancingStrategy::ConsistentHash,
+                _,
+            ) => Self::RoundRobin(RoundRobin::new(schedule, turn)),
+        }
+    }
+
+    fn strategy(&self) -> &dyn Strategy {
+        match self {
+            Self::RoundRobin(strategy) => strategy,
+            Self::Random(strategy) => strategy,
+            Self::LeastConnections(strategy) => strategy,
+            Self::LeastResponseTime(strategy) => strategy,
+            Self::ConsistentHash(strategy) => strategy,
+        }
+    }
+}
+
+impl Strategy for Prepared {
+    #[inline]
+    fn choose(&self, draw: &Draw<'_>) -> Option<usize> {
+        match self {
+            Self::RoundRobin(strategy) => strategy.choose(draw),
+            Self::Random(strategy) => strategy.choose(draw),
+            Self::LeastConnections(strategy) => strategy.choose(draw),
+            Self::LeastResponseTime(strategy) => strategy.choose(draw),
+            Self::ConsistentHash(strategy) => strategy.choose(draw),
+        }
+    }
+
+    fn mode(&self, load: &Load, clock: &dyn Clock) -> Mode {
+        self.strategy().mode(load, clock)
+    }
+
+    fn schedule(&self) -> &Schedule {
+        self.strategy().schedule()
+    }
+}
+
+/// `choices` distinct candidates at random (the two-choices rule: Mitzenmacher 2001), or all of them.
+pub(crate) fn contenders(count: usize, choices: Choices, exact_up_to: usize) -> Contenders {
+    let number = match choices {
+        Choices::All => count,
+        Choices::Auto if count <= exact_up_to => count,
+        Choices::Auto => 2,
+        Choices::Random(number) => usize::from(number),
+    };
+    if number >= count {
+        Contenders::All
+    } else {
+        Contenders::Some(number)
+    }
+}
+
+/// Who is compared for one pick.
+pub(crate) enum Contenders {
+    /// Every candidate.
+    All,
+    /// This many at random.
+    Some(usize),
 }

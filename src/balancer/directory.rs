@@ -1,0 +1,228 @@
+//! All services of an agent.
+//!
+//! Lookups take no lock: the map is immutable and swapped whole, in 64 shards so that ten thousand services do not make
+//! every change copy ten thousand entries.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::clock::Timestamp;
+use super::config::LoadBalancerConfig;
+use super::diff::Changes;
+use super::error::PickError;
+use super::instance::{ServiceInstance, ServiceName};
+use super::load_balancer::{LoadBalancer, Pick, Tools};
+use super::pool::Context;
+use super::sources::Sources;
+
+const SHARDS: usize = 64;
+
+/// How long a service without instances is still known, if the configuration does not name it.
+pub const KNOWN_FOR: Duration = Duration::from_secs(3_600);
+
+type Shard = HashMap<ServiceName, Arc<LoadBalancer>>;
+
+/// How each service is balanced.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServiceConfigs {
+    /// Services that are not named below.
+    pub defaults: LoadBalancerConfig,
+    /// Services by name. These are known even without instances.
+    pub services: BTreeMap<ServiceName, LoadBalancerConfig>,
+}
+
+impl ServiceConfigs {
+    /// How this service is balanced.
+    #[must_use]
+    pub fn of(&self, service: &ServiceName) -> &LoadBalancerConfig {
+        self.services.get(service).unwrap_or(&self.defaults)
+    }
+}
+
+/// The balancers of all services, by name.
+pub struct Directory {
+    shards: [ArcSwap<Shard>; SHARDS],
+    sources: ArcSwap<Sources>,
+    tools: Tools,
+    unknown: AtomicU64,
+    unknown_not_synced: AtomicU64,
+    /// Also the lock of all writers.
+    configs: Mutex<ServiceConfigs>,
+}
+
+impl Directory {
+    /// A directory of the services that the configuration names, all without instances.
+    #[must_use]
+    pub fn new(configs: ServiceConfigs, sources: Sources, tools: Tools) -> Self {
+        let directory = Self {
+            shards: std::array::from_fn(|_| ArcSwap::default()),
+            sources: ArcSwap::from_pointee(sources),
+            tools,
+            unknown: AtomicU64::new(0),
+            unknown_not_synced: AtomicU64::new(0),
+            configs: Mutex::default(),
+        };
+        directory.configure(configs);
+        directory
+    }
+
+    fn shard(&self, service: &str) -> &ArcSwap<Shard> {
+        &self.shards[xxh3_64(service.as_bytes()) as usize % SHARDS]
+    }
+
+    /// The balancer of a service, if the service is known.
+    #[must_use]
+    #[inline]
+    pub fn get(&self, service: &str) -> Option<Arc<LoadBalancer>> {
+        self.shard(service).load().get(service).cloned()
+    }
+
+    /// Every known service, sorted by name.
+    #[must_use]
+    pub fn services(&self) -> Vec<Arc<LoadBalancer>> {
+        let mut all: Vec<_> = self
+            .shards
+            .iter()
+            .flat_map(|shard| shard.load().values().cloned().collect::<Vec<_>>())
+            .collect();
+        all.sort_unstable_by(|a, b| a.service().cmp(b.service()));
+        all
+    }
+
+    /// The sources, as last set.
+    #[must_use]
+    pub fn sources(&self) -> Arc<Sources> {
+        self.sources.load_full()
+    }
+
+    /// Replaces the list of sources.
+    pub fn set_sources(&self, sources: Sources) {
+        self.sources.store(Arc::new(sources));
+    }
+
+    /// Why there is no pick for a service that is not known, counted. Names of unknown services are not kept.
+    #[must_use]
+    pub fn refuse_unknown(&self, service: ServiceName) -> PickError {
+        match self.sources.load().waiting_for(service.as_str()) {
+            Some(waiting_for) => {
+                self.unknown_not_synced.fetch_add(1, Ordering::Relaxed);
+                PickError::NotSynced { service, waiting_for }
+            }
+            None => {
+                self.unknown.fetch_add(1, Ordering::Relaxed);
+                PickError::Unknown { service }
+            }
+        }
+    }
+
+    /// Chooses an instance of a known service. A refusal is counted, and is [`PickError::NotSynced`] while a service is empty
+    /// only because a source has not told of it yet.
+    ///
+    /// # Errors
+    ///
+    /// When the service has no instances, or none that may be picked.
+    #[inline]
+    pub fn select_instance(&self, balancer: &LoadBalancer, context: &Context<'_>) -> Result<Pick, PickError> {
+        balancer
+            .select_instance(context)
+            .map_err(|error| self.refuse(balancer, error))
+    }
+
+    #[cold]
+    fn refuse(&self, balancer: &LoadBalancer, error: PickError) -> PickError {
+        let waiting_for = self.sources.load().waiting_for(balancer.service().as_str());
+        let error = match (error, waiting_for) {
+            (PickError::Empty { service }, Some(waiting_for)) => PickError::NotSynced { service, waiting_for },
+            (error, _) => error,
+        };
+        balancer.count(&error);
+        error
+    }
+
+    /// Picks of names that are not known so far: (unknown, not synced yet).
+    #[must_use]
+    pub fn unknown_picks(&self) -> (u64, u64) {
+        (
+            self.unknown.load(Ordering::Relaxed),
+            self.unknown_not_synced.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Makes `instances` those of the service, which becomes known with its first one.
+    pub fn apply(&self, service: &ServiceName, instances: impl IntoIterator<Item = Arc<ServiceInstance>>) -> Changes {
+        let mut instances = instances.into_iter().peekable();
+        let balancer = match self.get(service.as_str()) {
+            Some(balancer) => balancer,
+            None if instances.peek().is_none() => return Changes::default(),
+            None => {
+                let configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+                self.known(service, configs.of(service))
+            }
+        };
+        balancer.apply(instances)
+    }
+
+    /// Balances as configured from now on, and makes the services that are named known.
+    pub fn configure(&self, configs: ServiceConfigs) {
+        let mut present = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        for (service, config) in &configs.services {
+            self.known(service, config);
+        }
+        for balancer in self.services() {
+            balancer.configure(configs.of(balancer.service()).clone());
+        }
+        *present = configs;
+    }
+
+    /// Does what time has made due in every service, and forgets those that have been empty for an hour.
+    pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
+        let configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = None;
+        for balancer in self.services() {
+            let service = balancer.service();
+            if !configs.services.contains_key(service)
+                && balancer.empty_for(now).is_some_and(|empty| empty >= KNOWN_FOR)
+            {
+                self.shard(service.as_str()).rcu(|shard| {
+                    let mut shard = Shard::clone(shard);
+                    shard.remove(service);
+                    shard
+                });
+                continue;
+            }
+            let due = balancer.advance(now).into_iter().chain(next).min();
+            next = due.or(next);
+        }
+        next
+    }
+
+    /// The balancer of a service, made if need be. Called under the writers' lock.
+    fn known(&self, service: &ServiceName, config: &LoadBalancerConfig) -> Arc<LoadBalancer> {
+        if let Some(balancer) = self.get(service.as_str()) {
+            return balancer;
+        }
+        let seed = fastrand::u64(..);
+        let made = LoadBalancer::with_tools(service.clone(), config.clone(), self.tools.clone(), seed);
+        let balancer = Arc::new(made);
+        self.shard(service.as_str()).rcu(|shard| {
+            let mut shard = Shard::clone(shard);
+            shard.insert(service.clone(), Arc::clone(&balancer));
+            shard
+        });
+        balancer
+    }
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Directory")
+            .field("services", &self.services().len())
+            .finish_non_exhaustive()
+    }
+}

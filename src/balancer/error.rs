@@ -1,0 +1,36 @@
+//! Why there is no pick. Each variant is another answer to the caller.
+
+use super::instance::{ServiceName, Source};
+
+/// Why no instance was picked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PickError {
+    /// Nobody lists the name, and a source that could has not told everything yet: ask again soon.
+    #[error("service {service}: {waiting_for} has not synced yet")]
+    NotSynced {
+        /// The service asked for.
+        service: ServiceName,
+        /// The first source that is waited for.
+        waiting_for: Source,
+    },
+    /// Every source that could list the name has synced, and none does.
+    #[error("service {service} is unknown")]
+    Unknown {
+        /// The service asked for.
+        service: ServiceName,
+    },
+    /// The service is known, and has no instances at present.
+    #[error("service {service} has no instances")]
+    Empty {
+        /// The service asked for.
+        service: ServiceName,
+    },
+    /// Instances exist; each is down, of weight 0, excluded, or lacks a tag.
+    #[error("service {service}: none of {total} instances can be picked")]
+    NoneAvailable {
+        /// The service asked for.
+        service: ServiceName,
+        /// Its instances.
+        total: usize,
+    },
+}

@@ -1,0 +1,134 @@
+//! Consistent hash: equal keys go to the same instance, on every node.
+//!
+//! The ring spans all registered members and knows only ids and registered weights. Everything else acts on the walk from a
+//! key's place: who cannot be picked is skipped (so a flapping instance moves only its own keys, and gets them back), who is
+//! held back to a quarter keeps a fixed quarter of its keys, and who already carries more than its bounded share passes
+//! the key on (consistent hashing with bounded loads: Mirrokni, Thorup and Zadimoghaddam 2018). A pick without a key is drawn
+//! at random by weight.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::ring::{Ring, hash_key, keeps};
+use super::schedule::Schedule;
+use super::{Draw, Strategy};
+use crate::balancer::pool::{Member, Slot};
+
+/// Stands for "this member is no candidate".
+const NO_SLOT: u32 = u32::MAX;
+/// So many looks at points whose owners pass a key on, then the first of them takes it after all.
+const MOST_REFUSALS: usize = 256;
+
+#[derive(Debug)]
+pub(crate) struct ConsistentHash {
+    ring: Arc<Ring>,
+    /// For each member, its slot and what it takes.
+    places: Box<[Place]>,
+    schedule: Schedule,
+    balance_factor: f64,
+    total_units: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    slot: u32,
+    /// The share of its keys that it takes, in 2^-32; `u32::MAX` is all.
+    factor: u32,
+    id_hash: u64,
+}
+
+impl ConsistentHash {
+    pub(crate) fn new(
+        ring: Arc<Ring>,
+        slots: &[Slot],
+        members: &[Member],
+        schedule: Schedule,
+        balance_factor: f64,
+    ) -> Self {
+        let nobody = Place {
+            slot: NO_SLOT,
+            factor: 0,
+            id_hash: 0,
+        };
+        let mut places = vec![nobody; members.len()].into_boxed_slice();
+        for (index, slot) in slots.iter().enumerate() {
+            let member = slot.member as usize;
+            if let (Some(place), Some(member)) = (places.get_mut(member), members.get(member)) {
+                let full = u64::from(member.instance().weight().get()) * 16;
+                let factor = if u64::from(slot.units) >= full {
+                    u32::MAX
+                } else {
+                    ((u64::from(slot.units) << 32) / full.max(1)) as u32
+                };
+                let id_hash = hash_key(member.instance().id().as_str().as_bytes());
+                *place = Place {
+                    slot: index as u32,
+                    factor,
+                    id_hash,
+                };
+            }
+        }
+        let total_units = slots.iter().map(|slot| u64::from(slot.units)).sum();
+        Self {
+            ring,
+            places,
+            schedule,
+            balance_factor,
+            total_units,
+        }
+    }
+
+    /// Candidates in ring order from the key's place, repeated as often as they have points.
+    pub(crate) fn walk(&self, key: &[u8]) -> impl Iterator<Item = usize> + '_ {
+        self.ring.walk(hash_key(key)).filter_map(|owner| {
+            let place = self.places.get(owner)?;
+            (place.slot != NO_SLOT).then_some(place.slot as usize)
+        })
+    }
+
+    /// Whether one more request would put this candidate above its bounded share of all requests in flight.
+    fn is_full(&self, slot: &Slot, draw: &Draw<'_>) -> bool {
+        if self.balance_factor == 0.0 {
+            return false;
+        }
+        let all = draw.load.in_flight.load(Ordering::Relaxed) as f64 + 1.0;
+        let share = f64::from(slot.units) / self.total_units.max(1) as f64;
+        f64::from(slot.live.in_flight()) + 1.0 > (all * share * self.balance_factor).ceil()
+    }
+}
+
+impl Strategy for ConsistentHash {
+    #[inline]
+    fn choose(&self, draw: &Draw<'_>) -> Option<usize> {
+        let Some(key) = draw.context.key() else {
+            return draw.or_redrawn(self.schedule.draw(), &self.schedule);
+        };
+        let key_hash = hash_key(key);
+        let mut refused = None;
+        let mut refusals = 0;
+        for owner in self.ring.walk(key_hash) {
+            let Some(place) = self.places.get(owner).filter(|place| place.slot != NO_SLOT) else {
+                continue;
+            };
+            let index = place.slot as usize;
+            if !draw.admits(index) {
+                continue;
+            }
+            let Some(slot) = draw.slots.get(index) else { continue };
+            if keeps(key_hash, place.id_hash, place.factor) && !self.is_full(slot, draw) {
+                return Some(index);
+            }
+            // Everybody may be held back or full: then the first one it is.
+            refused = refused.or(Some(index));
+            refusals += 1;
+            if refusals == MOST_REFUSALS {
+                break;
+            }
+        }
+        refused
+    }
+
+    fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+}

@@ -1,0 +1,116 @@
+//! Least connections: the least `(in flight + 1) / effective weight`.
+//!
+//! Exact up to 32 candidates, above that the best of two random ones (`choices` says otherwise). Ties go to whoever comes
+//! first from a place that moves on with each pick. While nothing at all is in flight, nobody tells us when requests end,
+//! and every candidate looks idle for ever: then the weighted schedule is the honest answer, and [`Mode`] says so.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::schedule::{Modulo, Schedule, Turn, below};
+use super::{Contenders, Draw, Mode, Strategy, contenders};
+use crate::balancer::clock::Clock;
+use crate::balancer::config::Choices;
+use crate::balancer::pool::{Load, Slot};
+
+/// Up to here a look at every candidate costs less than what two random ones miss.
+const EXACT_UP_TO: usize = 32;
+
+#[derive(Debug)]
+pub(crate) struct LeastConnections {
+    schedule: Schedule,
+    turn: Arc<Turn>,
+    choices: Choices,
+}
+
+impl LeastConnections {
+    pub(crate) fn new(schedule: Schedule, turn: Arc<Turn>, choices: Choices) -> Self {
+        Self {
+            schedule,
+            turn,
+            choices,
+        }
+    }
+
+    /// The least loaded of all that the caller accepts, from a place that moves on.
+    fn of_all(&self, draw: &Draw<'_>) -> Option<usize> {
+        let start = Modulo::new(draw.slots.len() as u32).of(self.turn.next());
+        let (before, after) = draw.slots.split_at_checked(start)?;
+        let in_order = (start..).zip(after).chain((0..).zip(before));
+        let mut best: Option<(usize, Cost)> = None;
+        for (index, slot) in in_order {
+            let cost = Cost::of(slot);
+            if best.as_ref().is_none_or(|(_, least)| cost.is_less_than(least)) && draw.admits(index) {
+                best = Some((index, cost));
+            }
+        }
+        best.map(|(index, _)| index)
+    }
+
+    /// The least loaded of a few random ones.
+    fn of_some(&self, draw: &Draw<'_>, number: usize) -> Option<usize> {
+        let count = draw.slots.len();
+        let first = below(count);
+        let mut best: Option<(usize, Cost)> = None;
+        for contender in 0..number {
+            // The second differs from the first; with more, a repetition costs nothing but a look.
+            let index = match contender {
+                0 => first,
+                _ => (first + 1 + below(count - 1)) % count,
+            };
+            let Some(slot) = draw.slots.get(index) else { continue };
+            let cost = Cost::of(slot);
+            if best.as_ref().is_none_or(|(_, least)| cost.is_less_than(least)) && draw.admits(index) {
+                best = Some((index, cost));
+            }
+        }
+        best.map(|(index, _)| index)
+            .or_else(|| draw.redraw(&self.schedule, |_| false))
+    }
+}
+
+/// `(in flight + 1) / units`, compared without dividing.
+struct Cost {
+    load: u64,
+    units: u64,
+}
+
+impl Cost {
+    #[inline]
+    fn of(slot: &Slot) -> Self {
+        Self {
+            load: u64::from(slot.live.in_flight()) + 1,
+            units: u64::from(slot.units),
+        }
+    }
+
+    #[inline]
+    fn is_less_than(&self, other: &Self) -> bool {
+        self.load * other.units < other.load * self.units
+    }
+}
+
+impl Strategy for LeastConnections {
+    #[inline]
+    fn choose(&self, draw: &Draw<'_>) -> Option<usize> {
+        if draw.load.in_flight.load(Ordering::Relaxed) == 0 {
+            return draw.or_redrawn(self.schedule.next(&self.turn), &self.schedule);
+        }
+        match contenders(draw.slots.len(), self.choices, EXACT_UP_TO) {
+            Contenders::All => self.of_all(draw),
+            Contenders::Some(number) => self.of_some(draw, number),
+        }
+    }
+
+    fn mode(&self, load: &Load, _clock: &dyn Clock) -> Mode {
+        if load.in_flight.load(Ordering::Relaxed) == 0 {
+            Mode::NothingInFlight
+        } else {
+            Mode::Normal
+        }
+    }
+
+    fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+}

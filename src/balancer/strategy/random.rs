@@ -1,0 +1,26 @@
+//! Random: each candidate as likely as the others, or by its factor while one is held back.
+
+use super::schedule::Schedule;
+use super::{Draw, Strategy};
+
+#[derive(Debug)]
+pub(crate) struct Random {
+    schedule: Schedule,
+}
+
+impl Random {
+    pub(crate) fn new(schedule: Schedule) -> Self {
+        Self { schedule }
+    }
+}
+
+impl Strategy for Random {
+    #[inline]
+    fn choose(&self, draw: &Draw<'_>) -> Option<usize> {
+        draw.or_redrawn(self.schedule.draw(), &self.schedule)
+    }
+
+    fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+}

@@ -1,0 +1,216 @@
+//! The hash ring: who owns a key, and who is next.
+//!
+//! Points are xxh3 hashes of the instance *id* (seeded with the point's number), as many as the *registered* weight gives,
+//! and nothing else goes in: nodes with equal registry views have equal rings, whatever each of them thinks of an instance's
+//! health. xxh3 is frozen, so versions agree too.
+//!
+//! An instance of weight w has `virtual_nodes * w / reference` points (at least one); the reference is the mean weight
+//! rounded down to a power of two, so an instance of mean weight has between `virtual_nodes` and twice that. While the
+//! reference stands, the points of an instance depend on itself alone, so one that leaves moves only its own keys, and gets
+//! them back. At most 2^20 points in all: the reference doubles until they fit.
+//!
+//! 12 bytes a point, and a table of at most 2 more a point that leads a lookup to its neighbourhood in one step.
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+/// Most points of one ring.
+const MAX_POINTS: u64 = 1 << 20;
+
+/// Hash of a key, as the ring takes it.
+#[inline]
+pub(crate) fn hash_key(key: &[u8]) -> u64 {
+    xxh3_64(key)
+}
+
+/// Whether the key is in the share `factor` / 2^32 of an instance's keys that the instance keeps while it is held back. The
+/// same keys on every node, and each step of the factor adds keys to those of the step before.
+#[inline]
+pub(crate) fn keeps(key_hash: u64, id_hash: u64, factor: u32) -> bool {
+    let mut mixed = (key_hash ^ id_hash).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed ^= mixed >> 32;
+    mixed = mixed.wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    (mixed >> 32) as u32 <= factor
+}
+
+/// An immutable ring over owners `0..n`.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    /// Sorted.
+    hashes: Box<[u64]>,
+    owners: Box<[u32]>,
+    /// Where the points with these leading bits begin.
+    starts: Box<[u32]>,
+    shift: u32,
+}
+
+impl Ring {
+    /// Owners in a fixed order (sorted by id), each with its id and registered weight. Weight 0 has no points.
+    pub(crate) fn new<'a>(owners: impl Iterator<Item = (&'a str, u16)> + Clone, virtual_nodes: u32) -> Self {
+        let counts = point_counts(owners.clone().map(|(_, weight)| weight), virtual_nodes);
+        let total: usize = counts.iter().map(|&count| count as usize).sum();
+        // Two to four points a bucket.
+        let bits = (total.next_power_of_two() / 4).max(1).trailing_zeros();
+        let shift = 64 - bits;
+        let bucket = |hash: u64| hash.checked_shr(shift).unwrap_or(0) as usize;
+
+        let mut points = Vec::with_capacity(total);
+        for (owner, ((id, _), &count)) in owners.zip(&counts).enumerate() {
+            points.extend((0..u64::from(count)).map(|point| (xxh3_64_with_seed(id.as_bytes(), point), owner as u32)));
+        }
+        // Hashes are even, so one pass by leading bits leaves only neighbours to sort.
+        let mut starts = vec![0_u32; (1 << bits) + 1];
+        for (hash, _) in &points {
+            starts[bucket(*hash) + 1] += 1;
+        }
+        for index in 1..starts.len() {
+            starts[index] += starts[index - 1];
+        }
+        let mut filled = starts.clone();
+        let mut sorted = vec![(0_u64, 0_u32); total];
+        for point in points {
+            let place = &mut filled[bucket(point.0)];
+            sorted[*place as usize] = point;
+            *place += 1;
+        }
+        for window in starts.windows(2) {
+            sorted[window[0] as usize..window[1] as usize].sort_unstable();
+        }
+        let (hashes, owners): (Vec<u64>, Vec<u32>) = sorted.into_iter().unzip();
+        Self {
+            hashes: hashes.into(),
+            owners: owners.into(),
+            starts: starts.into(),
+            shift,
+        }
+    }
+
+    /// Owners in ring order from the key's place, each as often as it has points, once round.
+    #[inline]
+    pub(crate) fn walk(&self, key_hash: u64) -> impl Iterator<Item = usize> + '_ {
+        let start = self.place(key_hash);
+        let (before, after) = self.owners.split_at(start.min(self.owners.len()));
+        after.iter().chain(before).map(|&owner| owner as usize)
+    }
+
+    #[inline]
+    fn place(&self, key_hash: u64) -> usize {
+        let bucket = key_hash.checked_shr(self.shift).unwrap_or(0) as usize;
+        let start = self.starts.get(bucket).map_or(0, |&start| start as usize);
+        let behind = self.hashes.get(start..).unwrap_or_default();
+        start + behind.iter().take_while(|&&hash| hash < key_hash).count()
+    }
+
+    /// Number of points.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.hashes.len()
+    }
+}
+
+/// Points for each weight, by the rule in the module's header.
+fn point_counts(weights: impl Iterator<Item = u16> + Clone, virtual_nodes: u32) -> Vec<u32> {
+    let (mut sum, mut count) = (0_u64, 0_u64);
+    for weight in weights.clone().filter(|&weight| weight > 0) {
+        sum += u64::from(weight);
+        count += 1;
+    }
+    if count == 0 {
+        return weights.map(|_| 0).collect();
+    }
+    let mut reference = 1_u64 << (sum / count).max(1).ilog2();
+    loop {
+        let points = |weight: u16| match u64::from(weight) * u64::from(virtual_nodes) {
+            0 => 0,
+            scaled => ((scaled + reference / 2) / reference).max(1),
+        };
+        let total: u64 = weights.clone().map(points).sum();
+        if total <= MAX_POINTS.max(count) {
+            return weights.map(|weight| points(weight) as u32).collect();
+        }
+        reference *= 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn owner_of(ring: &Ring, key: u64) -> Option<usize> {
+        ring.walk(key).next()
+    }
+
+    fn ids(count: usize) -> Vec<String> {
+        (0..count).map(|index| format!("cache-{index}")).collect()
+    }
+
+    #[test]
+    fn xxh3_is_the_frozen_one() {
+        assert_eq!(hash_key(b""), 0x2d06_8005_38d3_94c2);
+    }
+
+    #[test]
+    fn no_owner_and_no_weight_make_an_empty_ring() {
+        assert_eq!(Ring::new(std::iter::empty(), 100).walk(7).next(), None);
+        assert_eq!(Ring::new([("a", 0)].into_iter(), 100).walk(7).next(), None);
+    }
+
+    #[test]
+    fn equal_weights_have_the_configured_points_and_unequal_ones_their_share() {
+        assert_eq!(point_counts([1, 1, 1].into_iter(), 100), [100, 100, 100]);
+        assert_eq!(point_counts([4, 4].into_iter(), 100), [100, 100]);
+        assert_eq!(point_counts([1, 2, 0, 1].into_iter(), 100), [100, 200, 0, 100]);
+        assert_eq!(point_counts([1, 10_000].into_iter(), 100), [1, 244]);
+    }
+
+    #[test]
+    fn a_ring_never_grows_beyond_its_bound() {
+        let counts = point_counts(std::iter::repeat_n(7, 20_000), 100);
+        assert!(counts.iter().map(|&count| u64::from(count)).sum::<u64>() <= MAX_POINTS);
+        assert!(counts.iter().all(|&count| count > 0));
+    }
+
+    #[test]
+    fn a_share_kept_at_a_quarter_is_a_quarter_and_grows_without_changing_sides() {
+        let id = hash_key(b"user-1");
+        let keys: Vec<u64> = (0..20_000_u32).map(|key| hash_key(&key.to_le_bytes())).collect();
+        let kept = |factor: u32| keys.iter().filter(|&&key| keeps(key, id, factor)).count();
+        assert!((4_600..5_400).contains(&kept(u32::MAX / 4)), "{}", kept(u32::MAX / 4));
+        assert_eq!(kept(u32::MAX), 20_000);
+        assert!(
+            keys.iter()
+                .all(|&key| !keeps(key, id, u32::MAX / 4) || keeps(key, id, u32::MAX / 2))
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn a_lookup_finds_the_first_point_at_or_after_the_key(count in 1_usize..40, key: u64) {
+            let ids = ids(count);
+            let ring = Ring::new(ids.iter().map(|id| (id.as_str(), 1)), 20);
+            prop_assert!(ring.hashes.is_sorted());
+            let place = ring.hashes.partition_point(|&hash| hash < key) % ring.len();
+            prop_assert_eq!(owner_of(&ring, key), Some(ring.owners[place] as usize));
+            prop_assert_eq!(ring.walk(key).count(), ring.len());
+        }
+
+        #[test]
+        fn one_that_leaves_moves_only_its_own_keys_and_gets_them_back(count in 2_usize..30, leaver in 0_usize..30) {
+            let all = ids(count);
+            let leaver = leaver % count;
+            let rest: Vec<&String> = all.iter().enumerate().filter(|(index, _)| *index != leaver).map(|(_, id)| id).collect();
+            let before = Ring::new(all.iter().map(|id| (id.as_str(), 3)), 100);
+            let after = Ring::new(rest.iter().map(|id| (id.as_str(), 3)), 100);
+            for key in 0..2_000_u32 {
+                let key = hash_key(&key.to_le_bytes());
+                let was = owner_of(&before, key).map(|owner| &all[owner]);
+                let is = owner_of(&after, key).map(|owner| rest[owner]);
+                if was != Some(&all[leaver]) {
+                    prop_assert_eq!(was, is);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,970 @@
+//! The core through its public API: shares, smoothness, affinity, and what survives a change.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use pickd::{
+    Bodies, Choices, Context, Described, Directory, InstanceId, LoadBalancer, LoadBalancerConfig,
+    LoadBalancingStrategy, Manual, Mode, Outcome, PickError, RegistryStatus, Render, ServiceConfigs, ServiceInstance,
+    Source, SourceStatus, Sources, Tools, Weight,
+};
+use proptest::prelude::*;
+
+use LoadBalancingStrategy::{
+    ConsistentHash, LeastConnections, LeastResponseTime, Random, RoundRobin, WeightedRoundRobin,
+};
+
+fn instance(id: &str, weight: i64) -> ServiceInstance {
+    // Each id at an address of its own.
+    let number = id
+        .bytes()
+        .fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));
+    let host = format!("10.{}.{}.{}", number >> 16 & 255, number >> 8 & 255, number & 255);
+    ServiceInstance::new(id, &host, 8080)
+        .unwrap()
+        .with_weight(Weight::new(weight).unwrap())
+}
+
+fn balancer(config: LoadBalancerConfig, instances: impl IntoIterator<Item = ServiceInstance>) -> LoadBalancer {
+    let balancer = LoadBalancer::new("user-service".parse().unwrap(), config);
+    balancer.apply(instances.into_iter().map(Arc::new));
+    balancer
+}
+
+fn weighted(strategy: LoadBalancingStrategy, weights: &[(&str, i64)]) -> LoadBalancer {
+    balancer(
+        LoadBalancerConfig::new(strategy),
+        weights.iter().map(|(id, weight)| instance(id, *weight)),
+    )
+}
+
+fn pick(balancer: &LoadBalancer) -> String {
+    balancer.select_instance(&Context::new()).unwrap().id().to_string()
+}
+
+fn shares(balancer: &LoadBalancer, picks: usize) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..picks {
+        *counts.entry(pick(balancer)).or_default() += 1;
+    }
+    counts
+}
+
+fn keyed(balancer: &LoadBalancer, key: &str) -> String {
+    balancer
+        .select_instance(&Context::new().with_key(key))
+        .unwrap()
+        .id()
+        .to_string()
+}
+
+/// With a clock in the test's hand.
+fn timed(
+    config: LoadBalancerConfig,
+    instances: impl IntoIterator<Item = ServiceInstance>,
+) -> (LoadBalancer, Arc<Manual>) {
+    let clock = Arc::new(Manual::default());
+    clock.advance(Duration::from_secs(1_000));
+    let tools = Tools {
+        clock: clock.clone(),
+        ..Tools::default()
+    };
+    let balancer = LoadBalancer::with_tools("user-service".parse().unwrap(), config, tools, 0);
+    balancer.apply(instances.into_iter().map(Arc::new));
+    (balancer, clock)
+}
+
+#[test]
+fn four_hundred_picks_at_one_two_one_are_exact_and_smooth_from_any_start() {
+    for _ in 0..50 {
+        let balancer = weighted(WeightedRoundRobin, &[("a", 1), ("b", 2), ("c", 1)]);
+        let picks: Vec<String> = (0..400).map(|_| pick(&balancer)).collect();
+        let count = |id: &str, picks: &[String]| picks.iter().filter(|picked| *picked == id).count();
+        assert_eq!(["a", "b", "c"].map(|id| count(id, &picks)), [100, 200, 100]);
+        for window in picks.windows(4) {
+            assert!(["a", "b", "c"].iter().all(|id| count(id, window) <= 2), "{window:?}");
+        }
+    }
+}
+
+#[test]
+fn agents_do_not_all_start_on_the_same_instance() {
+    let first = |_| pick(&weighted(RoundRobin, &[("a", 1), ("b", 1), ("c", 1)]));
+    assert_eq!((0..100).map(first).collect::<BTreeSet<_>>().len(), 3);
+}
+
+#[test]
+fn strategies_that_are_not_weighted_share_evenly() {
+    fastrand::seed(11);
+    let weights = [("a", 1), ("b", 9), ("c", 100)];
+    assert!(
+        shares(&weighted(RoundRobin, &weights), 300)
+            .values()
+            .all(|&count| count == 100)
+    );
+    assert!(
+        shares(&weighted(Random, &weights), 30_000)
+            .values()
+            .all(|&count| (9_500..10_500).contains(&count))
+    );
+}
+
+#[test]
+fn weighted_strategies_share_by_weight() {
+    fastrand::seed(12);
+    let weights = [("a", 1), ("b", 3), ("c", 2)];
+    for strategy in [WeightedRoundRobin, LeastConnections, LeastResponseTime] {
+        let counts = shares(&weighted(strategy, &weights), 600);
+        assert_eq!((counts["a"], counts["b"], counts["c"]), (100, 300, 200), "{strategy}");
+    }
+    // Without a key the hash strategy draws at random by weight; with keys the ring's points decide.
+    let hashed = weighted(ConsistentHash, &weights);
+    let counts = shares(&hashed, 60_000);
+    assert!(
+        (9_000..11_000).contains(&counts["a"]) && (28_500..31_500).contains(&counts["b"]),
+        "{counts:?}"
+    );
+    let mut keys: HashMap<String, usize> = HashMap::new();
+    (0..60_000).for_each(|key| *keys.entry(keyed(&hashed, &format!("key-{key}"))).or_default() += 1);
+    assert!(
+        (7_000..13_500).contains(&keys["a"]) && (25_000..35_000).contains(&keys["b"]),
+        "{keys:?}"
+    );
+}
+
+#[test]
+fn weight_zero_and_critical_are_never_picked_by_any_strategy() {
+    for strategy in LoadBalancingStrategy::ALL {
+        let drained = instance("drained", 0);
+        let critical = instance("critical", 5).with_status(RegistryStatus::Critical);
+        let maintained = instance("maintained", 5).with_status(RegistryStatus::Maintenance);
+        let balancer = balancer(
+            LoadBalancerConfig::new(strategy),
+            [drained, critical, maintained, instance("good", 1)],
+        );
+        for key in 0..200 {
+            assert_eq!(keyed(&balancer, &key.to_string()), "good", "{strategy}");
+            assert_eq!(pick(&balancer), "good", "{strategy}");
+        }
+        let changes = balancer.remove_instance(&"good".parse().unwrap());
+        assert_eq!(changes.removed.len(), 1);
+        let refusal = balancer.select_instance(&Context::new()).unwrap_err();
+        assert!(
+            matches!(refusal, PickError::NoneAvailable { total: 3, .. }),
+            "{strategy}: {refusal}"
+        );
+    }
+}
+
+#[test]
+fn without_instances_there_is_another_answer() {
+    let balancer = weighted(RoundRobin, &[]);
+    assert!(matches!(
+        balancer.select_instance(&Context::new()),
+        Err(PickError::Empty { .. })
+    ));
+}
+
+#[test]
+fn a_degraded_instance_is_picked_a_quarter_as_often() {
+    fastrand::seed(13);
+    for strategy in LoadBalancingStrategy::ALL {
+        let warned = instance("warned", 1).with_status(RegistryStatus::Warning);
+        let balancer = balancer(LoadBalancerConfig::new(strategy), [instance("good", 1), warned]);
+        let counts = match strategy {
+            ConsistentHash => {
+                let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+                (0..10_000).for_each(|key| *counts.entry(keyed(&balancer, &format!("key-{key}"))).or_default() += 1);
+                // It keeps a quarter of its own half of the keys.
+                assert!((900..1_700).contains(&counts["warned"]), "{counts:?}");
+                continue;
+            }
+            _ => shares(&balancer, 10_000),
+        };
+        assert!((1_850..2_150).contains(&counts["warned"]), "{strategy}: {counts:?}");
+    }
+}
+
+#[test]
+fn what_is_excluded_is_not_picked_and_tags_must_all_match() {
+    for strategy in LoadBalancingStrategy::ALL {
+        let tagged = |id: &str, tags: &[&str]| instance(id, 1).with_tags(tags).unwrap();
+        let all = [
+            tagged("a", &["v1"]),
+            tagged("b", &["v1", "eu"]),
+            tagged("c", &["v2", "eu"]),
+            tagged("d", &["eu", "v1"]),
+        ];
+        let balancer = balancer(LoadBalancerConfig::new(strategy), all);
+        let seen = |context: Context<'_>| {
+            let select = |key: u32| {
+                balancer
+                    .select_instance(&context.with_key(&key.to_le_bytes()))
+                    .map(|pick| pick.id().to_string())
+            };
+            (0..300)
+                .filter_map(|key| select(key).ok())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(seen(Context::new()), "a b c d", "{strategy}");
+        assert_eq!(
+            seen(Context::new().with_exclude(&["a", "c", "nobody"])),
+            "b d",
+            "{strategy}"
+        );
+        assert_eq!(seen(Context::new().with_tags(&["eu", "v1"])), "b d", "{strategy}");
+        assert_eq!(
+            seen(Context::new().with_tags(&["eu"]).with_exclude(&["b"])),
+            "c d",
+            "{strategy}"
+        );
+        assert_eq!(seen(Context::new().with_tags(&["v3"])), "", "{strategy}");
+        assert_eq!(
+            seen(Context::new().with_exclude(&["a", "b", "c", "d"])),
+            "",
+            "{strategy}"
+        );
+    }
+}
+
+#[test]
+fn more_tag_sets_than_the_table_holds_are_served_all_the_same() {
+    let instances = (0..200).map(|number| {
+        instance(&format!("i{number}"), 1)
+            .with_tags([format!("t{number}")])
+            .unwrap()
+    });
+    let balancer = balancer(LoadBalancerConfig::default(), instances);
+    for round in 0..2 {
+        for number in 0..200 {
+            let tag = format!("t{number}");
+            let pick = balancer.select_instance(&Context::new().with_tags(&[&tag])).unwrap();
+            assert_eq!(pick.id().as_str(), format!("i{number}"), "round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_tag_set_is_served_in_turn_like_a_service_of_its_own() {
+    let tagged = |id: &str, tag: &str| instance(id, 1).with_tags([tag]).unwrap();
+    let balancer = balancer(
+        LoadBalancerConfig::default(),
+        [tagged("a", "v1"), tagged("b", "v1"), tagged("c", "v2")],
+    );
+    let picks: Vec<String> = (0..40)
+        .map(|_| {
+            balancer
+                .select_instance(&Context::new().with_tags(&["v1"]))
+                .unwrap()
+                .id()
+                .to_string()
+        })
+        .collect();
+    assert!(picks.windows(2).all(|pair| pair[0] != pair[1]), "{picks:?}");
+}
+
+#[test]
+fn alternates_are_distinct_follow_the_request_and_count_no_pick() {
+    for strategy in LoadBalancingStrategy::ALL {
+        let all = ["a", "b", "c", "d", "e"].map(|id| (id, 1));
+        let balancer = weighted(strategy, &all);
+        let context = Context::new().with_key("k").with_exclude(&["b"]);
+        for _ in 0..50 {
+            let pick = balancer.select_instance(&context).unwrap();
+            let alternates = pick.alternates(&balancer, 15, &context);
+            let mut ids: BTreeSet<&str> = alternates
+                .iter()
+                .map(|alternate| alternate.instance().id().as_str())
+                .collect();
+            assert_eq!(alternates.len(), 3, "{strategy}");
+            assert!(
+                ids.insert(pick.id().as_str()) && !ids.contains("b"),
+                "{strategy} {ids:?}"
+            );
+            assert_eq!(pick.alternates(&balancer, 2, &context).len(), 2);
+        }
+        assert_eq!(balancer.statistics().total_requests, 50);
+    }
+}
+
+#[test]
+fn hashed_alternates_are_who_would_take_the_key_next() {
+    let balancer = weighted(ConsistentHash, &["a", "b", "c", "d"].map(|id| (id, 1)));
+    for key in 0..200 {
+        let key = format!("key-{key}");
+        let context = Context::new().with_key(&key);
+        let pick = balancer.select_instance(&context).unwrap();
+        let next: Vec<String> = pick
+            .alternates(&balancer, 3, &context)
+            .iter()
+            .map(|next| next.instance().id().to_string())
+            .collect();
+        let first = pick.id().to_string();
+        let second = balancer
+            .select_instance(&context.with_exclude(&[&first]))
+            .unwrap()
+            .id()
+            .to_string();
+        let third = balancer
+            .select_instance(&context.with_exclude(&[&first, &second]))
+            .unwrap()
+            .id()
+            .to_string();
+        assert_eq!(next[..2], [second, third]);
+    }
+}
+
+#[test]
+fn equal_views_on_two_balancers_answer_equally_for_ten_thousand_keys() {
+    let instances = || (0..50).map(|number| instance(&format!("cache-{number}"), 1 + number % 4));
+    let here = balancer(LoadBalancerConfig::new(ConsistentHash), instances());
+    let there = weighted(ConsistentHash, &[]);
+    // The same view, come about another way.
+    for added in instances().collect::<Vec<_>>().into_iter().rev() {
+        there.add_instance(added);
+    }
+    there.add_instance(instance("stray", 7));
+    there.remove_instance(&"stray".parse().unwrap());
+    for key in 0..10_000 {
+        let key = format!("user-{key}");
+        assert_eq!(keyed(&here, &key), keyed(&there, &key));
+    }
+}
+
+#[test]
+fn a_flapping_instance_moves_only_its_own_keys_and_gets_them_back() {
+    let all = |status| {
+        let flapping = instance("cache-3", 2).with_status(status);
+        (0..8)
+            .map(|number| instance(&format!("cache-{number}"), 2))
+            .map(|it| if it.id() == flapping.id() { flapping.clone() } else { it })
+            .collect::<Vec<_>>()
+    };
+    let balancer = balancer(LoadBalancerConfig::new(ConsistentHash), all(RegistryStatus::Passing));
+    let owners = || {
+        (0..5_000)
+            .map(|key| keyed(&balancer, &format!("k{key}")))
+            .collect::<Vec<_>>()
+    };
+    let before = owners();
+    balancer.apply(all(RegistryStatus::Critical).into_iter().map(Arc::new));
+    let during = owners();
+    for (was, is) in before.iter().zip(&during) {
+        assert!(was == is || was == "cache-3", "{was} -> {is}");
+        assert_ne!(is, "cache-3");
+    }
+    balancer.apply(all(RegistryStatus::Passing).into_iter().map(Arc::new));
+    assert_eq!(owners(), before);
+}
+
+#[test]
+fn a_bound_on_hash_load_passes_a_hot_key_on() {
+    let config = LoadBalancerConfig::new(ConsistentHash)
+        .with_hash_balance_factor(1.25)
+        .unwrap();
+    let (balancer, _) = timed(config, ["a", "b", "c", "d"].map(|id| instance(id, 1)));
+    let context = Context::new().with_key("hot");
+    let held: Vec<_> = (0..40).map(|_| balancer.acquire(&context).unwrap()).collect();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    held.iter()
+        .for_each(|acquired| *counts.entry(acquired.id().to_string()).or_default() += 1);
+    assert!(
+        counts.len() >= 4 && counts.values().all(|&count| count <= 13),
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn least_connections_fills_up_evenly_and_by_weight() {
+    let balancer = weighted(LeastConnections, &[("a", 1), ("b", 2), ("c", 1)]);
+    assert_eq!(balancer.mode(), Mode::NothingInFlight);
+    let held: Vec<_> = (0..40).map(|_| balancer.acquire(&Context::new()).unwrap()).collect();
+    assert_eq!(balancer.mode(), Mode::Normal);
+    let in_flight = |id: &str| balancer.statistics().instances[&id.parse::<InstanceId>().unwrap()].active_connections;
+    assert_eq!(["a", "b", "c"].map(in_flight), [10, 20, 10]);
+    for acquired in held {
+        if acquired.id().as_str() == "c" {
+            drop(acquired);
+        } else {
+            std::mem::forget(acquired);
+        }
+    }
+    assert_eq!(pick(&balancer), "c");
+}
+
+#[test]
+fn least_connections_beyond_the_exact_size_takes_the_better_of_two() {
+    fastrand::seed(14);
+    let balancer = balancer(
+        LoadBalancerConfig::new(LeastConnections),
+        (0..100).map(|number| instance(&format!("i{number}"), 1)),
+    );
+    let held: Vec<_> = (0..1_000).map(|_| balancer.acquire(&Context::new()).unwrap()).collect();
+    let statistics = balancer.statistics();
+    let most = statistics
+        .instances
+        .values()
+        .map(|instance| instance.active_connections)
+        .max()
+        .unwrap();
+    // Random placement would pile up about 20; two choices stay close to the mean of 10.
+    assert!(most <= 14, "{most}");
+    assert_eq!(held.len(), 1_000);
+}
+
+#[test]
+fn ties_rotate() {
+    let balancer = weighted(LeastConnections, &["a", "b", "c"].map(|id| (id, 1)));
+    let _busy = balancer.acquire(&Context::new()).unwrap();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..300 {
+        let acquired = balancer.acquire(&Context::new()).unwrap();
+        *counts.entry(acquired.id().to_string()).or_default() += 1;
+        balancer.finish(acquired, Outcome::Success, Duration::from_millis(1));
+    }
+    let used: Vec<usize> = counts.values().copied().collect();
+    assert_eq!(used.len(), 2, "{counts:?}");
+    assert!(used.iter().all(|&count| count >= 90), "{counts:?}");
+}
+
+/// Runs requests at 100/s for `seconds` against instances of the given latencies, one at a time; returns the picks of each.
+fn drive(
+    balancer: &LoadBalancer,
+    clock: &Manual,
+    seconds: u64,
+    answer: impl Fn(&str) -> (Outcome, u64),
+) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..seconds * 100 {
+        let acquired = balancer.acquire(&Context::new()).unwrap();
+        let id = acquired.id().to_string();
+        let (outcome, milliseconds) = answer(&id);
+        balancer.finish(acquired, outcome, Duration::from_millis(milliseconds));
+        *counts.entry(id).or_default() += 1;
+        clock.advance(Duration::from_millis(10));
+    }
+    counts
+}
+
+const FIVE: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+#[test]
+fn least_response_time_shares_evenly_among_equals() {
+    for seed in 0..10 {
+        fastrand::seed(seed);
+        let (balancer, clock) = timed(
+            LoadBalancerConfig::new(LeastResponseTime),
+            FIVE.map(|id| instance(id, 1)),
+        );
+        let counts = drive(&balancer, &clock, 60, |_| (Outcome::Success, 20 + fastrand::u64(0..5)));
+        assert!(
+            counts.values().all(|&count| (900..=1_500).contains(&count)),
+            "seed {seed}: {counts:?}"
+        );
+    }
+}
+
+#[test]
+fn least_response_time_avoids_the_slow_one_and_takes_it_back() {
+    for seed in 0..10 {
+        fastrand::seed(seed);
+        let (balancer, clock) = timed(
+            LoadBalancerConfig::new(LeastResponseTime),
+            FIVE.map(|id| instance(id, 1)),
+        );
+        let slow = |id: &str| (Outcome::Success, if id == "c" { 200 } else { 20 });
+        drive(&balancer, &clock, 10, slow);
+        let counts = drive(&balancer, &clock, 60, slow);
+        let share = counts["c"] as f64 / 6_000.0;
+        assert!(share > 0.0 && share < 0.05, "seed {seed}: {counts:?}");
+        drive(&balancer, &clock, 25, |_| (Outcome::Success, 20));
+        let counts = drive(&balancer, &clock, 5, |_| (Outcome::Success, 20));
+        assert!(counts["c"] >= 50, "seed {seed}: {counts:?}");
+    }
+}
+
+#[test]
+fn least_response_time_does_not_fall_for_fast_failures() {
+    for seed in 0..10 {
+        fastrand::seed(seed);
+        let (balancer, clock) = timed(
+            LoadBalancerConfig::new(LeastResponseTime),
+            FIVE.map(|id| instance(id, 1)),
+        );
+        let counts = drive(&balancer, &clock, 30, |id| {
+            if id == "c" {
+                (Outcome::Failure, 1)
+            } else {
+                (Outcome::Success, 20)
+            }
+        });
+        assert!(counts["c"] <= 600, "seed {seed}: {counts:?}");
+    }
+}
+
+#[test]
+fn a_newcomer_is_neither_flooded_nor_starved() {
+    for seed in 0..10 {
+        fastrand::seed(seed);
+        let (balancer, clock) = timed(
+            LoadBalancerConfig::new(LeastResponseTime),
+            ["a", "b", "c", "d"].map(|id| instance(id, 1)),
+        );
+        drive(&balancer, &clock, 20, |_| (Outcome::Success, 20));
+        balancer.add_instance(instance("e", 1));
+        let counts = drive(&balancer, &clock, 10, |_| (Outcome::Success, 20));
+        assert!((50..=400).contains(&counts["e"]), "seed {seed}: {counts:?}");
+    }
+}
+
+#[test]
+fn without_reports_least_response_time_follows_the_weights_and_says_so() {
+    let config = LoadBalancerConfig::new(LeastResponseTime).with_choices(Choices::All);
+    let (balancer, clock) = timed(config, [instance("a", 1), instance("b", 3)]);
+    assert_eq!(balancer.mode(), Mode::NoReports);
+    assert_eq!(
+        shares(&balancer, 400),
+        BTreeMap::from([("a".into(), 100), ("b".into(), 300)])
+    );
+    drive(&balancer, &clock, 1, |_| (Outcome::Success, 20));
+    assert_eq!(balancer.mode(), Mode::Normal);
+    clock.advance(Duration::from_secs(61));
+    assert_eq!(balancer.mode(), Mode::NoReports);
+}
+
+#[test]
+fn an_instance_left_alone_for_three_seconds_is_tried_once() {
+    fastrand::seed(15);
+    let (balancer, clock) = timed(
+        LoadBalancerConfig::new(LeastResponseTime),
+        ["a", "b"].map(|id| instance(id, 1)),
+    );
+    let slow = |id: &str| (Outcome::Success, if id == "b" { 5_000 } else { 1 });
+    drive(&balancer, &clock, 5, slow);
+    let counts = drive(&balancer, &clock, 30, slow);
+    // Once in three seconds, not once a pick.
+    assert!((8..=12).contains(&counts["b"]), "{counts:?}");
+}
+
+#[test]
+fn outcomes_are_counted_for_what_they_are() {
+    let (balancer, _) = timed(LoadBalancerConfig::default(), [instance("a", 1)]);
+    let milliseconds = [30, 10, 20, 0, 40];
+    let outcomes = [
+        Outcome::Success,
+        Outcome::Failure,
+        Outcome::Timeout,
+        Outcome::ConnectError,
+        Outcome::Rejected,
+    ];
+    for (outcome, milliseconds) in outcomes.into_iter().zip(milliseconds) {
+        balancer.finish(
+            balancer.acquire(&Context::new()).unwrap(),
+            outcome,
+            Duration::from_millis(milliseconds),
+        );
+    }
+    balancer.finish(
+        balancer.acquire(&Context::new()).unwrap(),
+        Outcome::Cancelled,
+        Duration::from_secs(9),
+    );
+    let statistics = balancer.statistics();
+    assert_eq!(
+        (
+            statistics.total_requests,
+            statistics.reported_requests,
+            statistics.failed_requests
+        ),
+        (6, 5, 4)
+    );
+    assert_eq!(statistics.failure_rate, 0.8);
+    let a = &statistics.instances[&"a".parse::<InstanceId>().unwrap()];
+    assert_eq!((a.consecutive_failures, a.active_connections), (4, 0));
+    assert_eq!(a.average_response_time, Duration::from_millis(20));
+    balancer.finish(
+        balancer.acquire(&Context::new()).unwrap(),
+        Outcome::Success,
+        Duration::ZERO,
+    );
+    assert_eq!(
+        balancer.statistics().instances[&"a".parse::<InstanceId>().unwrap()].consecutive_failures,
+        0
+    );
+}
+
+#[test]
+fn live_state_survives_weight_change_strategy_change_and_re_registration() {
+    let (balancer, clock) = timed(LoadBalancerConfig::default(), [instance("a", 1), instance("b", 1)]);
+    let held = balancer.acquire(&Context::new().with_exclude(&["b"])).unwrap();
+    balancer.finish(
+        balancer.acquire(&Context::new().with_exclude(&["b"])).unwrap(),
+        Outcome::Failure,
+        Duration::from_millis(7),
+    );
+    let of_a = || balancer.statistics().instances[&"a".parse::<InstanceId>().unwrap()].clone();
+    let learned = |a: &pickd::InstanceStatistics| {
+        (
+            a.total_requests,
+            a.failed_requests,
+            a.active_connections,
+            a.response_time,
+            a.consecutive_failures,
+        )
+    };
+    let before = of_a();
+    assert_eq!((before.total_requests, before.active_connections), (2, 1));
+    balancer.add_instance(instance("a", 9));
+    balancer.configure(LoadBalancerConfig::new(ConsistentHash));
+    assert_eq!(learned(&of_a()), learned(&before));
+    let total = balancer.statistics().total_requests;
+    balancer.remove_instance(&"a".parse().unwrap());
+    assert_eq!(balancer.statistics().total_requests, total, "totals do not go back");
+    balancer.add_instance(instance("a", 1));
+    assert_eq!(learned(&of_a()), learned(&before));
+    // The same address under another id is the same instance to the network.
+    balancer.remove_instance(&"a".parse().unwrap());
+    let address = instance("a", 1).address().clone();
+    balancer.add_instance(ServiceInstance::at("renamed".parse().unwrap(), address));
+    let renamed = balancer.statistics().instances[&"renamed".parse::<InstanceId>().unwrap()].clone();
+    assert_eq!(learned(&renamed), learned(&before));
+    // The same id at another address is not.
+    balancer.add_instance(ServiceInstance::new("renamed", "10.99.0.1", 1).unwrap());
+    assert_eq!(
+        balancer.statistics().instances[&"renamed".parse::<InstanceId>().unwrap()].total_requests,
+        0
+    );
+    drop(held);
+    clock.advance(Duration::from_secs(7_200));
+    balancer.advance(pickd::Clock::now(&*clock));
+    assert_eq!(
+        balancer.statistics().total_requests,
+        total,
+        "not even when the departed are forgotten"
+    );
+}
+
+#[test]
+fn turns_go_on_across_rebuilds() {
+    let balancer = weighted(RoundRobin, &[("a", 1), ("b", 1), ("c", 1)]);
+    let picks: Vec<String> = (0..60)
+        .map(|round| {
+            balancer.add_instance(instance("a", 1 + round % 7));
+            pick(&balancer)
+        })
+        .collect();
+    assert!(
+        picks
+            .windows(3)
+            .all(|window| window.iter().collect::<BTreeSet<_>>().len() == 3),
+        "{picks:?}"
+    );
+}
+
+/// Counts what it is asked to render.
+#[derive(Default)]
+struct Counting(AtomicU64);
+
+impl Render for Counting {
+    fn render(&self, described: &Described<'_>) -> Bodies {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Bodies {
+            json: described.instance.id().as_str().as_bytes().into(),
+            text: Box::default(),
+        }
+    }
+}
+
+#[test]
+fn a_thousand_picks_render_nothing_and_allocate_nothing() {
+    for strategy in LoadBalancingStrategy::ALL {
+        let render = Arc::new(Counting::default());
+        let tools = Tools {
+            render: render.clone(),
+            ..Tools::default()
+        };
+        let balancer = LoadBalancer::with_tools(
+            "user-service".parse().unwrap(),
+            LoadBalancerConfig::new(strategy),
+            tools,
+            1,
+        );
+        let instances = (0..100).map(|number| {
+            instance(&format!("i{number}"), 1 + number % 3)
+                .with_tags(["v1"])
+                .unwrap()
+        });
+        balancer.apply(instances.map(Arc::new));
+        assert_eq!(render.0.load(Ordering::Relaxed), 100);
+        let _in_flight = balancer.acquire(&Context::new()).unwrap();
+        balancer.finish(
+            balancer.acquire(&Context::new()).unwrap(),
+            Outcome::Success,
+            Duration::from_millis(1),
+        );
+        let tagged = Context::new().with_key("key").with_tags(&["v1"]).with_exclude(&["i7"]);
+        balancer.select_instance(&tagged).unwrap();
+        let allocations = allocation_counter::measure(|| {
+            for _ in 0..500 {
+                std::hint::black_box(
+                    balancer
+                        .select_instance(&Context::new().with_key("key"))
+                        .unwrap()
+                        .bodies(),
+                );
+                std::hint::black_box(balancer.select_instance(&tagged).unwrap().bodies());
+            }
+        });
+        assert_eq!(allocations.count_total, 0, "{strategy}");
+        assert_eq!(render.0.load(Ordering::Relaxed), 100, "{strategy}");
+        // One that changed is rendered again, the others are not.
+        balancer.add_instance(instance("i5", 77));
+        assert_eq!(render.0.load(Ordering::Relaxed), 101);
+        balancer.configure(LoadBalancerConfig::new(WeightedRoundRobin));
+        assert_eq!(render.0.load(Ordering::Relaxed), 101);
+    }
+}
+
+#[test]
+fn the_counting_allocator_counts() {
+    assert_eq!(
+        allocation_counter::measure(|| drop(std::hint::black_box(Box::new(7)))).count_total,
+        1
+    );
+}
+
+#[test]
+fn many_threads_pick_while_views_change() {
+    let balancer = weighted(WeightedRoundRobin, &[("a", 1), ("b", 2), ("c", 1)]);
+    let picks: u64 = std::thread::scope(|scope| {
+        let pickers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    (0..20_000)
+                        .filter(|_| balancer.select_instance(&Context::new()).is_ok())
+                        .count() as u64
+                })
+            })
+            .collect();
+        for round in 0..200 {
+            balancer.add_instance(instance("b", 1 + round % 9));
+        }
+        pickers.into_iter().map(|picker| picker.join().unwrap()).sum()
+    });
+    assert_eq!(picks, 80_000, "none was refused");
+    assert_eq!(balancer.statistics().total_requests, 80_000, "none was lost count of");
+}
+
+#[test]
+fn a_directory_tells_unknown_empty_and_not_synced_apart() {
+    let clock = Arc::new(Manual::default());
+    let status = |name, prefix: &'static str| {
+        Arc::new(SourceStatus::new(
+            Source::new(name),
+            true,
+            Box::new(move |service: &str| service.starts_with(prefix)),
+        ))
+    };
+    let (consul, file) = (status("consul", "web"), status("file", "db"));
+    let sources = Sources::new(vec![consul.clone(), file.clone()]);
+    let mut configs = ServiceConfigs::default();
+    configs
+        .services
+        .insert("web-configured".parse().unwrap(), LoadBalancerConfig::new(Random));
+    let directory = Directory::new(
+        configs,
+        sources,
+        Tools {
+            clock: clock.clone(),
+            ..Tools::default()
+        },
+    );
+    let refusal = |name: &str| match directory.get(name) {
+        Some(balancer) => directory.select_instance(&balancer, &Context::new()).unwrap_err(),
+        None => directory.refuse_unknown(name.parse().unwrap()),
+    };
+    assert!(matches!(refusal("web-1"), PickError::NotSynced { waiting_for, .. } if waiting_for.as_str() == "consul"));
+    assert!(matches!(refusal("web-configured"), PickError::NotSynced { .. }));
+    assert!(
+        matches!(refusal("mail"), PickError::Unknown { .. }),
+        "no source could list it"
+    );
+    consul.mark_synced();
+    assert!(matches!(refusal("web-1"), PickError::Unknown { .. }));
+    assert!(matches!(refusal("web-configured"), PickError::Empty { .. }));
+    assert!(matches!(refusal("db-1"), PickError::NotSynced { .. }));
+    file.mark_synced();
+
+    let name = "db-1".parse().unwrap();
+    directory.apply(&name, [Arc::new(instance("a", 1))]);
+    let balancer = directory.get("db-1").unwrap();
+    assert!(directory.select_instance(&balancer, &Context::new()).is_ok());
+    directory.apply(&name, []);
+    assert!(matches!(refusal("db-1"), PickError::Empty { .. }), "known, and empty");
+    clock.advance(Duration::from_secs(3_599));
+    directory.advance(pickd::Clock::now(&*clock));
+    assert!(matches!(refusal("db-1"), PickError::Empty { .. }));
+    clock.advance(Duration::from_secs(1));
+    directory.advance(pickd::Clock::now(&*clock));
+    assert!(
+        matches!(refusal("db-1"), PickError::Unknown { .. }),
+        "forgotten after an hour"
+    );
+    assert!(
+        matches!(refusal("web-configured"), PickError::Empty { .. }),
+        "named in the configuration"
+    );
+    assert_eq!(directory.unknown_picks(), (3, 2));
+    let refusals = directory.get("web-configured").unwrap().refusals();
+    assert_eq!((refusals.not_synced, refusals.no_instances), (1, 2));
+}
+
+#[test]
+fn a_reconfigured_directory_balances_known_services_anew() {
+    let directory = Directory::new(ServiceConfigs::default(), Sources::default(), Tools::default());
+    let name = "web".parse().unwrap();
+    directory.apply(&name, [Arc::new(instance("a", 1)), Arc::new(instance("b", 3))]);
+    let mut configs = ServiceConfigs::default();
+    configs
+        .services
+        .insert(name, LoadBalancerConfig::new(WeightedRoundRobin));
+    directory.configure(configs);
+    let counts = shares(&directory.get("web").unwrap(), 400);
+    assert_eq!((counts["a"], counts["b"]), (100, 300));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Add(u8, i64, u8),
+    Remove(u8),
+    Apply(Vec<(u8, i64, u8)>),
+    Configure(usize),
+    Pick(Option<u16>, Option<u8>, bool),
+    Acquire,
+    Finish(usize),
+    Wait(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let weight = prop_oneof![Just(0_i64), 1_i64..5, Just(10_000)];
+    let instance = || (0_u8..12, prop_oneof![Just(0_i64), 1_i64..5, Just(10_000)], 0_u8..5);
+    prop_oneof![
+        (0_u8..12, weight, 0_u8..5).prop_map(|(id, weight, status)| Step::Add(id, weight, status)),
+        (0_u8..12).prop_map(Step::Remove),
+        prop::collection::vec(instance(), 0..20).prop_map(Step::Apply),
+        (0_usize..6).prop_map(Step::Configure),
+        (
+            prop::option::of(any::<u16>()),
+            prop::option::of(0_u8..12),
+            any::<bool>()
+        )
+            .prop_map(|(key, exclude, tag)| Step::Pick(key, exclude, tag)),
+        Just(Step::Acquire),
+        (0_usize..6).prop_map(Step::Finish),
+        any::<u16>().prop_map(Step::Wait),
+    ]
+}
+
+fn any_instance((id, weight, status): (u8, i64, u8)) -> ServiceInstance {
+    use RegistryStatus::{Critical, Maintenance, Passing, Unknown, Warning};
+    let status = [Unknown, Passing, Warning, Critical, Maintenance][usize::from(status)];
+    // Some ids share an address, and odd ones have a tag.
+    let made = ServiceInstance::new(&format!("i{id}"), &format!("10.0.0.{}", id % 9), 80).unwrap();
+    let made = made.with_weight(Weight::new(weight).unwrap()).with_status(status);
+    if id % 2 == 1 {
+        made.with_tags(["odd"])
+            .unwrap()
+            .with_warning_weight(Weight::new(weight / 2).unwrap())
+    } else {
+        made
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn no_sequence_of_changes_and_picks_panics_or_picks_what_must_not_be(steps in prop::collection::vec(step(), 1..60)) {
+        let (balancer, clock) = timed(LoadBalancerConfig::default(), []);
+        let mut registered: BTreeMap<String, ServiceInstance> = BTreeMap::new();
+        let mut held = Vec::new();
+        for step in steps {
+            match step {
+                Step::Add(id, weight, status) => {
+                    let added = any_instance((id, weight, status));
+                    registered.insert(added.id().to_string(), added.clone());
+                    balancer.add_instance(added);
+                }
+                Step::Remove(id) => {
+                    registered.remove(&format!("i{id}"));
+                    balancer.remove_instance(&format!("i{id}").parse().unwrap());
+                }
+                Step::Apply(all) => {
+                    let all: Vec<_> = all.into_iter().map(any_instance).collect();
+                    registered = all.iter().map(|it| (it.id().to_string(), it.clone())).collect();
+                    balancer.apply(all.into_iter().map(Arc::new));
+                }
+                Step::Configure(strategy) => balancer.configure(LoadBalancerConfig::new(LoadBalancingStrategy::ALL[strategy])),
+                Step::Pick(key, exclude, tag) => {
+                    let excluded = exclude.map(|id| format!("i{id}")).unwrap_or_default();
+                    let key = key.unwrap_or_default().to_le_bytes();
+                    let exclude = [excluded.as_str()];
+                    let mut context = Context::new().with_key(&key).with_exclude(&exclude);
+                    if tag {
+                        context = context.with_tags(&["odd"]);
+                    }
+                    let may = |it: &ServiceInstance| {
+                        let weight = match it.registry_status() {
+                            RegistryStatus::Critical | RegistryStatus::Maintenance => 0,
+                            RegistryStatus::Warning => it.warning_weight().unwrap_or(it.weight()).get().min(it.weight().get()),
+                            RegistryStatus::Passing | RegistryStatus::Unknown => it.weight().get(),
+                        };
+                        weight > 0 && it.id().as_str() != excluded && (!tag || it.has_tag("odd"))
+                    };
+                    match balancer.select_instance(&context) {
+                        Ok(pick) => {
+                            prop_assert_eq!(Some(pick.instance()), registered.get(pick.id().as_str()));
+                            prop_assert!(may(&pick), "{:?}", pick);
+                            for alternate in pick.alternates(&balancer, 3, &context) {
+                                prop_assert!(may(alternate.instance()));
+                            }
+                        }
+                        Err(PickError::Empty { .. }) => prop_assert!(registered.is_empty()),
+                        Err(_) => prop_assert!(!registered.values().any(may), "{:?}", registered),
+                    }
+                }
+                Step::Acquire => held.extend(balancer.acquire(&Context::new()).ok()),
+                Step::Finish(outcome) => if let Some(acquired) = held.pop() {
+                    use Outcome::{Cancelled, ConnectError, Failure, Rejected, Success, Timeout};
+                    let outcome = [Success, Failure, Timeout, ConnectError, Rejected, Cancelled][outcome];
+                    balancer.finish(acquired, outcome, Duration::from_micros(300));
+                },
+                Step::Wait(seconds) => {
+                    clock.advance(Duration::from_secs(seconds.into()));
+                    balancer.advance(pickd::Clock::now(&*clock));
+                }
+            }
+        }
+        let statistics = balancer.statistics();
+        prop_assert_eq!(statistics.total_instances, registered.len());
+        prop_assert_eq!(statistics.instances.len(), registered.len());
+    }
+
+    #[test]
+    fn any_weights_are_shared_out_exactly_over_one_period(weights in prop::collection::vec(1_i64..20, 1..12)) {
+        let balancer = balancer(
+            LoadBalancerConfig::new(WeightedRoundRobin),
+            weights.iter().enumerate().map(|(number, weight)| instance(&format!("i{number:02}"), *weight)),
+        );
+        let period: i64 = weights.iter().sum();
+        let counts = shares(&balancer, period as usize);
+        for (number, weight) in weights.iter().enumerate() {
+            prop_assert_eq!(counts[&format!("i{number:02}")] as i64, *weight);
+        }
+    }
+}
