@@ -3,6 +3,10 @@
 pub mod api;
 pub mod balancer;
 #[cfg(feature = "agent")]
+pub mod cli;
+#[cfg(feature = "agent")]
+pub mod config;
+#[cfg(feature = "agent")]
 pub mod discovery;
 #[cfg(feature = "agent")]
 pub mod http_client;

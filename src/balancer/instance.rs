@@ -389,7 +389,7 @@ impl fmt::Display for HealthStatus {
 /// assert_eq!(instance.address().as_str(), "10.0.1.11:8080");
 /// # Ok::<(), pickd::InvalidInstance>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceInstance {
     id: InstanceId,
     address: Address,
