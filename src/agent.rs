@@ -111,7 +111,10 @@ impl Agent {
     /// When an address cannot be listened on.
     pub async fn bind(config: Config) -> Result<Self, AgentError> {
         let clock = Arc::new(Monotonic::start());
-        let tools = Tools { clock: Arc::clone(&clock) as Arc<dyn Clock>, render: Arc::new(JsonBodies) };
+        let tools = Tools {
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            render: Arc::new(JsonBodies),
+        };
         let directory = Arc::new(Directory::new(config.services.clone(), Sources::default(), tools));
         let api = Api {
             directory,
@@ -124,7 +127,13 @@ impl Agent {
         for address in &config.api.listen {
             listeners.push((*address, listen(*address).await?));
         }
-        Ok(Self { config, clock, api, hosts, listeners })
+        Ok(Self {
+            config,
+            clock,
+            api,
+            hosts,
+            listeners,
+        })
     }
 
     /// The addresses it is bound to, in the order of the configuration.
@@ -177,7 +186,9 @@ impl Agent {
 }
 
 async fn listen(address: SocketAddr) -> Result<Listener, AgentError> {
-    Listener::bind(address).await.map_err(|source| AgentError::Listen { address, source })
+    Listener::bind(address)
+        .await
+        .map_err(|source| AgentError::Listen { address, source })
 }
 
 /// A source that is being watched.
@@ -208,7 +219,7 @@ struct Running {
     api: Api,
     hosts: AllowedHosts,
     reconciler: Reconciler,
-    updates: mpsc::Sender<(Source, Update)>,
+    updates: mpsc::Sender<(Arc<SourceStatus>, Update)>,
     /// By priority.
     sources: Vec<WatchedSource>,
     listeners: Vec<Serving>,
@@ -221,7 +232,7 @@ struct Running {
 impl Running {
     async fn work(
         &mut self,
-        inbox: &mut mpsc::Receiver<(Source, Update)>,
+        inbox: &mut mpsc::Receiver<(Arc<SourceStatus>, Update)>,
         mut reload: Reload,
         stop: &CancellationToken,
     ) -> Result<(), AgentError> {
@@ -238,11 +249,11 @@ impl Running {
             let due = next.map_or(Duration::MAX, |next| next.since(now));
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                Some((source, update)) = inbox.recv() => {
-                    self.reconciler.receive(source, update, self.clock.now());
+                Some((status, update)) = inbox.recv() => {
+                    self.reconciler.receive(&status, update, self.clock.now());
                     // Whatever else waits is cheap to take along.
-                    while let Ok((source, update)) = inbox.try_recv() {
-                        self.reconciler.receive(source, update, self.clock.now());
+                    while let Ok((status, update)) = inbox.try_recv() {
+                        self.reconciler.receive(&status, update, self.clock.now());
                     }
                     self.try_held();
                 }
@@ -295,9 +306,13 @@ impl Running {
             }
         }
         if let Some(error) = failure {
-            let unchanged = prepared.into_iter().filter(|(_, watcher)| watcher.is_none()).map(|(source, _)| source);
+            let unchanged = prepared
+                .into_iter()
+                .filter(|(_, watcher)| watcher.is_none())
+                .map(|(source, _)| source);
             self.sources = kept.into_iter().chain(unchanged).collect();
-            self.sources.sort_by_key(|source| self.config.sources.iter().position(|config| *config == source.config));
+            self.sources
+                .sort_by_key(|source| self.config.sources.iter().position(|config| *config == source.config));
             return Err(error);
         }
         for gone in kept {
@@ -324,19 +339,38 @@ impl Running {
                 let scope = Box::new(move |service: &str| names.matches(service));
                 let status = Arc::new(SourceStatus::new(consul::SOURCE, settings.required, scope));
                 let directory = Arc::clone(&self.api.directory);
-                let interest = move |service: &ServiceName| {
-                    directory.get(service.as_str()).map_or(0, |balancer| balancer.picks())
-                };
-                let watcher =
-                    ConsulWatcher::new(settings.as_ref().clone(), Arc::clone(&status), clock, Arc::new(interest))
-                        .map_err(|source| AgentError::Source { name: consul::SOURCE, source })?;
+                let interest =
+                    move |service: &ServiceName| directory.get(service.as_str()).map_or(0, |balancer| balancer.picks());
+                let watcher = ConsulWatcher::new(
+                    settings.as_ref().clone(),
+                    Arc::clone(&status),
+                    clock,
+                    Arc::new(interest),
+                )
+                .map_err(|source| AgentError::Source {
+                    name: consul::SOURCE,
+                    source,
+                })?;
                 let token = Some(watcher.token_reloader());
-                Ok((WatchedSource { config: config.clone(), status, token, stop }, AnyWatcher::Consul(Box::new(watcher))))
+                Ok((
+                    WatchedSource {
+                        config: config.clone(),
+                        status,
+                        token,
+                        stop,
+                    },
+                    AnyWatcher::Consul(Box::new(watcher)),
+                ))
             }
             SourceConfig::File(settings) => {
                 let status = Arc::new(SourceStatus::new(file::SOURCE, settings.required, Box::new(|_| true)));
                 let watcher = FileWatcher::new(settings.path.clone(), Arc::clone(&status), clock);
-                let source = WatchedSource { config: config.clone(), status, token: None, stop };
+                let source = WatchedSource {
+                    config: config.clone(),
+                    status,
+                    token: None,
+                    stop,
+                };
                 Ok((source, AnyWatcher::File(Box::new(watcher))))
             }
         }
@@ -360,7 +394,10 @@ impl Running {
     fn serve(&mut self, configured: SocketAddr, listener: Listener) {
         let stop = CancellationToken::new();
         let job = Job::Serve(listener.address(), stop.clone());
-        let id = self.tasks.spawn(listener.serve(self.api.clone(), self.hosts.clone(), stop.clone())).id();
+        let id = self
+            .tasks
+            .spawn(listener.serve(self.api.clone(), self.hosts.clone(), stop.clone()))
+            .id();
         self.names.insert(id, job);
         self.listeners.push(Serving { configured, stop });
     }
@@ -378,7 +415,9 @@ impl Running {
                 self.restart(source);
                 Ok(())
             }
-            Some(Job::Serve(address, stop)) if !stop.is_cancelled() => Err(AgentError::ListenerEnded { address, detail }),
+            Some(Job::Serve(address, stop)) if !stop.is_cancelled() => {
+                Err(AgentError::ListenerEnded { address, detail })
+            }
             _ => Ok(()),
         }
     }
@@ -423,16 +462,18 @@ impl Running {
         self.api.directory.configure(config.services.clone());
         self.hosts.replace(config.api.allowed_hosts.iter().cloned());
         let mut listed = config.api.listen.clone();
-        self.listeners.retain(|serving| match listed.iter().position(|address| *address == serving.configured) {
-            Some(index) => {
-                listed.swap_remove(index);
-                true
-            }
-            None => {
-                serving.stop.cancel();
-                false
-            }
-        });
+        self.listeners.retain(
+            |serving| match listed.iter().position(|address| *address == serving.configured) {
+                Some(index) => {
+                    listed.swap_remove(index);
+                    true
+                }
+                None => {
+                    serving.stop.cancel();
+                    false
+                }
+            },
+        );
         for (configured, listener) in bound {
             tracing::info!(address = %listener.address(), "listening");
             self.serve(configured, listener);
@@ -486,7 +527,10 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn new(path: Option<PathBuf>) -> Self {
-        let digest = path.as_deref().and_then(|path| std::fs::read(path).ok()).map(|bytes| digest(&bytes));
+        let digest = path
+            .as_deref()
+            .and_then(|path| std::fs::read(path).ok())
+            .map(|bytes| digest(&bytes));
         Self { path, digest }
     }
 

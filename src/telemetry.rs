@@ -43,11 +43,24 @@ pub fn start(filter: &str, format: Format) -> Result<(), TelemetryError> {
         Format::Json => false,
         Format::Auto => terminal,
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
     let started = if human {
-        lines.with_ansi(terminal).with_target(false).compact().finish().try_init()
+        lines
+            .with_ansi(terminal)
+            .with_target(false)
+            .compact()
+            .finish()
+            .try_init()
     } else {
-        lines.json().flatten_event(true).with_current_span(false).with_span_list(false).finish().try_init()
+        lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .finish()
+            .try_init()
     };
     started.map_err(|_| TelemetryError::AlreadySet)
 }

@@ -31,7 +31,9 @@ impl AllowedHosts {
 
     /// Accepts these names from now on, in place of those before.
     pub fn replace(&self, names: impl IntoIterator<Item = String>) {
-        self.0.store(Arc::new(names.into_iter().map(|name| name.to_ascii_lowercase()).collect()));
+        self.0.store(Arc::new(
+            names.into_iter().map(|name| name.to_ascii_lowercase()).collect(),
+        ));
     }
 
     fn accepts(&self, host: &str) -> bool {
