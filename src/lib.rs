@@ -1,4 +1,6 @@
 //! pickd.
+#[cfg(feature = "agent")]
+pub mod api;
 pub mod balancer;
 #[cfg(feature = "agent")]
 pub mod cli;
@@ -8,6 +10,8 @@ pub mod config;
 pub mod discovery;
 #[cfg(feature = "agent")]
 pub mod http_client;
+#[cfg(feature = "agent")]
+pub mod metrics;
 
 pub use balancer::{
     Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, HealthStatus,
