@@ -1,9 +1,10 @@
 //! The command line: what is typed becomes a call, what comes of it becomes an exit code.
 //!
-//! Data goes to stdout, talk to stderr. `run` and `demo` start an agent in this process; every other command asks
+//! Data goes to stdout, talk to stderr. `run` and `demo` start an agent in this process; every other command but `check` asks
 //! one that is already running, over HTTP like any other client, and knows of it only what its answers say.
 
 mod agent_client;
+mod check;
 mod demo;
 mod healthcheck;
 mod output;
@@ -50,7 +51,8 @@ Examples:
   pickd run --config pickd.toml             an agent as configured
   pickd pick user-service                   who should take the next request?
   curl localhost:7425/pick/user-service     the same, from whatever speaks HTTP
-  pickd services                            what the agent knows";
+  pickd services                            what the agent knows
+  pickd check pickd.toml                    is this configuration right?";
 
 /// The pick daemon: which instance should take the next request?
 #[derive(Debug, Parser)]
@@ -66,6 +68,7 @@ enum Command {
     Demo(demo::DemoArguments),
     Pick(pick::PickArguments),
     Services(services::ServicesArguments),
+    Check(check::CheckArguments),
     Healthcheck(healthcheck::HealthcheckArguments),
 }
 
@@ -88,6 +91,7 @@ impl Cli {
             Command::Demo(arguments) => demo::execute(arguments),
             Command::Pick(arguments) => pick::execute(&arguments).into(),
             Command::Services(arguments) => services::execute(&arguments).into(),
+            Command::Check(arguments) => check::execute(&arguments).into(),
             Command::Healthcheck(arguments) => healthcheck::execute(&arguments).into(),
         }
     }
