@@ -22,7 +22,8 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use crate::balancer::{Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, ServiceName};
+use crate::balancer::{Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, ServiceConfigs};
+use crate::discovery::consul;
 use crate::http_client::Tls;
 
 pub use address::{ConsulAddress, InvalidAddress, listen};
@@ -34,6 +35,9 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The flag that stands in for `consul.services`.
+const CONSUL_SERVICE: Origin = Origin::Named("--consul-service");
+
 /// The settings of an agent.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -43,10 +47,9 @@ pub struct Config {
     /// Where instances come from: at least one, each kind at most once, in order of priority. That is their order in the file;
     /// for those that flags add, Consul before files.
     pub sources: Vec<SourceConfig>,
-    /// How services are balanced that have no settings of their own.
-    pub defaults: LoadBalancerConfig,
-    /// How single services are balanced; what they leave out is taken from the defaults already.
-    pub services: BTreeMap<ServiceName, LoadBalancerConfig>,
+    /// How services are balanced: by the defaults, or as configured one by one; what those leave out is taken from the
+    /// defaults already.
+    pub services: ServiceConfigs,
 }
 
 /// `[api]`
@@ -64,67 +67,10 @@ pub struct ApiConfig {
 /// One registry.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SourceConfig {
-    /// `[consul]`
-    Consul(ConsulConfig),
+    /// `[consul]`; the address is `http://…`, `https://…` or `unix:///…`, without a slash at its end.
+    Consul(Box<consul::Settings>),
     /// `[file]`
     File(FileConfig),
-}
-
-/// `[consul]`
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct ConsulConfig {
-    /// `http://…`, `https://…` or `unix:///…`, without a slash at its end.
-    pub address: String,
-    /// Names or globs of the services to watch, at least one.
-    pub services: Vec<String>,
-    /// Names or globs of services to leave out.
-    pub exclude: Vec<String>,
-    /// The ACL token.
-    pub token: Option<ConsulToken>,
-    /// User and password for HTTP basic authentication.
-    pub basic_auth: Option<(String, Secret)>,
-    /// CA certificates and our own.
-    pub tls: Tls,
-    /// The datacenter to ask for, if not the agent's own.
-    pub datacenter: Option<String>,
-    /// How long a blocking query may wait, 1 s to 10 min.
-    pub wait: Duration,
-    /// Blocking queries at a time, 1 to 64.
-    pub max_watches: usize,
-    /// Time between full readings.
-    pub refresh: Duration,
-    /// How old a server's answer may be.
-    pub max_stale: Duration,
-    /// Whether readiness waits for it.
-    pub required: bool,
-}
-
-/// Where the ACL token comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConsulToken {
-    /// The token itself.
-    Value(Secret),
-    /// A file that holds it.
-    File(PathBuf),
-}
-
-/// Text that no log shows.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
 }
 
 /// `[file]`
@@ -255,15 +201,8 @@ impl Config {
         Ok(Self {
             api,
             sources,
-            defaults,
-            services,
+            services: ServiceConfigs { defaults, services },
         })
-    }
-
-    /// How this service is balanced.
-    #[must_use]
-    pub fn balancer(&self, service: &ServiceName) -> &LoadBalancerConfig {
-        self.services.get(service).unwrap_or(&self.defaults)
     }
 }
 
@@ -386,7 +325,9 @@ impl Checker<'_> {
     }
 
     fn sources(&mut self, raw: &RawConfig, layers: &Layers) -> Vec<SourceConfig> {
-        let consul = self.consul(raw.consul.as_ref(), layers).map(SourceConfig::Consul);
+        let consul = self
+            .consul(raw.consul.as_ref(), layers)
+            .map(|settings| SourceConfig::Consul(Box::new(settings)));
         let file = self.file(raw.file.as_ref(), &layers.overrides).map(SourceConfig::File);
         let file_is_first = match (&raw.consul, &raw.file) {
             (Some(consul), Some(file)) => file.span().start < consul.span().start,
@@ -411,79 +352,56 @@ impl Checker<'_> {
         })
     }
 
-    fn consul(&mut self, raw: Option<&Spanned<RawConsul>>, layers: &Layers) -> Option<ConsulConfig> {
+    fn consul(&mut self, raw: Option<&Spanned<RawConsul>>, layers: &Layers) -> Option<consul::Settings> {
         let Layers {
             overrides, environment, ..
         } = layers;
         if raw.is_none() && overrides.consul.is_none() {
             if !overrides.consul_services.is_empty() {
                 let message = "there is no Consul to take services from: give --consul or a [consul] table, too";
-                self.refuse(Origin::Named("--consul-service"), message);
+                self.refuse(CONSUL_SERVICE, message);
             }
             return None;
         }
         let without = RawConsul::default();
         let raw = raw.map_or(&without, Spanned::get_ref);
 
-        let address = self.consul_address(raw, overrides, environment);
-        let services = if overrides.consul_services.is_empty() {
-            if let Some(services) = &raw.services
-                && services.get_ref().is_empty()
-            {
-                self.refuse(
-                    services.span(),
-                    "consul.services: expected at least one name or glob, such as \"*\"",
-                );
+        let mut settings = consul::Settings::new(self.consul_address(raw, overrides, environment));
+        settings.services = self.consul_names(raw, overrides);
+        settings.token = self.consul_token(raw, environment);
+        settings.basic_auth = environment.get("CONSUL_HTTP_AUTH").map(consul::BasicAuth::parse);
+        settings.tls = self.consul_tls(raw, environment);
+        if let Some(written) = &raw.datacenter
+            && !written.get_ref().is_empty()
+        {
+            let name = written.get_ref();
+            if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
+                let message = format!("consul.datacenter {name:?}: expected letters, digits, - and _ only");
+                self.refuse(written.span(), message);
             }
-            self.globs("consul.services", raw.services.as_ref().map(Spanned::get_ref), "*")
-        } else {
-            for glob in &overrides.consul_services {
-                if let Err(error) = glob_is_fine(glob) {
-                    self.refuse(Origin::Named("--consul-service"), error);
+            settings.datacenter = Some(name.clone());
+        }
+        if let Some(written) = &raw.max_watches {
+            let found = *written.get_ref();
+            match usize::try_from(found) {
+                Ok(count @ 1..=consul::MAX_WATCHES) => settings.max_watches = count,
+                _ => {
+                    let message = format!("consul.max_watches {found}: expected 1 to {}", consul::MAX_WATCHES);
+                    self.refuse(written.span(), message);
                 }
             }
-            overrides.consul_services.clone()
-        };
-        let exclude = self.globs("consul.exclude", raw.exclude.as_ref(), "consul");
-
-        let datacenter = raw.datacenter.as_ref().and_then(|written| {
-            let name = written.get_ref();
-            let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-            if name.chars().all(allowed) {
-                return (!name.is_empty()).then(|| name.clone());
-            }
-            let message = format!("consul.datacenter {name:?}: expected letters, digits, - and _ only");
-            self.refuse(written.span(), message);
-            None
-        });
-        let max_watches = raw.max_watches.as_ref().map_or(64, |written| {
-            let found = *written.get_ref();
-            usize::try_from(found)
-                .ok()
-                .filter(|count| (1..=64).contains(count))
-                .unwrap_or_else(|| {
-                    self.refuse(written.span(), format!("consul.max_watches {found}: expected 1 to 64"));
-                    64
-                })
-        });
-        let wait = (SECOND, 10 * MINUTE);
-        Some(ConsulConfig {
-            address,
-            services,
-            exclude,
-            token: self.consul_token(raw, environment),
-            basic_auth: environment.get("CONSUL_HTTP_AUTH").map(|auth| {
-                let (user, password) = auth.split_once(':').unwrap_or((auth, ""));
-                (user.to_owned(), Secret(password.to_owned()))
-            }),
-            tls: self.consul_tls(raw, environment),
-            datacenter,
-            wait: self.duration("consul.wait", raw.wait.as_ref(), 55 * SECOND, wait),
-            max_watches,
-            refresh: self.duration("consul.refresh", raw.refresh.as_ref(), 90 * SECOND, (SECOND, DAY)),
-            max_stale: self.duration("consul.max_stale", raw.max_stale.as_ref(), 30 * SECOND, (SECOND, DAY)),
-            required: raw.required.unwrap_or(true),
-        })
+        }
+        let ten_minutes = (SECOND, 10 * MINUTE);
+        settings.wait = self.duration("consul.wait", raw.wait.as_ref(), settings.wait, ten_minutes);
+        settings.refresh = self.duration("consul.refresh", raw.refresh.as_ref(), settings.refresh, (SECOND, DAY));
+        settings.max_stale = self.duration(
+            "consul.max_stale",
+            raw.max_stale.as_ref(),
+            settings.max_stale,
+            (SECOND, DAY),
+        );
+        settings.required = raw.required.unwrap_or(settings.required);
+        Some(settings)
     }
 
     /// A flag's scheme stands as it is written; to others, as in Consul's own tools, `CONSUL_HTTP_SSL` adds TLS.
@@ -518,6 +436,34 @@ impl Checker<'_> {
         }
     }
 
+    fn consul_names(&mut self, raw: &RawConsul, overrides: &Overrides) -> consul::Names {
+        let mut services = self.globs("consul.services", raw.services.as_ref().map(Spanned::get_ref), "*");
+        let exclude = self.globs("consul.exclude", raw.exclude.as_ref(), "consul");
+        if let Some(written) = &raw.services
+            && services.is_empty()
+        {
+            self.refuse(
+                written.span(),
+                "consul.services: expected at least one name or glob, such as \"*\"",
+            );
+        }
+        if !overrides.consul_services.is_empty() {
+            services.clone_from(&overrides.consul_services);
+            for glob in &services {
+                if let Err(error) = glob_is_fine(glob) {
+                    self.refuse(CONSUL_SERVICE, error);
+                }
+            }
+        }
+        consul::Names::new(&services, &exclude).unwrap_or_else(|error| {
+            // Told already if one of them is wrong; what is left is that they are too many to be compiled together.
+            if self.refusals.is_empty() {
+                self.refuse(Origin::Named("consul.services and consul.exclude"), error);
+            }
+            consul::Names::default()
+        })
+    }
+
     fn globs(&mut self, key: &str, written: Option<&Vec<Spanned<String>>>, default: &str) -> Vec<String> {
         let Some(written) = written else {
             return vec![default.to_owned()];
@@ -530,15 +476,15 @@ impl Checker<'_> {
         written.iter().map(|glob| glob.get_ref().clone()).collect()
     }
 
-    fn consul_token(&self, raw: &RawConsul, environment: &Environment) -> Option<ConsulToken> {
+    fn consul_token(&self, raw: &RawConsul, environment: &Environment) -> Option<consul::Token> {
         if let Some(path) = environment.get("CONSUL_HTTP_TOKEN_FILE") {
-            return Some(ConsulToken::File(path.into()));
+            return Some(consul::Token::File(path.into()));
         }
         if let Some(token) = environment.get("CONSUL_HTTP_TOKEN") {
-            return Some(ConsulToken::Value(Secret(token.to_owned())));
+            return Some(consul::Token::Value(token.to_owned()));
         }
-        let written = self.path_from(None, raw.token_file.as_ref())?;
-        Some(ConsulToken::File(written.value))
+        self.path_from(None, raw.token_file.as_ref())
+            .map(|given| consul::Token::File(given.value))
     }
 
     fn consul_tls(&mut self, raw: &RawConsul, environment: &Environment) -> Tls {
@@ -649,7 +595,7 @@ fn glob_is_fine(glob: &str) -> Result<(), String> {
     if glob.is_empty() {
         return Err("\"\": expected a service's name or a glob, such as \"*\" or \"user-*\"".to_owned());
     }
-    match globset::Glob::new(glob) {
+    match consul::Names::new::<&str, &str>(&[glob], &[]) {
         Ok(_) => Ok(()),
         Err(error) => Err(format!("{glob:?}: {}", error.kind())),
     }

@@ -41,12 +41,12 @@ fn refused_once(text: &str) -> String {
     refusals.remove(0)
 }
 
-fn consul(config: &Config) -> &ConsulConfig {
+fn consul(config: &Config) -> &consul::Settings {
     config
         .sources
         .iter()
         .find_map(|source| match source {
-            SourceConfig::Consul(consul) => Some(consul),
+            SourceConfig::Consul(settings) => Some(&**settings),
             SourceConfig::File(_) => None,
         })
         .unwrap()
@@ -65,28 +65,10 @@ fn an_empty_consul_table_gets_every_default() {
     assert_eq!(config.api.listen, ["127.0.0.1:7425".parse().unwrap()]);
     assert_eq!(config.api.ready_timeout, Duration::from_secs(30));
     assert!(config.api.allowed_hosts.is_empty());
-    assert_eq!(config.defaults, LoadBalancerConfig::default());
-    assert!(config.services.is_empty());
-    let [SourceConfig::Consul(consul)] = config.sources.as_slice() else {
-        panic!("{:?}", config.sources)
-    };
-    assert_eq!(
-        *consul,
-        ConsulConfig {
-            address: "http://127.0.0.1:8500".to_owned(),
-            services: vec!["*".to_owned()],
-            exclude: vec!["consul".to_owned()],
-            token: None,
-            basic_auth: None,
-            tls: Tls::default(),
-            datacenter: None,
-            wait: Duration::from_secs(55),
-            max_watches: 64,
-            refresh: Duration::from_secs(90),
-            max_stale: Duration::from_secs(30),
-            required: true,
-        }
-    );
+    assert_eq!(config.services.defaults, LoadBalancerConfig::default());
+    assert!(config.services.services.is_empty());
+    let settings = consul::Settings::new("http://127.0.0.1:8500");
+    assert_eq!(config.sources, [SourceConfig::Consul(Box::new(settings))]);
 }
 
 #[test]
@@ -135,43 +117,35 @@ fn every_key_is_read() {
     assert_eq!(config.api.listen[0], "127.0.0.1:80".parse().unwrap());
     assert_eq!(config.api.allowed_hosts, ["pickd.local"]);
     assert_eq!(config.api.ready_timeout, Duration::from_secs(5));
-    let [SourceConfig::File(file), SourceConfig::Consul(consul)] = config.sources.as_slice() else {
-        panic!("not in the order of the file: {:?}", config.sources);
+    let file = FileConfig {
+        path: "/etc/pickd/services.toml".into(),
+        required: false,
     };
+    let mut settings = consul::Settings::new("http://consul.local:8501");
+    settings.services = consul::Names::new::<&str, &str>(&["user-*", "orders"], &[]).unwrap();
+    settings.token = Some(consul::Token::File("/etc/pickd/secrets/token".into()));
+    settings.tls = Tls {
+        ca_file: Some("/ca.pem".into()),
+        identity: Some(("/etc/pickd/cert.pem".into(), "/etc/pickd/key.pem".into())),
+    };
+    settings.datacenter = Some("dc-1".to_owned());
+    settings.wait = Duration::from_secs(60);
+    settings.max_watches = 8;
+    settings.refresh = Duration::from_secs(3600);
+    settings.max_stale = Duration::from_millis(1500);
+    settings.required = false;
+    // In the order of the file.
     assert_eq!(
-        *file,
-        FileConfig {
-            path: "/etc/pickd/services.toml".into(),
-            required: false
-        }
-    );
-    assert_eq!(
-        *consul,
-        ConsulConfig {
-            address: "http://consul.local:8501".to_owned(),
-            services: vec!["user-*".to_owned(), "orders".to_owned()],
-            exclude: vec![],
-            token: Some(ConsulToken::File("/etc/pickd/secrets/token".into())),
-            basic_auth: None,
-            tls: Tls {
-                ca_file: Some("/ca.pem".into()),
-                identity: Some(("/etc/pickd/cert.pem".into(), "/etc/pickd/key.pem".into())),
-            },
-            datacenter: Some("dc-1".to_owned()),
-            wait: Duration::from_secs(60),
-            max_watches: 8,
-            refresh: Duration::from_secs(3600),
-            max_stale: Duration::from_millis(1500),
-            required: false,
-        }
+        config.sources,
+        [SourceConfig::File(file), SourceConfig::Consul(Box::new(settings))]
     );
     let defaults = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin)
         .with_degraded_factor(1.0)
         .unwrap()
         .with_choices(Choices::All);
-    assert_eq!(config.defaults, defaults);
+    assert_eq!(config.services.defaults, defaults);
     assert_eq!(
-        *config.balancer(&"user-service".parse().unwrap()),
+        *config.services.of(&"user-service".parse().unwrap()),
         defaults
             .clone()
             .with_strategy(LoadBalancingStrategy::ConsistentHash)
@@ -181,10 +155,10 @@ fn every_key_is_read() {
             .unwrap()
     );
     assert_eq!(
-        *config.balancer(&"a.b".parse().unwrap()),
+        *config.services.of(&"a.b".parse().unwrap()),
         defaults.clone().with_choices(Choices::Random(3))
     );
-    assert_eq!(*config.balancer(&"other".parse().unwrap()), defaults);
+    assert_eq!(*config.services.of(&"other".parse().unwrap()), defaults);
 }
 
 #[test]
@@ -472,15 +446,21 @@ fn flags_replace_lists_and_set_defaults() {
     };
     let config = with(text, &[], overrides).unwrap();
     assert_eq!(config.api.listen, ["127.0.0.1:2".parse().unwrap()]);
-    assert_eq!(consul(&config).services, ["b-*"]);
+    assert_eq!(
+        consul(&config).services,
+        consul::Names::new(&["b-*"], &["consul"]).unwrap()
+    );
     let file = FileConfig {
         path: "b.toml".into(),
         required: false,
     };
     assert_eq!(config.sources[1], SourceConfig::File(file));
-    assert_eq!(config.defaults.strategy(), LoadBalancingStrategy::LeastConnections);
     assert_eq!(
-        config.balancer(&"s".parse().unwrap()).strategy(),
+        config.services.defaults.strategy(),
+        LoadBalancingStrategy::LeastConnections
+    );
+    assert_eq!(
+        config.services.of(&"s".parse().unwrap()).strategy(),
         LoadBalancingStrategy::Random
     );
 }
@@ -509,11 +489,8 @@ fn conventional_variables_fill_consul_and_its_secrets_are_not_shown() {
     ];
     let config = with("[consul]\ntoken_file = \"t\"", &variables, Overrides::default()).unwrap();
     let settings = consul(&config);
-    assert_eq!(settings.token, Some(ConsulToken::Value(Secret("s3cret".to_owned()))));
-    assert_eq!(
-        settings.basic_auth,
-        Some(("me".to_owned(), Secret("pass:word".to_owned())))
-    );
+    assert_eq!(settings.token, Some(consul::Token::Value("s3cret".to_owned())));
+    assert_eq!(settings.basic_auth, Some(consul::BasicAuth::new("me", "pass:word")));
     assert_eq!(
         settings.tls,
         Tls {
@@ -528,7 +505,7 @@ fn conventional_variables_fill_consul_and_its_secrets_are_not_shown() {
 
     let variables = [("CONSUL_HTTP_TOKEN", "s3cret"), ("CONSUL_HTTP_TOKEN_FILE", "token")];
     let config = with("[consul]", &variables, Overrides::default()).unwrap();
-    assert_eq!(consul(&config).token, Some(ConsulToken::File("token".into())));
+    assert_eq!(consul(&config).token, Some(consul::Token::File("token".into())));
 }
 
 #[test]
