@@ -14,7 +14,7 @@
 //! - The *watcher* marks `heard` and `lost` on each answer, for only it knows an answer from a good answer (a Consul without a
 //!   leader does answer). So nothing here marks a source as heard.
 //! - *This module* marks `lost` when `next` fails, and counts errors and updates.
-//! - The *agent* calls `mark_synced`, once it has applied all that came before [`Update::Synced`](super::Update::Synced):
+//! - The *agent* calls `mark_synced`, once it has applied all that came before [`Update::Synced`]:
 //!   earlier, a pick could find a service missing that is only on its way.
 //! - The two log lines of a source's life, lost and back, are written here, whoever marked it: once each.
 //!

@@ -51,7 +51,7 @@ const QUIET: Duration = Duration::from_millis(30);
 const QUIET_AT_MOST: Duration = Duration::from_millis(500);
 /// A file that is empty for longer than this is no longer taken for one that is being written.
 const EMPTY_AT_MOST: Duration = Duration::from_secs(5);
-/// The largest file that is read: some 300,000 instances.
+/// The largest file that is read: half a million instances.
 const LARGEST: u64 = 64 << 20;
 
 /// Watches one file.
@@ -844,6 +844,63 @@ mod tests {
             }
         }
         assert_eq!(heard, ["web: a", "db: b", "synced"]);
+    }
+
+    #[tokio::test]
+    async fn after_many_mistakes_the_fix_is_still_seen_at_once() {
+        let Bench {
+            directory: _directory,
+            path,
+            status,
+            watcher,
+        } = Bench::new();
+        let (out, mut updates) = tokio::sync::mpsc::channel(8);
+        let stop = tokio_util::sync::CancellationToken::new();
+        let clock = Arc::new(Monotonic::start());
+        let task = tokio::spawn(crate::discovery::supervise::supervise(
+            watcher,
+            Arc::clone(&status),
+            clock,
+            out,
+            stop.clone(),
+        ));
+        let bound = Instant::now() + BOUND;
+        for mistake in 1..=10 {
+            // Renamed into place, so that each version is seen whole.
+            fs::write(path.with_extension("new"), format!("mistake = {mistake}")).unwrap();
+            fs::rename(path.with_extension("new"), &path).unwrap();
+            let told = || {
+                status
+                    .last_error()
+                    .is_some_and(|error| error.contains("unknown field `mistake`"))
+            };
+            let seen = || {
+                status
+                    .errors()
+                    .get("invalid_file")
+                    .is_some_and(|count| *count >= mistake)
+            };
+            while !(told() && seen()) {
+                assert!(
+                    Instant::now() < bound,
+                    "mistake {mistake} was not told: {:?}",
+                    status.last_error()
+                );
+                time::sleep(Duration::from_millis(2)).await;
+            }
+            assert!(!status.is_up());
+        }
+        fs::write(&path, toml("web: a")).unwrap();
+        let (source, update) = time::timeout(BOUND, updates.recv())
+            .await
+            .expect("the fix was not seen")
+            .unwrap();
+        assert_eq!(
+            (source, told(Ok(update)).as_str(), status.is_up()),
+            (SOURCE, "web: a", true)
+        );
+        stop.cancel();
+        time::timeout(BOUND, task).await.expect("it did not stop").unwrap();
     }
 
     #[tokio::test]
