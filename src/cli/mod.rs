@@ -87,8 +87,8 @@ impl Cli {
     #[must_use]
     pub fn execute(self) -> ExitCode {
         match self.command {
-            Command::Run(arguments) => run::execute(arguments),
-            Command::Demo(arguments) => demo::execute(arguments),
+            Command::Run(arguments) => run::execute(&arguments).into(),
+            Command::Demo(arguments) => demo::execute(&arguments).into(),
             Command::Pick(arguments) => pick::execute(&arguments).into(),
             Command::Services(arguments) => services::execute(&arguments).into(),
             Command::Check(arguments) => check::execute(&arguments).into(),

@@ -2,14 +2,19 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::Exit;
 use super::output::{say, say_plainly};
+use crate::agent::{Agent, Reload};
 use crate::balancer::LoadBalancingStrategy;
 use crate::config::{self, Config, ConsulAddress, Layers, Overrides};
+use crate::telemetry::{self, TelemetryError};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -85,6 +90,18 @@ fn strategies() -> impl TypedValueParser<Value = LoadBalancingStrategy> {
         .try_map(|name| name.parse::<LoadBalancingStrategy>())
 }
 
+impl LogArguments {
+    /// Starts logging as asked.
+    pub(super) fn start(&self) -> Result<(), TelemetryError> {
+        let format = match self.format {
+            LogFormat::Auto => telemetry::Format::Auto,
+            LogFormat::Human => telemetry::Format::Human,
+            LogFormat::Json => telemetry::Format::Json,
+        };
+        telemetry::start(&self.filter, format)
+    }
+}
+
 impl RunArguments {
     /// What the agent's settings are made of: these flags, the environment, and the file they name.
     pub(crate) fn layers(&self) -> Layers {
@@ -102,15 +119,64 @@ impl RunArguments {
     }
 }
 
-pub(super) fn execute(arguments: RunArguments) -> ExitCode {
-    match Config::load(&arguments.layers()) {
-        Ok(_) => {
-            say("the settings are right, and this build has no agent to run them yet");
-            Exit::Failed.into()
-        }
+pub(super) fn execute(arguments: &RunArguments) -> Exit {
+    if let Err(error) = arguments.log.start() {
+        say(error);
+        return Exit::Usage;
+    }
+    let layers = arguments.layers();
+    let config = match Config::load(&layers) {
+        Ok(config) => config,
         Err(error) => {
             say_plainly(error);
-            Exit::Usage.into()
+            return Exit::Usage;
+        }
+    };
+    in_runtime(async move {
+        let agent = Agent::bind(config).await?;
+        run(agent, layers).await
+    })
+}
+
+/// Runs an agent until SIGTERM or SIGINT; SIGHUP has it read its configuration again.
+pub(super) async fn run(agent: Agent, layers: Layers) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let (requests, inbox) = mpsc::channel(1);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reload = Reload {
+        layers,
+        requests: inbox,
+    };
+    let mut running = std::pin::pin!(agent.run(reload, stop.clone()));
+    loop {
+        tokio::select! {
+            outcome = &mut running => return Ok(outcome?),
+            _ = terminate.recv() => stop.cancel(),
+            _ = interrupt.recv() => stop.cancel(),
+            // One request that waits stands for all that come while it does.
+            _ = hangup.recv() => drop(requests.try_send(())),
+        }
+    }
+}
+
+/// Runs a future on a runtime of its own. What is stuck in it when the future ends does not keep the process.
+pub(super) fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(format_args!("cannot start threads: {error}"));
+            return Exit::Failed;
+        }
+    };
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    match outcome {
+        Ok(()) => Exit::Fine,
+        Err(error) => {
+            say(format_args!("{error:#}"));
+            Exit::Failed
         }
     }
 }

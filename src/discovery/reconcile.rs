@@ -41,7 +41,7 @@ impl Reconciler {
     /// Knows no instances yet. `statuses` are in order of priority.
     #[must_use]
     pub fn new(directory: Arc<Directory>, statuses: &[Arc<SourceStatus>], published: Published) -> Self {
-        let sources: Vec<Watched> = statuses.iter().map(|status| Watched::new(status)).collect();
+        let sources: Vec<Watched> = statuses.iter().map(Watched::new).collect();
         let merge = Merge::new(sources.iter().map(|watched| watched.status.source()).collect());
         Self {
             directory,
