@@ -22,7 +22,7 @@ use super::Exit;
 use super::output::{data, say};
 use super::run::{self, LogArguments};
 use crate::agent::{Agent, AgentError};
-use crate::balancer::{Context, Directory};
+use crate::balancer::{Context, Directory, LoadBalancingStrategy};
 use crate::config::{self, Config, Layers, Overrides};
 
 const EXAMPLES: &str = "\
@@ -136,6 +136,7 @@ async fn agent(listen: Option<SocketAddr>, registry: &Path) -> anyhow::Result<Ag
         let overrides = Overrides {
             listen: vec![address],
             file: Some(registry.to_owned()),
+            strategy: Some(LoadBalancingStrategy::WeightedRoundRobin),
             ..Overrides::default()
         };
         let config = Config::load(&Layers {
