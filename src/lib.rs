@@ -1,5 +1,7 @@
 //! pickd.
 #[cfg(feature = "agent")]
+pub mod agent;
+#[cfg(feature = "agent")]
 pub mod api;
 pub mod balancer;
 #[cfg(feature = "agent")]
@@ -12,6 +14,8 @@ pub mod discovery;
 pub mod http_client;
 #[cfg(feature = "agent")]
 pub mod metrics;
+#[cfg(feature = "agent")]
+pub mod telemetry;
 
 pub use balancer::{
     Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, HealthStatus,

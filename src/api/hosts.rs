@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::http::uri::Authority;
@@ -15,15 +16,24 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
 
-/// The names accepted besides `localhost` and IP addresses.
+/// The names accepted besides `localhost` and IP addresses. Clones share them, so that a reload reaches every listener.
 #[derive(Clone, Debug, Default)]
-pub struct AllowedHosts(Arc<[String]>);
+pub struct AllowedHosts(Arc<ArcSwap<Vec<String>>>);
 
 impl AllowedHosts {
     /// Accepts these names, in any case.
     #[must_use]
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
-        Self(names.into_iter().map(|name| name.to_ascii_lowercase()).collect())
+        let hosts = Self::default();
+        hosts.replace(names);
+        hosts
+    }
+
+    /// Accepts these names from now on, in place of those before.
+    pub fn replace(&self, names: impl IntoIterator<Item = String>) {
+        self.0.store(Arc::new(
+            names.into_iter().map(|name| name.to_ascii_lowercase()).collect(),
+        ));
     }
 
     fn accepts(&self, host: &str) -> bool {
@@ -35,7 +45,7 @@ impl AllowedHosts {
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_ascii_lowercase();
-        name == "localhost" || name.parse::<IpAddr>().is_ok() || self.0.contains(&name)
+        name == "localhost" || name.parse::<IpAddr>().is_ok() || self.0.load().contains(&name)
     }
 }
 

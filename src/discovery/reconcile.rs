@@ -52,25 +52,25 @@ impl Reconciler {
         }
     }
 
-    /// Takes a watcher's word. Publishes at once what may be.
-    pub fn receive(&mut self, source: Source, update: Update, now: Timestamp) {
+    /// Takes the word of the watcher with this record. Publishes at once what may be. The last words of a watcher that was
+    /// replaced or dropped meanwhile are not heard any more.
+    pub fn receive(&mut self, status: &Arc<SourceStatus>, update: Update, now: Timestamp) {
         let read_at = match &update {
             Update::Service(reading) => reading.read_at,
             Update::Gone { read_at, .. } => *read_at,
             Update::Synced => now,
         };
-        // News of a source that the configuration has dropped meanwhile.
         let Some(watched) = self
             .sources
             .iter_mut()
-            .find(|watched| watched.status.source() == source)
+            .find(|watched| Arc::ptr_eq(&watched.status, status))
         else {
             return;
         };
         let decision = watched.guard.observe(update);
         watched.count_held();
         if let Some(decision) = decision {
-            self.decide(source, decision, read_at, now);
+            self.decide(status.source(), decision, read_at, now);
         }
     }
 
@@ -315,6 +315,10 @@ mod tests {
     }
 
     impl Setting {
+        fn receive(&mut self, watcher: usize, update: Update, now: Timestamp) {
+            self.reconciler.receive(&self.statuses[watcher].clone(), update, now);
+        }
+
         fn web(&self) -> String {
             let Some(balancer) = self.directory.get("web") else {
                 return "unknown".to_owned();
@@ -331,17 +335,13 @@ mod tests {
     #[test]
     fn what_is_read_can_be_picked_and_synced_comes_after_it() {
         let mut setting = setting();
-        setting
-            .reconciler
-            .receive(CONSUL, reading("web", &["a:1", "b:1"], at(0), Trust::Steady), at(0));
+        setting.receive(0, reading("web", &["a:1", "b:1"], at(0), Trust::Steady), at(0));
         assert_eq!(setting.web(), "a:1 b:1");
         // Within the window of the first, so it waits ...
-        setting
-            .reconciler
-            .receive(CONSUL, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
+        setting.receive(0, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
         assert_eq!(setting.web(), "a:1 b:1");
         // ... but not beyond the word that everything has been told.
-        setting.reconciler.receive(CONSUL, Update::Synced, at(0));
+        setting.receive(0, Update::Synced, at(0));
         assert_eq!(setting.web(), "a:1");
         assert!(setting.statuses[0].is_synced() && !setting.statuses[1].is_synced());
     }
@@ -349,12 +349,8 @@ mod tests {
     #[test]
     fn a_large_drop_after_a_gap_is_held_and_shown_and_released_by_a_refused_connection() {
         let mut setting = setting();
-        setting
-            .reconciler
-            .receive(CONSUL, reading("web", &["a:1", "b:1"], at(0), Trust::Steady), at(0));
-        setting
-            .reconciler
-            .receive(CONSUL, reading("web", &[], at(10), Trust::AfterGap), at(10));
+        setting.receive(0, reading("web", &["a:1", "b:1"], at(0), Trust::Steady), at(0));
+        setting.receive(0, reading("web", &[], at(10), Trust::AfterGap), at(10));
         setting.reconciler.advance(at(11));
         assert_eq!(
             (setting.web(), setting.statuses[0].held_removals()),
@@ -379,39 +375,32 @@ mod tests {
     #[test]
     fn a_replaced_watcher_keeps_what_was_known_until_it_has_told_everything() {
         let mut setting = setting();
-        setting
-            .reconciler
-            .receive(CONSUL, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
-        setting
-            .reconciler
-            .receive(CONSUL, reading("mail", &["m:1"], at(0), Trust::Steady), at(0));
+        setting.receive(0, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
+        setting.receive(0, reading("mail", &["m:1"], at(0), Trust::Steady), at(0));
         let statuses = [status(CONSUL), setting.statuses[1].clone()];
         setting.reconciler.set_sources(&statuses, at(10));
+        let replaced = std::mem::replace(&mut setting.statuses, statuses.to_vec());
+        let late = reading("late", &["l:1"], at(10), Trust::Steady);
+        setting.reconciler.receive(&replaced[0], late, at(10));
+        setting.reconciler.receive(&replaced[0], Update::Synced, at(10));
+        assert!(setting.directory.get("late").is_none(), "the last words of the old one");
         assert_eq!(setting.web(), "a:1");
-        setting
-            .reconciler
-            .receive(CONSUL, reading("mail", &["m:2"], at(20), Trust::Steady), at(20));
+        setting.receive(0, reading("mail", &["m:2"], at(20), Trust::Steady), at(20));
         assert_eq!(setting.web(), "a:1");
-        setting.reconciler.receive(CONSUL, Update::Synced, at(21));
+        setting.receive(0, Update::Synced, at(21));
         assert_eq!(setting.web(), "");
         assert_eq!(setting.directory.get("mail").unwrap().instances().len(), 1);
-        assert!(statuses[0].is_synced() && !setting.statuses[0].is_synced());
+        assert!(statuses[0].is_synced() && !replaced[0].is_synced());
     }
 
     #[test]
     fn a_source_that_is_dropped_takes_its_instances_along() {
         let mut setting = setting();
-        setting
-            .reconciler
-            .receive(CONSUL, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
-        setting
-            .reconciler
-            .receive(FILE, reading("web", &["a:1", "b:1"], at(10), Trust::Steady), at(10));
+        setting.receive(0, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
+        setting.receive(1, reading("web", &["a:1", "b:1"], at(10), Trust::Steady), at(10));
         setting.reconciler.set_sources(&[setting.statuses[0].clone()], at(20));
         assert_eq!(setting.web(), "a:1");
-        setting
-            .reconciler
-            .receive(FILE, reading("web", &["c:1"], at(30), Trust::Steady), at(30));
+        setting.receive(1, reading("web", &["c:1"], at(30), Trust::Steady), at(30));
         assert_eq!(setting.web(), "a:1", "its last words are not heard any more");
     }
 }

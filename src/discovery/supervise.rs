@@ -33,7 +33,7 @@ use tokio::time::{self, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{Reason, Update, WatchError, Watcher};
-use crate::balancer::{Clock, Source, SourceStatus, Timestamp};
+use crate::balancer::{Clock, SourceStatus, Timestamp};
 
 /// The first delay, before jitter.
 const INITIAL: Duration = Duration::from_millis(250);
@@ -97,7 +97,7 @@ pub async fn supervise<W: Watcher>(
     mut watcher: W,
     status: Arc<SourceStatus>,
     clock: Arc<dyn Clock>,
-    out: mpsc::Sender<(Source, Update)>,
+    out: mpsc::Sender<(Arc<SourceStatus>, Update)>,
     stop: CancellationToken,
 ) {
     let source = watcher.source();
@@ -110,7 +110,7 @@ pub async fn supervise<W: Watcher>(
                     backoff.reset();
                     status.count_update();
                     report.tell(&status, clock.now());
-                    if out.send((source, update)).await.is_err() {
+                    if out.send((Arc::clone(&status), update)).await.is_err() {
                         return;
                     }
                 }
@@ -204,6 +204,7 @@ mod tests {
     use tracing::instrument::WithSubscriber;
 
     use super::*;
+    use crate::balancer::Source;
 
     const SOURCE: Source = Source::new("scripted");
 
@@ -301,8 +302,8 @@ mod tests {
         status: Arc<SourceStatus>,
         clock: Arc<Paused>,
         asked: Arc<Mutex<Vec<Duration>>>,
-        out: mpsc::Sender<(Source, Update)>,
-        updates: mpsc::Receiver<(Source, Update)>,
+        out: mpsc::Sender<(Arc<SourceStatus>, Update)>,
+        updates: mpsc::Receiver<(Arc<SourceStatus>, Update)>,
         dropped: mpsc::Receiver<()>,
         stop: CancellationToken,
         log: Arc<Mutex<Vec<u8>>>,
@@ -437,7 +438,8 @@ mod tests {
         assert!(asked[8] - asked[7] >= Duration::from_secs(10), "the delays had grown");
         assert_eq!(asked[9], asked[8], "no delay after a success");
         assert!(asked[10] - asked[9] <= Duration::from_millis(380));
-        assert_eq!(stage.updates.recv().await, Some((SOURCE, Update::Synced)));
+        let (status, update) = stage.updates.recv().await.unwrap();
+        assert!(Arc::ptr_eq(&status, &stage.status) && update == Update::Synced);
         assert_eq!((stage.status.updates(), stage.status.errors()["timeout"]), (1, 9));
     }
 
@@ -497,7 +499,8 @@ mod tests {
     async fn synced_is_left_to_the_agent() {
         let mut stage = Stage::new([Step::Say], 1);
         stage.play(Duration::from_secs(1)).await;
-        assert_eq!(stage.updates.recv().await, Some((SOURCE, Update::Synced)));
+        let (status, update) = stage.updates.recv().await.unwrap();
+        assert!(Arc::ptr_eq(&status, &stage.status) && update == Update::Synced);
         assert!(!stage.status.is_synced());
     }
 
