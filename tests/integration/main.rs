@@ -3,7 +3,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::disallowed_methods,
-    reason = "helpers of tests fail the test, measure real time and read the environment"
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test, measure real time, read the environment and print what explains a failure"
 )]
 
 mod consul_watcher;
