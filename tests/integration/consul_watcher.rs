@@ -359,6 +359,21 @@ async fn checks_maintenance_and_weights_are_followed() {
     );
 }
 
+#[tokio::test]
+async fn a_unix_socket_is_as_good_as_a_port() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = format!("unix://{}", directory.path().join("http.sock").display());
+    let consul = Consul::start_with(json!({ "addresses": { "http": format!("127.0.0.1 {socket}") } })).await;
+    consul.register("a", "web", "w1", 80, json!({})).await;
+    let mut settings = Settings::new(socket);
+    settings.datacenter = Some(String::from("dc1"));
+    let mut watched = Watched::new(settings);
+    watched.settled().await;
+    assert_eq!(watched.ids("web"), ["w1@a"]);
+    consul.register("a", "web", "w2", 81, json!({})).await;
+    watched.until(SOON, "a change", |w| w.ids("web").len() == 2).await;
+}
+
 /// Scenario 24.
 #[tokio::test]
 async fn one_id_on_two_nodes_is_two_instances_and_a_node_takes_its_own_along() {
@@ -480,7 +495,8 @@ async fn more_services_than_polls_are_read_in_turn_over_few_connections() {
     watched
         .until(Duration::from_secs(12), "half of them gone", |w| w.view.len() == 15)
         .await;
-    assert!(proxy.most_connections() <= 8 + 8 + 2, "{}", proxy.most_connections());
+    // Requests at once are at most 8 + 4; now and then a connection is made, and then another one comes free first.
+    assert!(proxy.most_connections() <= 8 + 4 + 6, "{}", proxy.most_connections());
     println!(
         "30 services, 8 polls: {} connections at most, {} requests",
         proxy.most_connections(),

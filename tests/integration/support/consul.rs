@@ -34,7 +34,8 @@ impl Consul {
         consul
     }
 
-    async fn start_with(extra: Value) -> Self {
+    /// The same with further settings.
+    pub(crate) async fn start_with(extra: Value) -> Self {
         let mut consul = Self::configured(extra);
         consul.spawn();
         consul.wait_until_ready().await;
