@@ -6,7 +6,7 @@
     clippy::expect_used,
     clippy::disallowed_methods,
     clippy::print_stderr,
-    reason = "tests and their helpers fail the test, measure real time, read the environment and print what explains a failure"
+    reason = "helpers of tests fail the test, measure real time, read the environment and print what explains a failure"
 )]
 
 mod api;
