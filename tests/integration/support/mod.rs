@@ -1,7 +1,12 @@
 //! What the tests stand on: real servers, stand-ins for what real ones cannot be made to do, and waiting with a bound.
 
+pub(crate) mod agent;
 pub(crate) mod consul;
 pub(crate) mod fake_consul;
+pub(crate) mod folder;
+pub(crate) mod http;
+pub(crate) mod load;
+pub(crate) mod metrics;
 pub(crate) mod proxy;
 
 use std::future::Future;
@@ -21,6 +26,18 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
         }
         assert!(started.elapsed() < bound, "not within {bound:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The same for conditions that need no runtime.
+pub(crate) fn until<T>(bound: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(started.elapsed() < bound, "not within {bound:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
