@@ -90,7 +90,8 @@ async fn metrics(State(api): State<Api>, method: Method, uri: Uri) -> Result<Res
     if method == Method::HEAD {
         return Ok(StatusCode::OK.into_response());
     }
-    match api.metrics.encode(&api.directory, api.clock.now()) {
+    let encoded = aside(move || api.metrics.encode(&api.directory, api.clock.now())).await?;
+    match encoded {
         Ok(text) => Ok((
             [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
             text,
@@ -101,6 +102,11 @@ async fn metrics(State(api): State<Api>, method: Method, uri: Uri) -> Result<Res
             Err(ApiError::Internal)
         }
     }
+}
+
+/// Does work that grows with the number of instances where it does not hold up picks.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::Internal)
 }
 
 /// The answer of a handler that panicked. The panic itself is logged by the panic hook.
