@@ -91,18 +91,9 @@ async fn metrics(State(api): State<Api>, method: Method, uri: Uri) -> Result<Res
     if method == Method::HEAD {
         return Ok(content_type.into_response());
     }
-<<<<<<< HEAD
     let encoded = aside(move || api.metrics.encode(&api.directory, api.clock.now())).await?;
     match encoded {
-        Ok(text) => Ok((
-            [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-            text,
-        )
-            .into_response()),
-=======
-    match api.metrics.encode(&api.directory, api.clock.now()) {
         Ok(text) => Ok((content_type, text).into_response()),
->>>>>>> apitests
         Err(error) => {
             tracing::error!(%error, "metrics could not be encoded");
             Err(ApiError::Internal)
