@@ -91,13 +91,19 @@ async fn metrics(State(api): State<Api>, method: Method, uri: Uri) -> Result<Res
     if method == Method::HEAD {
         return Ok(content_type.into_response());
     }
-    match api.metrics.encode(&api.directory, api.clock.now()) {
+    let encoded = aside(move || api.metrics.encode(&api.directory, api.clock.now())).await?;
+    match encoded {
         Ok(text) => Ok((content_type, text).into_response()),
         Err(error) => {
             tracing::error!(%error, "metrics could not be encoded");
             Err(ApiError::Internal)
         }
     }
+}
+
+/// Does work that grows with the number of instances where it does not hold up picks.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::Internal)
 }
 
 /// The answer of a handler that panicked. The panic itself is logged by the panic hook.

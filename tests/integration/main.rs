@@ -6,12 +6,11 @@
     clippy::expect_used,
     clippy::disallowed_methods,
     clippy::print_stderr,
-    reason = "helpers of tests fail the test, measure real time, read the environment and print what explains a failure"
+    reason = "tests and their helpers fail the test, measure real time, read the environment and print what explains a failure"
 )]
 
 mod api;
 mod balancer;
 mod consul_watcher;
 mod house;
-mod lifecycle;
 mod support;

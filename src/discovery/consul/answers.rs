@@ -104,8 +104,8 @@ impl Schedule {
     }
 
     /// Consul as a whole cannot be asked: nothing that is known about indexes holds any more.
+    /// It is counted by whoever is told of it.
     fn broken(&mut self, reason: Reason, detail: String, now: Timestamp) {
-        self.status.count_error(reason.as_str());
         self.trouble = Some(WatchError { reason, detail });
         self.probing = true;
         self.ask_leader_until = None;
