@@ -123,6 +123,7 @@ impl Agent {
             readiness: Arc::new(Readiness::new(clock.now(), config.api.ready_timeout)),
             metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str))?),
         };
+        api.metrics.set_instance_series(config.metrics.instance_series);
         let hosts = AllowedHosts::new(config.api.allowed_hosts.iter().cloned());
         let mut listeners = Vec::new();
         for address in &config.api.listen {
@@ -480,6 +481,7 @@ impl Running {
         }
         self.start_sources(&config.sources)?;
         self.api.directory.configure(config.services.clone());
+        self.api.metrics.set_instance_series(config.metrics.instance_series);
         self.hosts.replace(config.api.allowed_hosts.iter().cloned());
         let mut listed = config.api.listen.clone();
         self.listeners.retain(

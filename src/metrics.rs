@@ -98,7 +98,7 @@ const SOURCE_SYNCED: Series = gauge(
 const SOURCE_AGE: Series = gauge(
     "pickd_source_age_seconds",
     SOURCE,
-    "Seconds since the source's last good answer; +Inf before the first.",
+    "Seconds since the source's last good answer; before the first, since the agent's start.",
 );
 const SOURCE_UPDATES: Series = counter(
     "pickd_source_updates_total",
@@ -228,7 +228,10 @@ impl Metrics {
             table.add(
                 &SOURCE_AGE,
                 &[source],
-                status.age(now).map_or(f64::INFINITY, |age| age.as_secs_f64()),
+                status
+                    .age(now)
+                    .unwrap_or_else(|| now.since(Timestamp::default()))
+                    .as_secs_f64(),
             );
             table.add(&SOURCE_UPDATES, &[source], status.updates() as f64);
             table.add(&SOURCE_HELD, &[source], status.held_removals() as f64);
@@ -381,7 +384,7 @@ mod tests {
             "pickd_pool_instances{service=\"web\",status=\"unknown\"} 2",
             "pickd_pool_instances{service=\"web\",status=\"healthy\"} 0",
             "pickd_source_up{source=\"consul\"} 0",
-            "pickd_source_age_seconds{source=\"consul\"} +Inf",
+            "pickd_source_age_seconds{source=\"consul\"} 0",
             "pickd_source_errors_total{reason=\"denied\",source=\"consul\"} 0",
             "pickd_config_last_reload_successful 1",
             "pickd_convergence_seconds_count 0",
@@ -414,11 +417,11 @@ mod tests {
     #[test]
     fn unknown_names_make_no_series() {
         let directory = directory();
-        for name in ["nobody", "web2"] {
+        for name in ["stranger", "web2"] {
             let _refusal = directory.refuse_unknown(name.parse().unwrap());
         }
         let text = scrape(&Metrics::new([]).unwrap(), &directory);
-        assert!(!text.contains("nobody") && !text.contains("web2"), "{text}");
+        assert!(!text.contains("stranger") && !text.contains("web2"), "{text}");
         // The source has not synced, so that is what the answer was.
         assert!(
             text.lines()

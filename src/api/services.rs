@@ -13,11 +13,16 @@ use crate::balancer::ServiceName;
 /// Every known service, by name.
 pub(super) async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<ServiceList>, ApiError> {
     query::no_parameters(&uri)?;
-    let services = api.directory.services();
-    Ok(Json(ServiceList {
-        services: services.iter().map(|balancer| ServiceSummary::of(balancer)).collect(),
+    let list = move || ServiceList {
+        services: api
+            .directory
+            .services()
+            .iter()
+            .map(|balancer| ServiceSummary::of(balancer))
+            .collect(),
         sources: SourceState::all(&api.directory.sources(), api.clock.now()),
-    }))
+    };
+    Ok(Json(super::aside(list).await?))
 }
 
 /// One service with its instances.

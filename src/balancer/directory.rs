@@ -202,8 +202,7 @@ impl Directory {
                 });
                 continue;
             }
-            let due = balancer.advance(now).into_iter().chain(next).min();
-            next = due.or(next);
+            next = balancer.advance(now).into_iter().chain(next).min();
         }
         next
     }

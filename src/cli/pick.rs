@@ -1,7 +1,7 @@
 //! `pickd pick`: one question to a running agent.
 
 use super::Exit;
-use super::agent_client::{AgentArguments, AgentClient, encoded};
+use super::agent_client::{AgentArguments, AgentClient, AgentError, encoded};
 use super::output::{self, Output, say};
 use crate::balancer::{Address, InstanceId, ServiceName};
 
@@ -44,23 +44,25 @@ pub(super) struct PickArguments {
 }
 
 pub(super) fn execute(arguments: &PickArguments) -> Exit {
-    let answer = AgentClient::new(&arguments.agent).and_then(|client| {
-        let body = client.get(&arguments.path())?;
-        // Scripts connect to what is printed: it had better be an answer to this question.
-        match arguments.output {
-            Output::Text if body.lines().all(|line| line.parse::<Address>().is_ok()) => {}
-            Output::Text => return Err(client.not_an_agent("its answer is not a list of addresses")),
-            Output::Json => client.parsed(&body).map(drop)?,
-        }
-        Ok(body)
-    });
-    match answer {
+    match picked(arguments) {
         Ok(body) => output::data(&body),
         Err(error) => {
             say(&error);
             error.exit()
         }
     }
+}
+
+/// The agent's answer, checked: scripts connect to what is printed.
+pub(super) fn picked(arguments: &PickArguments) -> Result<String, AgentError> {
+    let client = AgentClient::new(&arguments.agent)?;
+    let body = client.get(&arguments.path())?;
+    match arguments.output {
+        Output::Text if body.lines().all(|line| line.parse::<Address>().is_ok()) => {}
+        Output::Text => return Err(client.not_an_agent("its answer is not a list of addresses")),
+        Output::Json => client.parsed(&body).map(drop)?,
+    }
+    Ok(body)
 }
 
 impl PickArguments {

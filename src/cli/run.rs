@@ -93,7 +93,14 @@ pub(crate) struct LogArguments {
     )]
     pub(crate) filter: String,
     /// How to log; auto is human on a terminal, else JSON lines
-    #[arg(long = "log-format", value_name = "FORMAT", env = "PICKD_LOG_FORMAT", hide_env_values = true, value_enum, default_value_t = LogFormat::Auto)]
+    #[arg(
+        long = "log-format",
+        value_name = "FORMAT",
+        env = "PICKD_LOG_FORMAT",
+        hide_env_values = true,
+        value_enum,
+        default_value_t = LogFormat::Auto
+    )]
     pub(crate) format: LogFormat,
 }
 

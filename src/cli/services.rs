@@ -49,7 +49,7 @@ pub(super) fn execute(arguments: &ServicesArguments) -> Exit {
 }
 
 /// What to print, and what to say beside it.
-fn shown(arguments: &ServicesArguments) -> Result<(String, Vec<String>), AgentError> {
+pub(super) fn shown(arguments: &ServicesArguments) -> Result<(String, Vec<String>), AgentError> {
     let client = AgentClient::new(&arguments.agent)?;
     let path = match &arguments.service {
         Some(service) => format!("/services/{}", encoded(service.as_str())),
@@ -59,8 +59,8 @@ fn shown(arguments: &ServicesArguments) -> Result<(String, Vec<String>), AgentEr
     let answer = client.parsed(&body)?;
     Ok(match (arguments.output, &arguments.service) {
         (Output::Json, _) => (body, Vec::new()),
-        (Output::Text, Some(_)) => (instances(&answer), Vec::new()),
-        (Output::Text, None) => (services(&answer), sources(&answer)),
+        (Output::Text, Some(_)) => (instances(&answer), troubles(&answer["source_states"])),
+        (Output::Text, None) => (services(&answer), troubles(&answer["sources"])),
     })
 }
 
@@ -112,7 +112,7 @@ fn instances(answer: &Value) -> String {
             [
                 id.clone(),
                 text(&instance["address"]),
-                text(&instance["status"]),
+                status(instance),
                 text(&instance["weight"]),
                 instance["effective_weight"]
                     .as_f64()
@@ -134,8 +134,8 @@ fn instances(answer: &Value) -> String {
 }
 
 /// One line for each source that is not as it should be.
-fn sources(answer: &Value) -> Vec<String> {
-    list(&answer["sources"]).filter_map(trouble).collect()
+fn troubles(sources: &Value) -> Vec<String> {
+    list(sources).filter_map(trouble).collect()
 }
 
 fn trouble(source: &Value) -> Option<String> {
@@ -157,6 +157,14 @@ fn trouble(source: &Value) -> Option<String> {
         facts.push(format!("{held} removals held back"));
     }
     (!facts.is_empty()).then(|| format!("source {name}: {}", facts.join(", ")))
+}
+
+/// The status, and why it cannot be picked.
+fn status(instance: &Value) -> String {
+    match (text(&instance["status"]), text(&instance["reason"])) {
+        (status, reason) if reason.is_empty() => status,
+        (status, reason) => format!("{status} ({reason})"),
+    }
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
@@ -182,7 +190,11 @@ fn two_digits(number: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
+/// Nothing for 0, which says that nobody has reported any.
 fn milliseconds(seconds: f64) -> String {
+    if seconds == 0.0 {
+        return String::new();
+    }
     format!("{:.1}ms", seconds * 1_000.0)
 }
 
@@ -209,7 +221,7 @@ mod tests {
              user-service  round_robin          2      3      1200       3  consul,file\n\
              a             random               -      -         -       -  -\n"
         );
-        assert!(sources(&answer).is_empty());
+        assert!(troubles(&answer["sources"]).is_empty());
     }
 
     #[test]
@@ -218,14 +230,14 @@ mod tests {
             "user-1@node-a": {"address": "10.0.0.1:80", "status": "healthy", "weight": 2, "effective_weight": 2.0,
                 "total_requests": 10, "failed_requests": 0, "average_response_time": 0.01234, "active_connections": 1,
                 "tags": ["v1", "eu"], "metadata": {}, "source": "consul", "layers": {}},
-            "user-2@node-a": {"address": "10.0.0.2:80", "status": "degraded", "weight": 1, "effective_weight": 0.25,
+            "user-2@node-a": {"address": "10.0.0.2:80", "status": "unhealthy", "reason": "critical", "weight": 1, "effective_weight": 0.25,
                 "average_response_time": null, "tags": []},
         }});
         assert_eq!(
             instances(&answer),
-            "ID             ADDRESS      STATUS    WEIGHT  EFFECTIVE  REQUESTS  FAILED  ACTIVE  AVERAGE  SOURCE  TAGS\n\
-             user-1@node-a  10.0.0.1:80  healthy        2          2        10       0       1   12.3ms  consul  v1,eu\n\
-             user-2@node-a  10.0.0.2:80  degraded       1       0.25         -       -       -        -  -       -\n"
+            "ID             ADDRESS      STATUS                WEIGHT  EFFECTIVE  REQUESTS  FAILED  ACTIVE  AVERAGE  SOURCE  TAGS\n\
+             user-1@node-a  10.0.0.1:80  healthy                    2          2        10       0       1   12.3ms  consul  v1,eu\n\
+             user-2@node-a  10.0.0.2:80  unhealthy (critical)       1       0.25         -       -       -        -  -       -\n"
         );
     }
 
@@ -246,7 +258,7 @@ mod tests {
             {"source": "file", "up": true, "synced": true, "last_error": "long ago"},
         ]});
         assert_eq!(
-            sources(&answer),
+            troubles(&answer["sources"]),
             [
                 "source consul: away for 12 s, connection refused, 3 removals held back",
                 "source etcd: not synced yet",

@@ -26,11 +26,12 @@ use toml::Spanned;
 use crate::balancer::{Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, ServiceConfigs};
 use crate::discovery::{consul, etcd};
 use crate::http_client::Tls;
+use crate::metrics::INSTANCE_SERIES;
 
 pub use address::{ConsulAddress, EtcdAddress, InvalidAddress, listen};
 pub use error::{ConfigError, Place, Refusal};
 
-use raw::{RawApi, RawBalancer, RawConfig, RawConsul, RawDuration, RawFile};
+use raw::{RawApi, RawBalancer, RawConfig, RawConsul, RawDuration, RawFile, RawMetrics};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -48,6 +49,8 @@ pub struct Config {
     /// Where instances come from: at least one, each kind at most once, in order of priority. That is their order in the file;
     /// for those that flags add, Consul before etcd before files.
     pub sources: Vec<SourceConfig>,
+    /// What `/metrics` tells.
+    pub metrics: MetricsConfig,
     /// How services are balanced: by the defaults, or as configured one by one; what those leave out is taken from the
     /// defaults already.
     pub services: ServiceConfigs,
@@ -63,6 +66,14 @@ pub struct ApiConfig {
     pub allowed_hosts: Vec<String>,
     /// After this time one synced source is enough to be ready.
     pub ready_timeout: Duration,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MetricsConfig {
+    /// Instances that get series of their own, 0..=100,000; 0 turns those series off.
+    pub instance_series: usize,
 }
 
 /// One registry.
@@ -178,6 +189,7 @@ impl Config {
             ConfigError::Refused(std::mem::take(&mut checker.refusals))
         })?;
 
+        let metrics = checker.metrics(&raw.metrics);
         let api = checker.api(&raw.api, &layers.overrides);
         let sources = checker.sources(&raw, layers);
         let mut defaults = checker.balancer("defaults", &raw.defaults, LoadBalancerConfig::default());
@@ -208,6 +220,7 @@ impl Config {
         Ok(Self {
             api,
             sources,
+            metrics,
             services: ServiceConfigs { defaults, services },
         })
     }
@@ -329,6 +342,23 @@ impl Checker<'_> {
             allowed_hosts,
             ready_timeout,
         }
+    }
+
+    fn metrics(&mut self, raw: &RawMetrics) -> MetricsConfig {
+        let mut instance_series = INSTANCE_SERIES;
+        if let Some(written) = &raw.instance_series {
+            match usize::try_from(*written.get_ref()) {
+                Ok(most @ 0..=100_000) => instance_series = most,
+                _ => {
+                    let found = written.get_ref();
+                    self.refuse(
+                        written.span(),
+                        format!("metrics.instance_series {found}: expected 0 (off) to 100000"),
+                    );
+                }
+            }
+        }
+        MetricsConfig { instance_series }
     }
 
     fn sources(&mut self, raw: &RawConfig, layers: &Layers) -> Vec<SourceConfig> {

@@ -18,6 +18,8 @@ pub(super) struct RawConfig {
     pub(super) etcd: Option<Spanned<RawEtcd>>,
     pub(super) file: Option<Spanned<RawFile>>,
     #[serde(default)]
+    pub(super) metrics: RawMetrics,
+    #[serde(default)]
     pub(super) defaults: RawBalancer,
     #[serde(default)]
     pub(super) services: BTreeMap<Spanned<String>, RawBalancer>,
@@ -83,6 +85,13 @@ pub(super) struct RawPrefix {
 pub(super) struct RawFile {
     pub(super) path: Spanned<String>,
     pub(super) required: Option<bool>,
+}
+
+/// `[metrics]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawMetrics {
+    pub(super) instance_series: Option<Spanned<i64>>,
 }
 
 /// `[defaults]` and `[services.<name>]`

@@ -277,6 +277,10 @@ fn settings_of_the_api_are_checked() {
             "p.toml:2:18: api.allowed_hosts: host \"a:80\": expected an IP address or a host name, without a port",
         ),
         (
+            "[metrics]\ninstance_series = -1",
+            "p.toml:2:19: metrics.instance_series -1: expected 0 (off) to 100000",
+        ),
+        (
             "[api]\nready_timeout = \"25h\"",
             "p.toml:2:17: api.ready_timeout \"25h\": expected 0s to 24h",
         ),
