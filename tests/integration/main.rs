@@ -12,7 +12,11 @@
 mod api;
 mod balancer;
 mod consul_watcher;
+mod etcd_faults;
 mod etcd_registry;
+mod etcd_scale;
+mod etcd_secured;
 mod house;
 mod lifecycle;
 mod support;
+mod two_registries;

@@ -1,6 +1,7 @@
 //! Real etcd servers of their own for each test, on 127.0.0.1, with data directories that outlive the processes.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -282,6 +283,25 @@ impl Etcd {
 
     pub(crate) fn delete(&self, key: &str) {
         self.ctl(["del", key]);
+    }
+
+    /// Gives a user another password.
+    pub(crate) fn change_password(&self, user: &str, password: &str) {
+        let mut child = etcdctl()
+            .args(["--endpoints", &self.urls()])
+            .args(&self.credentials)
+            .args(["user", "passwd", user, "--interactive=false"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(format!("{password}\n").as_bytes())
+            .unwrap();
+        assert!(child.wait().unwrap().success());
     }
 
     /// A client of its own, and where to run it.
