@@ -329,7 +329,7 @@ fn scenario_33_large_values_are_caught_up_with_after_a_cut_and_after_a_stall() {
     let left: Vec<&str> = expected.iter().skip(1).map(String::as_str).collect();
     until_picked(&agent, "web", &left, SOON);
     oracle.remove(&address("a"));
-    picker.stop().check("large values", 300);
+    picker.stop().check("large values", 150);
 }
 
 #[test]

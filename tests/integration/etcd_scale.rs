@@ -78,7 +78,7 @@ fn scenario_33_a_hundred_thousand_keys_are_listed_page_by_page() {
 #[test]
 fn scenario_40_ten_thousand_puts_end_in_the_exact_state() {
     const PUTS: usize = 10_000;
-    const KEYS: usize = 200;
+    const KEYS: usize = 256;
     let etcd = Etcd::start();
     etcd.put("/services/web/steady", "10.9.9.9:80");
     let agent = Agent::run(["--etcd", &etcd.url(0)]).ready();
@@ -88,24 +88,12 @@ fn scenario_40_ten_thousand_puts_end_in_the_exact_state() {
     }
     let picker = Picker::start(agent.address, "/pick/web", 300, &oracle);
     let before = agent.resident_bytes();
-    let (client, runtime) = etcd.client();
+    let pairs: Vec<_> = (0..PUTS)
+        .map(|number| (format!("/services/web/{}", number % KEYS), address(number)))
+        .collect();
     let started = Instant::now();
-    runtime.block_on(async {
-        let writers: Vec<_> = (0..50)
-            .map(|writer| {
-                let mut client = client.clone();
-                tokio::spawn(async move {
-                    for number in (writer..PUTS).step_by(50) {
-                        let key = format!("/services/web/{}", number % KEYS);
-                        client.put(key, address(number), None).await.unwrap();
-                    }
-                })
-            })
-            .collect();
-        for writer in writers {
-            writer.await.unwrap();
-        }
-    });
+    // In transactions of a hundred: one by one, the disk would be what is measured.
+    etcd.put_many(&pairs);
     let took = started.elapsed();
     let put = Instant::now();
     let expected: BTreeMap<String, String> = (PUTS - KEYS..PUTS)
@@ -129,10 +117,10 @@ fn scenario_40_ten_thousand_puts_end_in_the_exact_state() {
         "{PUTS} puts in {took:.1?}: exact {behind:.1?} after the last, {updates} updates, {views} views, {grown} KiB more"
     );
     // One every 50 ms, and some at either end.
-    let most = took.as_millis() as f64 / 50.0 + 25.0;
+    let most = (took + behind).as_millis() as f64 / 50.0 + 5.0;
     assert!(updates <= most, "{updates} updates");
     assert!(views as f64 <= most && grown < 64 << 10);
-    picker.stop().check("ten thousand puts", 300);
+    picker.stop().check("ten thousand puts", 50);
 }
 
 fn address(number: usize) -> String {

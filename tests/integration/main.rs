@@ -12,6 +12,7 @@
 mod api;
 mod balancer;
 mod consul_watcher;
+mod etcd_docs;
 mod etcd_faults;
 mod etcd_registry;
 mod etcd_scale;

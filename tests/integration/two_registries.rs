@@ -12,6 +12,9 @@ use crate::support::load::{Oracle, Picker};
 use crate::support::pool::until_picked;
 use crate::support::until;
 
+/// Consul's word that a service is gone altogether is held for a while.
+const LATER: Duration = Duration::from_secs(45);
+
 fn beside(consul: &Consul, etcd: &Etcd) -> Agent {
     let consul = consul.address();
     Agent::run(["--consul", &consul, "--etcd", &etcd.urls()]).ready()
@@ -44,7 +47,7 @@ fn until_provenance(agent: &Agent, expected: &[(&str, &[&str])]) {
         .iter()
         .map(|(address, sources)| ((*address).to_owned(), sources.iter().map(ToString::to_string).collect()))
         .collect();
-    until(SOON, &format!("{expected:?}"), || {
+    until(LATER, &format!("{expected:?}"), || {
         (provenance(agent) == expected).then_some(())
     });
 }
