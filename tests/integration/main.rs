@@ -13,4 +13,5 @@ mod api;
 mod balancer;
 mod consul_watcher;
 mod house;
+mod lifecycle;
 mod support;
