@@ -82,13 +82,18 @@ fn rows<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
         .split_once(&format!("\n{heading}\n"))
         .unwrap_or_else(|| panic!("no heading {heading:?}"))
         .1;
+    // A comment in a block of code is no heading.
+    let mut in_code = false;
     let rows = section
         .lines()
-        .take_while(|line| !line.starts_with('#'))
+        .take_while(|line| {
+            in_code ^= line.starts_with("```");
+            in_code || !line.starts_with('#')
+        })
         .filter(|line| line.starts_with('|'));
-    // Head and rule of a table are no rows: neither quotes anything in its first cell.
-    rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect::<Vec<_>>())
-        .filter(|cells| cells.iter().any(|cell| cell.contains('`')))
+    // Head and rule of a table are no rows: neither quotes anything.
+    rows.filter(|row| row.contains('`'))
+        .map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
         .collect()
 }
 
@@ -209,15 +214,12 @@ fn every_variable_and_flag_is_documented_and_every_documented_one_is_one() {
     }
     assert_eq!(variables(&read("docs/configuration.md")), known);
 
-    let flags: BTreeSet<String> = rows(
-        &read("docs/configuration.md"),
-        "## Flags and variables of `pickd run`",
-    )
-    .iter()
-    .filter_map(|cells| quoted(cells[0]).next()?.split(' ').next())
-    .filter(|word| word.starts_with("--"))
-    .map(str::to_owned)
-    .collect();
+    let flags: BTreeSet<String> = rows(&read("docs/configuration.md"), "## Flags and variables of `pickd run`")
+        .iter()
+        .filter_map(|cells| quoted(cells[0]).next()?.split(' ').next())
+        .filter(|word| word.starts_with("--"))
+        .map(str::to_owned)
+        .collect();
     let known: BTreeSet<String> = help("run")
         .split_whitespace()
         .filter(|word| word.starts_with("--"))
@@ -274,7 +276,11 @@ async fn every_documented_route_is_one_and_every_route_is_documented() {
             documented.insert(path.to_owned());
             for prefix in ["", "/v1"] {
                 let path = format!("{prefix}{}", path.replace("{service}", "web"));
-                let request = Request::builder().method(method).uri(&path).body(Body::empty()).unwrap();
+                let request = Request::builder()
+                    .method(method)
+                    .uri(&path)
+                    .body(Body::empty())
+                    .unwrap();
                 let response = api().router(None).oneshot(request).await.unwrap();
                 assert_eq!(response.status(), 200, "{page}: {method} {path}");
             }
@@ -330,7 +336,11 @@ fn every_series_is_documented_with_its_type_and_labels() {
             && let Some((_, own)) = found.get_mut(name)
         {
             let labels = labels.split_once('}').unwrap().0;
-            own.extend(labels.split(',').map(|label| label.split_once('=').unwrap().0.to_owned()));
+            own.extend(
+                labels
+                    .split(',')
+                    .map(|label| label.split_once('=').unwrap().0.to_owned()),
+            );
         }
     }
     let (mut documented, mut of_process) = (BTreeMap::new(), BTreeSet::new());
@@ -413,8 +423,9 @@ fn command_lines() -> Vec<(String, Vec<String>)> {
         if !matches!(language.as_str(), "sh" | "console") {
             continue;
         }
-        for line in text.lines() {
-            let line = line.strip_prefix("$ ").unwrap_or(line);
+        // On a console, what is typed comes behind a prompt, and the rest is output.
+        let prompt = if language == "console" { "$ " } else { "" };
+        for line in text.lines().filter_map(|line| line.strip_prefix(prompt)) {
             let line = line.split(" #").next().unwrap_or_default().trim();
             let arguments = line
                 .strip_prefix("pickd ")
@@ -434,7 +445,10 @@ fn every_command_is_one_with_flags_that_exist() {
     for (page, arguments) in lines {
         let command = &arguments[0];
         if command.starts_with("--") {
-            assert!(pickd().arg(command).output().unwrap().status.success(), "{page}: {command}");
+            assert!(
+                pickd().arg(command).output().unwrap().status.success(),
+                "{page}: {command}"
+            );
             continue;
         }
         let help = help(command);
@@ -459,11 +473,7 @@ fn the_readmes_files_are_right_and_its_commands_run() {
     let mut run = BTreeSet::new();
     for (page, arguments) in command_lines() {
         if page == "README.md" && matches!(arguments[0].as_str(), "--help" | "check") {
-            let output = pickd()
-                .args(&arguments)
-                .current_dir(folder.path())
-                .output()
-                .unwrap();
+            let output = pickd().args(&arguments).current_dir(folder.path()).output().unwrap();
             assert!(output.status.success(), "{arguments:?}: {}", text(&output));
             run.insert(arguments[0].clone());
         }
@@ -535,7 +545,11 @@ fn the_examples_run_on_the_core_alone_and_print_what_they_promise() {
         ),
         (
             "microservices",
-            &["=== Order 10 ===", "Total instances: 7", "  Strategy: least_response_time"],
+            &[
+                "=== Order 10 ===",
+                "Total instances: 7",
+                "  Strategy: least_response_time",
+            ],
         ),
     ] {
         let output = Command::new(env!("CARGO"))
@@ -547,7 +561,10 @@ fn the_examples_run_on_the_core_alone_and_print_what_they_promise() {
         let printed = text(&output);
         assert!(output.status.success(), "{name}: {printed}");
         for line in lines {
-            assert!(printed.lines().any(|found| found == *line), "{name}: {line:?} in\n{printed}");
+            assert!(
+                printed.lines().any(|found| found == *line),
+                "{name}: {line:?} in\n{printed}"
+            );
         }
     }
 }

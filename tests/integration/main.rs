@@ -12,5 +12,6 @@
 mod api;
 mod balancer;
 mod consul_watcher;
+mod documentation;
 mod house;
 mod support;
