@@ -12,6 +12,7 @@
 mod api;
 mod balancer;
 mod consul_watcher;
+mod documentation;
 mod house;
 mod lifecycle;
 mod support;

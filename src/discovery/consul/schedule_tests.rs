@@ -169,6 +169,7 @@ fn the_catalog_is_tried_alone_until_it_answers() {
     let read = desk.open[0].clone();
     desk.fail(&read, Reason::Unreachable);
     assert_eq!(desk.schedule.trouble.take().unwrap().reason, Reason::Unreachable);
+    assert!(desk.schedule.status.errors().is_empty(), "counted by who is told of it");
     desk.pass(Duration::from_secs(1));
     assert_eq!(desk.open.iter().map(target).collect::<Vec<_>>(), [""]);
     assert_eq!(desk.news(), []);
