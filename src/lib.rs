@@ -44,9 +44,9 @@
 //!   never see half of two views.
 //! - **Live state belongs to the address.** In flight, response time and counters outlive views, weight changes, another strategy,
 //!   and a registration that goes and comes back. Identity (the place on a ring) belongs to the id.
-//! - **Nothing empties a pool but a registry that is believed.** One that is away, knows no leader or has just come back takes nothing
-//!   away, or not at once: its word is held, for a bounded time, and its age is on show. Unknown, empty, none available and not
-//!   synced are four answers ([`PickError`]).
+//! - **Nothing empties a pool but a registry that is believed.** One that is away or knows no leader takes nothing away; one that
+//!   has just come back, not at once: what it lacks is held, for a bounded time. The age of its word is on show. Unknown, empty,
+//!   none available and not synced are four answers ([`PickError`]).
 //! - **Values are valid.** A [`Weight`], a [`ServiceName`], a configuration that exists is in range; what is refused is refused at the
 //!   edge, with its place.
 //! - **Constructors start nothing.** Tasks belong to the agent, which stops and joins them.
