@@ -19,6 +19,8 @@ use pickd::{
 };
 use tower::ServiceExt;
 
+use crate::support::agent::pickd;
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -112,10 +114,6 @@ fn known_keys(table: &str) -> BTreeSet<String> {
     // The line itself is quoted below the message.
     let expected = expected.lines().next().unwrap_or_default();
     quoted(expected).map(str::to_owned).collect()
-}
-
-fn pickd() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_pickd"))
 }
 
 fn text(output: &Output) -> String {
