@@ -12,6 +12,7 @@
 mod agent_consul;
 mod api;
 mod balancer;
+mod command_line;
 mod consul_watcher;
 mod house;
 mod lifecycle;
