@@ -181,6 +181,14 @@ impl Agent {
         self
     }
 
+    /// Waits until a pick of the service succeeds, and gives the answer.
+    pub(crate) fn picks(&self, service: &str) -> Value {
+        until(SOON, &format!("a pick of {service}"), || {
+            let answer = self.get(&format!("/pick/{service}"));
+            (answer.status == 200).then(|| answer.json())
+        })
+    }
+
     /// The value of one series, if it exists: `name{label="value"}`.
     pub(crate) fn metric(&self, series: &str) -> Option<f64> {
         let (wanted, text) = (Series::parse(series), self.get("/metrics"));
