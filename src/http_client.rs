@@ -34,6 +34,14 @@ pub enum HttpError {
     /// The TLS settings do not fit together.
     #[error("TLS settings: {0}")]
     Tls(#[from] rustls::Error),
+    /// An address that cannot be asked.
+    #[error("address {address:?}: {detail}")]
+    Address {
+        /// The address as it was given, without credentials.
+        address: String,
+        /// What would do.
+        detail: &'static str,
+    },
     /// reqwest refused to build the client, or the transfer broke off.
     #[error(transparent)]
     Request(#[from] reqwest::Error),
@@ -51,7 +59,16 @@ pub enum HttpError {
 ///
 /// When a certificate or key file cannot be used. Missing system CA certificates are no error: then only plain HTTP works.
 pub fn client(connect_timeout: Duration, tls: &Tls) -> Result<reqwest::Client, HttpError> {
-    let client = reqwest::Client::builder()
+    Ok(builder(connect_timeout, tls)?.build()?)
+}
+
+/// The same before it is built, for those who add to it (a Unix socket, more idle connections).
+///
+/// # Errors
+///
+/// When a certificate or key file cannot be used.
+pub fn builder(connect_timeout: Duration, tls: &Tls) -> Result<reqwest::ClientBuilder, HttpError> {
+    Ok(reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(connect_timeout)
@@ -59,9 +76,16 @@ pub fn client(connect_timeout: Duration, tls: &Tls) -> Result<reqwest::Client, H
         .tcp_keepalive(Duration::from_secs(15))
         .pool_max_idle_per_host(8)
         .user_agent(concat!("pickd/", env!("CARGO_PKG_VERSION")))
-        .tls_backend_preconfigured(tls_config(tls)?)
-        .build()?;
-    Ok(client)
+        .tls_backend_preconfigured(tls_config(tls)?))
+}
+
+/// Whether TLS material can be used, for those who hand the files on to another library.
+///
+/// # Errors
+///
+/// When a certificate or key file cannot be used.
+pub fn check(tls: &Tls) -> Result<(), HttpError> {
+    tls_config(tls).map(drop)
 }
 
 fn tls_config(tls: &Tls) -> Result<rustls::ClientConfig, HttpError> {

@@ -106,19 +106,25 @@ impl Directory {
         self.sources.store(Arc::new(sources));
     }
 
-    /// Why there is no pick for a service that is not known, counted. Names of unknown services are not kept.
+    /// Why a service is not known: it may only be that a source has not told of it yet.
+    #[must_use]
+    pub fn why_unknown(&self, service: ServiceName) -> PickError {
+        match self.sources.load().waiting_for(service.as_str()) {
+            Some(waiting_for) => PickError::NotSynced { service, waiting_for },
+            None => PickError::Unknown { service },
+        }
+    }
+
+    /// Why there is no pick for a service that is not known, counted. The name is not kept.
     #[must_use]
     pub fn refuse_unknown(&self, service: ServiceName) -> PickError {
-        match self.sources.load().waiting_for(service.as_str()) {
-            Some(waiting_for) => {
-                self.unknown_not_synced.fetch_add(1, Ordering::Relaxed);
-                PickError::NotSynced { service, waiting_for }
-            }
-            None => {
-                self.unknown.fetch_add(1, Ordering::Relaxed);
-                PickError::Unknown { service }
-            }
-        }
+        let error = self.why_unknown(service);
+        let counter = match error {
+            PickError::NotSynced { .. } => &self.unknown_not_synced,
+            _ => &self.unknown,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        error
     }
 
     /// Chooses an instance of a known service. A refusal is counted, and is [`PickError::NotSynced`] while a service is empty
@@ -196,8 +202,7 @@ impl Directory {
                 });
                 continue;
             }
-            let due = balancer.advance(now).into_iter().chain(next).min();
-            next = due.or(next);
+            next = balancer.advance(now).into_iter().chain(next).min();
         }
         next
     }

@@ -1,1 +1,550 @@
-//! Being written.
+//! Several registries, one view of each service.
+//!
+//! ```text
+//!   consul  a@10.0.0.1  passing  ──┐             a@10.0.0.1  weight, tags ... of consul, status of both
+//!   etcd    x@10.0.0.1  unknown  ──┼─ desired ─► a~etcd@10.0.0.2
+//!   etcd    a@10.0.0.2  unknown  ──┘
+//! ```
+//!
+//! - **One address is one instance**, however often it is listed. The first source in priority that lists it gives id, weight,
+//!   tags and metadata; within a source, the first by id. It leaves with the last listing: nginx-upsync drops a server when one
+//!   of two registrations of it goes, and that is the mistake to avoid.
+//! - **An id is used once.** The same id at another address, from a later source, gets `~<source>` behind it.
+//! - **Status**: maintenance anywhere wins, for an operator said so; `unknown` is no opinion; else the first opinion in order of
+//!   priority, and that of a stale source only where no other has one.
+//! - **Provenance**: an instance names every source that lists its address, the one that gave its attributes first.
+//! - **A stale source keeps its vote**: what it listed last stays listed until it says otherwise.
+//!
+//! Pure, and a function of what is listed now: the order in which it came to be so leaves no trace. Instances are shared with
+//! the [`guard`](super::guard), not copied, unless an id, a status or the list of sources has to be changed. Does not know what changed (the core's
+//! `diff` finds that) and why a source is stale.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::balancer::{Address, InstanceId, RegistryStatus, ServiceInstance, ServiceName, Source};
+
+/// The instances of one service as one source lists them, shared between those who look at them.
+pub type Instances = Arc<[Arc<ServiceInstance>]>;
+
+/// What every source lists.
+#[derive(Debug)]
+pub struct Merge {
+    priority: Vec<Source>,
+    stale: Vec<Source>,
+    services: HashMap<ServiceName, Vec<Listing>>,
+}
+
+/// One source's listing of one service.
+#[derive(Debug)]
+struct Listing {
+    source: Source,
+    instances: Instances,
+}
+
+/// All that is said about one address.
+struct Entry<'a> {
+    registration: &'a Arc<ServiceInstance>,
+    registered_by: Source,
+    also_in: Vec<Source>,
+    status: StatusVote,
+}
+
+impl Merge {
+    /// Knows no service yet. A source that is not in `priority` comes after those that are.
+    #[must_use]
+    pub fn new(priority: Vec<Source>) -> Self {
+        Self {
+            priority,
+            stale: Vec::new(),
+            services: HashMap::new(),
+        }
+    }
+
+    /// This source lists these instances of the service, and no others. None at all is a listing too: the service is known.
+    pub fn set(&mut self, source: Source, service: &ServiceName, instances: impl Into<Instances>) {
+        let instances = instances.into();
+        let rank = rank(&self.priority, source);
+        match self.services.get_mut(service) {
+            None => {
+                self.services
+                    .insert(service.clone(), vec![Listing { source, instances }]);
+            }
+            Some(listings) => {
+                match listings.binary_search_by_key(&rank, |listing| self::rank(&self.priority, listing.source)) {
+                    Ok(found) => listings[found].instances = instances,
+                    Err(place) => listings.insert(place, Listing { source, instances }),
+                }
+            }
+        }
+    }
+
+    /// This source does not list the service any more.
+    pub fn remove(&mut self, source: Source, service: &ServiceName) {
+        if let Some(listings) = self.services.get_mut(service) {
+            listings.retain(|listing| listing.source != source);
+            if listings.is_empty() {
+                self.services.remove(service);
+            }
+        }
+    }
+
+    /// Forgets a source that is no longer configured. Returns the services it listed.
+    pub fn remove_source(&mut self, source: Source) -> Vec<ServiceName> {
+        self.stale.retain(|stale| *stale != source);
+        let listed = self.listed_by(source, |_| true);
+        for service in &listed {
+            self.remove(source, service);
+        }
+        listed
+    }
+
+    /// Says whether a source is away at present. Returns the services whose view may be another one now.
+    pub fn set_stale(&mut self, source: Source, stale: bool) -> Vec<ServiceName> {
+        if self.stale.contains(&source) == stale {
+            return Vec::new();
+        }
+        if stale {
+            self.stale.push(source);
+        } else {
+            self.stale.retain(|other| *other != source);
+        }
+        // A source that is alone is the best there is, stale or not.
+        self.listed_by(source, |listings| listings.len() > 1)
+    }
+
+    /// Takes another order of priority. Returns the services whose view may be another one now.
+    pub fn set_priority(&mut self, priority: Vec<Source>) -> Vec<ServiceName> {
+        if self.priority == priority {
+            return Vec::new();
+        }
+        self.priority = priority;
+        let mut reordered = Vec::new();
+        for (service, listings) in &mut self.services {
+            if listings.len() > 1 {
+                listings.sort_by_key(|listing| rank(&self.priority, listing.source));
+                reordered.push(service.clone());
+            }
+        }
+        reordered
+    }
+
+    /// The services that this source lists.
+    #[must_use]
+    pub fn services_of(&self, source: Source) -> Vec<ServiceName> {
+        self.listed_by(source, |_| true)
+    }
+
+    /// Every service that some source lists, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.services.keys()
+    }
+
+    /// Whether some source lists the service, with or without instances.
+    #[must_use]
+    pub fn is_listed(&self, service: &ServiceName) -> bool {
+        self.services.contains_key(service)
+    }
+
+    /// The service as all sources together have it, by id: each address once, each id once.
+    #[must_use]
+    pub fn desired(&self, service: &ServiceName) -> Vec<Arc<ServiceInstance>> {
+        let entries = self.entries(service);
+        let mut taken: HashSet<InstanceId> = HashSet::with_capacity(entries.len());
+        let mut desired: Vec<_> = entries
+            .into_iter()
+            .map(|entry| {
+                let registered = entry.registration;
+                let id = free_id(registered, entry.registered_by, &taken);
+                taken.insert(id.clone());
+                let status = entry.status.verdict();
+                if id == *registered.id() && status == registered.registry_status() && entry.also_in.is_empty() {
+                    Arc::clone(registered)
+                } else {
+                    let merged = ServiceInstance::clone(registered).with_id(id).with_status(status);
+                    Arc::new(merged.with_other_sources(entry.also_in))
+                }
+            })
+            .collect();
+        desired.sort_unstable_by(|a, b| a.id().cmp(b.id()));
+        desired
+    }
+
+    fn listed_by(&self, source: Source, also: impl Fn(&[Listing]) -> bool) -> Vec<ServiceName> {
+        self.services
+            .iter()
+            .filter(|(_, listings)| listings.iter().any(|listing| listing.source == source) && also(listings))
+            .map(|(service, _)| service.clone())
+            .collect()
+    }
+
+    /// One entry an address, in the order in which they may choose their ids: by priority, then id, then address.
+    fn entries(&self, service: &ServiceName) -> Vec<Entry<'_>> {
+        let mut entries: Vec<Entry<'_>> = Vec::new();
+        let mut by_address: HashMap<&Address, usize> = HashMap::new();
+        for listing in self.services.get(service).into_iter().flatten() {
+            let is_stale = self.stale.contains(&listing.source);
+            let mut instances: Vec<_> = listing.instances.iter().collect();
+            instances.sort_by(|a, b| (a.id(), a.address()).cmp(&(b.id(), b.address())));
+            for instance in instances {
+                let place = *by_address.entry(instance.address()).or_insert(entries.len());
+                if place == entries.len() {
+                    entries.push(Entry {
+                        registration: instance,
+                        registered_by: listing.source,
+                        also_in: Vec::new(),
+                        status: StatusVote::default(),
+                    });
+                }
+                if let Some(entry) = entries.get_mut(place) {
+                    if listing.source != *entry.also_in.last().unwrap_or(&entry.registered_by) {
+                        entry.also_in.push(listing.source);
+                    }
+                    entry.status.add(instance.registry_status(), is_stale);
+                }
+            }
+        }
+        entries
+    }
+}
+
+/// Sources in order of priority, the rest behind them by name.
+fn rank(priority: &[Source], source: Source) -> (usize, Source) {
+    let place = priority.iter().position(|other| *other == source);
+    (place.unwrap_or(priority.len()), source)
+}
+
+/// The opinions on one address, given in order of priority.
+#[derive(Default)]
+struct StatusVote {
+    maintenance: bool,
+    fresh: Option<RegistryStatus>,
+    stale: Option<RegistryStatus>,
+}
+
+impl StatusVote {
+    fn add(&mut self, status: RegistryStatus, is_stale: bool) {
+        match status {
+            RegistryStatus::Unknown => {}
+            RegistryStatus::Maintenance => self.maintenance = true,
+            opinion if is_stale => self.stale = self.stale.or(Some(opinion)),
+            opinion => self.fresh = self.fresh.or(Some(opinion)),
+        }
+    }
+
+    fn verdict(&self) -> RegistryStatus {
+        match self {
+            Self { maintenance: true, .. } => RegistryStatus::Maintenance,
+            Self { fresh, stale, .. } => fresh.or(*stale).unwrap_or_default(),
+        }
+    }
+}
+
+/// The instance's own id if it is free, else `<id>~<source>`. Should even that be taken, or too long: its address, which no
+/// other instance of the view has, and a number behind it.
+fn free_id(instance: &ServiceInstance, source: Source, taken: &HashSet<InstanceId>) -> InstanceId {
+    let own = instance.id();
+    if !taken.contains(own) {
+        return own.clone();
+    }
+    let numbered = (2u64..).map(|number| format!("{}~{source}~{number}", instance.address()));
+    [format!("{own}~{source}"), format!("{}~{source}", instance.address())]
+        .into_iter()
+        .chain(numbered)
+        .filter_map(|text| text.parse::<InstanceId>().ok())
+        .find(|id| !taken.contains(id))
+        .unwrap_or_else(|| own.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::balancer::Weight;
+
+    const CONSUL: Source = Source::new("consul");
+    const ETCD: Source = Source::new("etcd");
+    const FILE: Source = Source::new("file");
+    const ALL: [Source; 3] = [CONSUL, ETCD, FILE];
+
+    fn web() -> ServiceName {
+        "web".parse().unwrap()
+    }
+
+    /// `id@host status`; the status may be left out.
+    fn instances(list: &[&str]) -> Vec<Arc<ServiceInstance>> {
+        list.iter()
+            .map(|text| {
+                let (name, status) = text.split_once(' ').unwrap_or((text, "unknown"));
+                let (id, host) = name.split_once('@').unwrap();
+                let status = [
+                    RegistryStatus::Unknown,
+                    RegistryStatus::Passing,
+                    RegistryStatus::Warning,
+                    RegistryStatus::Critical,
+                    RegistryStatus::Maintenance,
+                ]
+                .into_iter()
+                .find(|candidate| candidate.as_str() == status)
+                .unwrap();
+                Arc::new(ServiceInstance::new(id, host, 80).unwrap().with_status(status))
+            })
+            .collect()
+    }
+
+    fn shown(merge: &Merge) -> Vec<String> {
+        let show = |instance: Arc<ServiceInstance>| match instance.registry_status() {
+            RegistryStatus::Unknown => format!("{}@{}", instance.id(), instance.host()),
+            status => format!("{}@{} {status}", instance.id(), instance.host()),
+        };
+        merge.desired(&web()).into_iter().map(show).collect()
+    }
+
+    fn merged(listings: &[(Source, &[&str])]) -> Merge {
+        let mut merge = Merge::new(ALL.to_vec());
+        for (source, list) in listings {
+            merge.set(*source, &web(), instances(list));
+        }
+        merge
+    }
+
+    #[test]
+    fn one_address_in_two_registries_is_one_instance_and_leaves_with_the_last() {
+        let mut merge = merged(&[(ETCD, &["x@h1"]), (CONSUL, &["a@h1", "b@h2"])]);
+        assert_eq!(shown(&merge), ["a@h1", "b@h2"]);
+        merge.set(CONSUL, &web(), instances(&["b@h2"]));
+        assert_eq!(shown(&merge), ["b@h2", "x@h1"]);
+        merge.remove(ETCD, &web());
+        assert_eq!(shown(&merge), ["b@h2"]);
+        merge.remove(CONSUL, &web());
+        assert!(!merge.is_listed(&web()) && merge.services().next().is_none());
+        assert!(shown(&merge).is_empty());
+    }
+
+    #[test]
+    fn the_first_source_in_priority_gives_the_attributes() {
+        let weighted = |id: &str, weight: i64| {
+            Arc::new(
+                ServiceInstance::new(id, "h", 1)
+                    .unwrap()
+                    .with_weight(Weight::new(weight).unwrap()),
+            )
+        };
+        let mut merge = Merge::new(vec![FILE, CONSUL]);
+        merge.set(ETCD, &web(), vec![weighted("etcd", 3)]);
+        assert_eq!(merge.desired(&web())[0].weight().get(), 3);
+        merge.set(CONSUL, &web(), vec![weighted("consul", 5)]);
+        assert_eq!(
+            merge.desired(&web())[0].weight().get(),
+            5,
+            "a source without a place comes last"
+        );
+        merge.set(FILE, &web(), vec![weighted("file", 7)]);
+        assert_eq!(merge.desired(&web())[0].weight().get(), 7);
+    }
+
+    #[test]
+    fn an_address_that_one_registry_lists_twice_is_one_instance_until_both_are_gone() {
+        let mut merge = merged(&[(CONSUL, &["b@h1", "a@h1"])]);
+        assert_eq!(shown(&merge), ["a@h1"]);
+        merge.set(CONSUL, &web(), instances(&["b@h1"]));
+        assert_eq!(shown(&merge), ["b@h1"]);
+    }
+
+    #[test]
+    fn an_id_that_is_taken_gets_the_source_behind_it() {
+        let merge = merged(&[(CONSUL, &["a@h1"]), (ETCD, &["a@h2"]), (FILE, &["a@h3", "a@h1"])]);
+        assert_eq!(shown(&merge), ["a@h1", "a~etcd@h2", "a~file@h3"]);
+    }
+
+    #[test]
+    fn even_contrived_ids_stay_apart() {
+        let long = "i".repeat(512);
+        let merge = merged(&[
+            (CONSUL, &["a@h1", "a~etcd@h2", "h9:80~etcd@h4"]),
+            (ETCD, &["a@h9"]),
+            (FILE, &[&format!("{long}@h6"), &format!("{long}@h7")]),
+        ]);
+        let shown = shown(&merge);
+        assert!(shown.contains(&"h9:80~etcd~2@h9".to_owned()), "{shown:?}");
+        assert!(shown.contains(&"h7:80~file@h7".to_owned()), "{shown:?}");
+    }
+
+    #[test]
+    fn maintenance_anywhere_wins() {
+        let mut merge = merged(&[(CONSUL, &["a@h passing"]), (FILE, &["a@h maintenance"])]);
+        assert_eq!(shown(&merge), ["a@h maintenance"]);
+        merge.set_stale(FILE, true);
+        assert_eq!(shown(&merge), ["a@h maintenance"]);
+    }
+
+    #[test]
+    fn unknown_is_no_opinion() {
+        let merge = merged(&[(CONSUL, &["a@h"]), (ETCD, &["a@h"]), (FILE, &["a@h critical"])]);
+        assert_eq!(shown(&merge), ["a@h critical"]);
+    }
+
+    #[test]
+    fn a_stale_opinion_counts_only_where_there_is_no_other() {
+        let mut merge = merged(&[
+            (CONSUL, &["a@h critical", "b@i critical"]),
+            (FILE, &["a@h passing", "b@i"]),
+        ]);
+        assert_eq!(shown(&merge), ["a@h critical", "b@i critical"]);
+        assert_eq!(merge.set_stale(CONSUL, true), [web()]);
+        assert_eq!(shown(&merge), ["a@h passing", "b@i critical"]);
+        assert_eq!(merge.set_stale(CONSUL, true), [], "nothing new");
+        assert_eq!(merge.set_stale(CONSUL, false), [web()]);
+        assert_eq!(shown(&merge), ["a@h critical", "b@i critical"]);
+    }
+
+    #[test]
+    fn a_stale_source_keeps_its_instances_and_alone_changes_nothing() {
+        let mut merge = merged(&[(CONSUL, &["a@h warning"])]);
+        assert_eq!(merge.set_stale(CONSUL, true), []);
+        assert_eq!(shown(&merge), ["a@h warning"]);
+    }
+
+    #[test]
+    fn a_source_that_is_taken_out_of_the_configuration_takes_its_listings_with_it() {
+        let mut merge = merged(&[(CONSUL, &["a@h"]), (FILE, &["b@i"])]);
+        merge.set(CONSUL, &"db".parse().unwrap(), instances(&["a@h"]));
+        let mut touched = merge.remove_source(CONSUL);
+        touched.sort();
+        assert_eq!(touched, ["db".parse().unwrap(), web()]);
+        assert_eq!(shown(&merge), ["b@i"]);
+        assert_eq!(merge.services().collect::<Vec<_>>(), [&web()]);
+    }
+
+    fn provenance(merge: &Merge) -> Vec<String> {
+        let sources = |instance: Arc<ServiceInstance>| {
+            let also: Vec<_> = instance.sources().skip(1).map(Source::as_str).collect();
+            format!("{} {}", instance.host(), also.join(","))
+        };
+        merge.desired(&web()).into_iter().map(sources).collect()
+    }
+
+    #[test]
+    fn provenance_names_each_source_once_by_priority() {
+        let mut merge = merged(&[
+            (FILE, &["f@h1"]),
+            (CONSUL, &["a@h1", "b@h1", "c@h2"]),
+            (ETCD, &["e@h1", "g@h1"]),
+        ]);
+        assert_eq!(provenance(&merge), ["h1 etcd,file", "h2 "]);
+        merge.set_stale(ETCD, true);
+        assert_eq!(
+            provenance(&merge),
+            ["h1 etcd,file", "h2 "],
+            "a stale source keeps its vote"
+        );
+        merge.remove(CONSUL, &web());
+        assert_eq!(provenance(&merge), ["h1 file"], "etcd itself is first now");
+        merge.remove(ETCD, &web());
+        assert_eq!(provenance(&merge), ["h1 "]);
+    }
+
+    #[test]
+    fn what_needs_no_change_is_shared() {
+        let list = instances(&["a@h passing"]);
+        let mut merge = merged(&[(FILE, &["z@i"])]);
+        merge.set(CONSUL, &web(), vec![Arc::clone(&list[0])]);
+        assert!(Arc::ptr_eq(&merge.desired(&web())[0], &list[0]));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Set(usize, Vec<String>),
+        Remove(usize),
+        Stale(usize, bool),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        // Few ids and hosts, so that they clash; some ids look like renamed ones.
+        let id = prop::sample::select(vec!["a", "b", "c", "a~etcd", "a~file", "h1:80~file"]);
+        let status = prop::sample::select(vec!["unknown", "passing", "warning", "critical", "maintenance"]);
+        let entry = |((id, host), status)| format!("{id}@h{host} {status}");
+        let list = prop::collection::btree_map((id, 0..4), status, 0..6)
+            .prop_map(move |map| map.into_iter().map(entry).collect());
+        prop_oneof![
+            6 => (0..3usize, list).prop_map(|(source, list)| Step::Set(source, list)),
+            1 => (0..3usize).prop_map(Step::Remove),
+            2 => (0..3usize, any::<bool>()).prop_map(|(source, stale)| Step::Stale(source, stale)),
+        ]
+    }
+
+    fn take(merge: &mut Merge, step: &Step) {
+        match step {
+            Step::Set(source, list) => {
+                let list: Vec<_> = list.iter().map(String::as_str).collect();
+                merge.set(ALL[*source], &web(), instances(&list));
+            }
+            Step::Remove(source) => merge.remove(ALL[*source], &web()),
+            Step::Stale(source, stale) => {
+                let before = merge.desired(&web());
+                let touched = merge.set_stale(ALL[*source], *stale);
+                assert!(before == merge.desired(&web()) || touched == [web()]);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_view_has_each_address_once_and_each_id_once_and_loses_nothing(steps in prop::collection::vec(step(), 1..20)) {
+            let mut merge = Merge::new(ALL.to_vec());
+            let mut listed: [Vec<String>; 3] = Default::default();
+            for step in &steps {
+                take(&mut merge, step);
+                match step {
+                    Step::Set(source, list) => listed[*source].clone_from(list),
+                    Step::Remove(source) => listed[*source].clear(),
+                    Step::Stale(..) => {}
+                }
+                let desired = merge.desired(&web());
+                let ids: HashSet<_> = desired.iter().map(|instance| instance.id().clone()).collect();
+                prop_assert_eq!(ids.len(), desired.len());
+                prop_assert!(desired.is_sorted_by_key(|instance| instance.id().clone()));
+                let mut hosts: Vec<_> = desired.iter().map(|instance| instance.host().to_owned()).collect();
+                hosts.sort();
+                let of = |text: &String| text.split(['@', ' ']).nth(1).unwrap().to_owned();
+                let expected: std::collections::BTreeSet<_> = listed.iter().flatten().map(of).collect();
+                prop_assert_eq!(&hosts, &expected.into_iter().collect::<Vec<_>>());
+                for instance in &desired {
+                    let listing = listed.iter().filter(|list| list.iter().any(|text| of(text) == instance.host())).count();
+                    prop_assert_eq!(instance.sources().count(), listing);
+                }
+            }
+        }
+
+        #[test]
+        fn the_order_of_updates_leaves_no_trace(
+            steps in prop::collection::vec(step(), 1..20),
+            order in Just([0usize, 1, 2]).prop_shuffle(),
+            reversed in any::<bool>(),
+        ) {
+            let mut merge = Merge::new(ALL.to_vec());
+            let (mut last_set, mut last_stale): ([Option<Step>; 3], [Option<Step>; 3]) = Default::default();
+            for step in &steps {
+                take(&mut merge, step);
+                match step {
+                    Step::Set(source, _) | Step::Remove(source) => last_set[*source] = Some(step.clone()),
+                    Step::Stale(source, _) => last_stale[*source] = Some(step.clone()),
+                }
+            }
+            // Only the last word of each source, in another order, and each list the other way round.
+            let mut again = Merge::new(ALL.to_vec());
+            for source in order {
+                for step in [&last_stale[source], &last_set[source]].into_iter().flatten() {
+                    let step = match step {
+                        Step::Set(source, list) if reversed => Step::Set(*source, list.iter().rev().cloned().collect()),
+                        step => step.clone(),
+                    };
+                    take(&mut again, &step);
+                }
+            }
+            prop_assert_eq!(merge.is_listed(&web()), again.is_listed(&web()));
+            prop_assert_eq!(merge.desired(&web()), again.desired(&web()));
+        }
+    }
+}

@@ -1,13 +1,13 @@
 //! I/O in: registries become whole snapshots of services.
 //!
 //! ```text
-//! Consul ──┐ Watcher::next()                guard           merge              agent
+//! Consul ──┐ Watcher::next()                guard           merge         (all of it: reconcile)
 //! file   ──┼──► Update ──► supervise ──► large drops ──► one desired ──► coalesce ──► Directory::apply
 //! ...    ──┘               retry, age     are held       view a service
 //! ```
 //!
 //! A [`Watcher`] is level-triggered: it says what a service *is*, never what changed; one pure
-//! [`diff`](crate::balancer::diff) in the core finds that. It knows its registry's protocol and nothing else: retrying is
+//! [`diff`](crate::balancer::diff()) in the core finds that. It knows its registry's protocol and nothing else: retrying is
 //! [`supervise`]'s job, doubting a large drop is [`guard`]'s, and agreeing with other registries is [`merge`]'s.
 //!
 //! # How to add a registry
@@ -19,10 +19,13 @@
 //!    ([`Trust::AfterGap`]) and what was read after it is read once more; every request has a deadline and a size limit.
 //! 3. A table in `config/raw.rs`, its checked form in `config/mod.rs`, one line in `agent.rs`, a section in `docs/registries.md`.
 
+pub mod coalesce;
 pub mod consul;
+pub mod etcd;
 pub mod file;
 pub mod guard;
 pub mod merge;
+pub mod reconcile;
 pub mod supervise;
 
 use std::future::Future;

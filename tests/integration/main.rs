@@ -1,4 +1,26 @@
-//! All integration tests, in one binary: what a user of the library, the agent or the command line would see.
+//! All integration tests, in one binary so that it links once: what a user of the library, the agent or the command line
+//! would see, against real servers, real sockets and the real binary.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "tests and their helpers fail the test, measure real time, read the environment and print what explains a failure"
+)]
+
+mod agent_consul;
+mod api;
 mod balancer;
+mod command_line;
+mod consul_watcher;
+mod documentation;
+mod etcd_docs;
+mod etcd_faults;
+mod etcd_registry;
+mod etcd_scale;
+mod etcd_secured;
 mod house;
+mod lifecycle;
+mod support;
+mod two_registries;

@@ -1,0 +1,582 @@
+//! The agent: the only place where rooms meet.
+//!
+//! ```text
+//!               ┌─ one task a source: supervise(watcher) ──► updates ─┐
+//!   Agent::run ─┤                                                     ├──► one loop: Reconciler ──► Directory ◄── picks
+//!               └─ one task a listener: the API                       │
+//!                  signals, timers, reloads, tries of held instances ─┘
+//! ```
+//!
+//! It builds everything, joins the channels, and owns every task, timer and the stop token: nothing else spawns. A source
+//! whose task ends early is started again; a listener that ends early ends the agent.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::{Id, JoinSet};
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::server::Listener;
+use crate::api::{AllowedHosts, Api, JsonBodies, Readiness};
+use crate::balancer::{
+    Address, Clock, Directory, Monotonic, ServiceName, Source, SourceStatus, Sources, Timestamp, Tools,
+};
+use crate::config::{Config, ConfigError, Layers, SourceConfig};
+use crate::discovery::consul::{self, ConsulWatcher, TokenReloader};
+use crate::discovery::etcd::{self, EtcdWatcher};
+use crate::discovery::file::{self, FileWatcher};
+use crate::discovery::reconcile::Reconciler;
+use crate::discovery::supervise::supervise;
+use crate::discovery::{Reason, Update};
+use crate::http_client::HttpError;
+use crate::metrics::Metrics;
+
+/// Updates that may wait for the loop; a watcher that is faster waits itself.
+const QUEUE: usize = 1_024;
+/// How often ages are looked at, and held instances tried.
+const TICK: Duration = Duration::from_secs(1);
+/// How often services do what time has made due.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// How often the configuration file is compared with what was loaded.
+const CONFIG_CHECK: Duration = Duration::from_secs(1);
+/// How long requests being answered may take when the agent stops. Five seconds in all are promised.
+const DRAIN: Duration = Duration::from_secs(4);
+/// How long a held instance has to take a connection.
+const TRY_FOR: Duration = Duration::from_secs(1);
+/// Held instances tried at a time.
+const TRIES: usize = 64;
+
+/// Why an agent cannot start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A source's client cannot be made.
+    #[error("{name} cannot be asked")]
+    Source {
+        /// The source.
+        name: Source,
+        /// Why not.
+        source: HttpError,
+    },
+    /// The metrics' definitions were refused.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// A listener ended by itself.
+    #[error("the listener on {address} ended: {detail}")]
+    ListenerEnded {
+        /// The address.
+        address: SocketAddr,
+        /// What it said.
+        detail: String,
+    },
+}
+
+/// What asks an agent to read its configuration again.
+#[derive(Debug)]
+pub struct Reload {
+    /// What the configuration is made of. Its file, if there is one, is also looked at every second.
+    pub layers: Layers,
+    /// One message for each request (SIGHUP).
+    pub requests: mpsc::Receiver<()>,
+}
+
+/// An agent that is bound and has not started yet.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    clock: Arc<Monotonic>,
+    api: Api,
+    hosts: AllowedHosts,
+    listeners: Vec<(SocketAddr, Listener)>,
+}
+
+impl Agent {
+    /// Binds the listeners and prepares everything else. Nothing runs yet.
+    ///
+    /// # Errors
+    ///
+    /// When an address cannot be listened on.
+    pub async fn bind(config: Config) -> Result<Self, AgentError> {
+        let clock = Arc::new(Monotonic::start());
+        let tools = Tools {
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            render: Arc::new(JsonBodies),
+        };
+        let directory = Arc::new(Directory::new(config.services.clone(), Sources::default(), tools));
+        let api = Api {
+            directory,
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            readiness: Arc::new(Readiness::new(clock.now(), config.api.ready_timeout)),
+            metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str))?),
+        };
+        api.metrics.set_instance_series(config.metrics.instance_series);
+        let hosts = AllowedHosts::new(config.api.allowed_hosts.iter().cloned());
+        let mut listeners = Vec::new();
+        for address in &config.api.listen {
+            listeners.push((*address, listen(*address).await?));
+        }
+        Ok(Self {
+            config,
+            clock,
+            api,
+            hosts,
+            listeners,
+        })
+    }
+
+    /// The addresses it is bound to, in the order of the configuration.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().map(|(_, listener)| listener.address()).collect()
+    }
+
+    /// What its routes look at.
+    #[must_use]
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Runs until stopped. Then it is not ready any more, finishes what is being answered, and ends within five seconds.
+    ///
+    /// # Errors
+    ///
+    /// When a source's client cannot be made, or a listener ends by itself.
+    pub async fn run(self, reload: Reload, stop: CancellationToken) -> Result<(), AgentError> {
+        for address in self.addresses() {
+            tracing::info!(%address, "listening");
+        }
+        let (updates, mut inbox) = mpsc::channel(QUEUE);
+        let published = {
+            let metrics = Arc::clone(&self.api.metrics);
+            Box::new(move |took| metrics.observe_convergence(took))
+        };
+        let mut running = Running {
+            reconciler: Reconciler::new(Arc::clone(&self.api.directory), &[], published),
+            config: self.config.clone(),
+            clock: self.clock,
+            api: self.api,
+            hosts: self.hosts,
+            updates,
+            sources: Vec::new(),
+            listeners: Vec::new(),
+            tasks: JoinSet::new(),
+            names: HashMap::new(),
+            tries: JoinSet::new(),
+        };
+        running.start_sources(&self.config.sources)?;
+        for (configured, listener) in self.listeners {
+            running.serve(configured, listener);
+        }
+        let outcome = running.work(&mut inbox, reload, &stop).await;
+        running.shut_down().await;
+        outcome
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<Listener, AgentError> {
+    Listener::bind(address)
+        .await
+        .map_err(|source| AgentError::Listen { address, source })
+}
+
+/// A source that is being watched.
+struct WatchedSource {
+    config: SourceConfig,
+    status: Arc<SourceStatus>,
+    token: Option<TokenReloader>,
+    stop: CancellationToken,
+}
+
+/// A listener that serves.
+struct Serving {
+    configured: SocketAddr,
+    stop: CancellationToken,
+}
+
+/// What a task is for.
+#[derive(Clone, Debug)]
+enum Job {
+    Watch(Source, CancellationToken),
+    Serve(SocketAddr, CancellationToken),
+}
+
+/// A running agent.
+struct Running {
+    config: Config,
+    clock: Arc<Monotonic>,
+    api: Api,
+    hosts: AllowedHosts,
+    reconciler: Reconciler,
+    updates: mpsc::Sender<(Arc<SourceStatus>, Update)>,
+    /// By priority.
+    sources: Vec<WatchedSource>,
+    listeners: Vec<Serving>,
+    tasks: JoinSet<io::Result<()>>,
+    names: HashMap<Id, Job>,
+    /// Connections to held instances; true: refused.
+    tries: JoinSet<(Source, ServiceName, Address, bool)>,
+}
+
+impl Running {
+    async fn work(
+        &mut self,
+        inbox: &mut mpsc::Receiver<(Arc<SourceStatus>, Update)>,
+        mut reload: Reload,
+        stop: &CancellationToken,
+    ) -> Result<(), AgentError> {
+        let mut tick = time::interval(TICK);
+        tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut housekeeping = time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut config_check = time::interval(CONFIG_CHECK);
+        config_check.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut file = ConfigFile::new(reload.layers.file.clone());
+        let mut next: Option<Timestamp> = None;
+        loop {
+            let now = self.clock.now();
+            let due = next.map_or(Duration::MAX, |next| next.since(now));
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some((status, update)) = inbox.recv() => {
+                    self.reconciler.receive(&status, update, self.clock.now());
+                    // Whatever else waits is cheap to take along.
+                    while let Ok((status, update)) = inbox.try_recv() {
+                        self.reconciler.receive(&status, update, self.clock.now());
+                    }
+                    self.try_held();
+                }
+                () = time::sleep(due), if next.is_some() => {}
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended)?,
+                Some(tried) = self.tries.join_next() => {
+                    if let Ok((source, service, address, true)) = tried {
+                        self.reconciler.release(source, &service, &address, self.clock.now());
+                    }
+                }
+                _ = tick.tick() => {
+                    self.reconciler.notice_absence(self.clock.now());
+                    self.try_held();
+                }
+                _ = housekeeping.tick() => {
+                    self.api.directory.advance(self.clock.now());
+                }
+                _ = config_check.tick(), if file.path.is_some() => {
+                    if file.changed().await {
+                        self.reload(&reload.layers, "its file changed").await;
+                    }
+                }
+                Some(()) = reload.requests.recv() => {
+                    file.changed().await;
+                    for source in &self.sources {
+                        if let Some(token) = &source.token {
+                            token.reload();
+                        }
+                    }
+                    self.reload(&reload.layers, "asked to").await;
+                }
+            }
+            next = self.reconciler.advance(self.clock.now());
+        }
+    }
+
+    /// Starts watching sources that are new or configured anew, keeps the others, stops those that are gone.
+    fn start_sources(&mut self, configs: &[SourceConfig]) -> Result<(), AgentError> {
+        // All of them are made before any is replaced: a client that cannot be made changes nothing.
+        let mut kept: Vec<WatchedSource> = std::mem::take(&mut self.sources);
+        let mut prepared = Vec::new();
+        let mut failure = None;
+        for config in configs {
+            match kept.iter().position(|source| source.config == *config) {
+                Some(index) => prepared.push((kept.swap_remove(index), None)),
+                None => match self.prepare(config) {
+                    Ok((source, watcher)) => prepared.push((source, Some(watcher))),
+                    Err(error) => failure = failure.or(Some(error)),
+                },
+            }
+        }
+        if let Some(error) = failure {
+            let unchanged = prepared
+                .into_iter()
+                .filter(|(_, watcher)| watcher.is_none())
+                .map(|(source, _)| source);
+            self.sources = kept.into_iter().chain(unchanged).collect();
+            self.sources
+                .sort_by_key(|source| self.config.sources.iter().position(|config| *config == source.config));
+            return Err(error);
+        }
+        for gone in kept {
+            gone.stop.cancel();
+        }
+        let statuses: Vec<_> = prepared.iter().map(|(source, _)| Arc::clone(&source.status)).collect();
+        self.api.directory.set_sources(Sources::new(statuses.clone()));
+        self.reconciler.set_sources(&statuses, self.clock.now());
+        for (source, watcher) in prepared {
+            if let Some(watcher) = watcher {
+                self.watch(watcher, &source);
+            }
+            self.sources.push(source);
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, config: &SourceConfig) -> Result<(WatchedSource, AnyWatcher), AgentError> {
+        let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
+        let stop = CancellationToken::new();
+        match config {
+            SourceConfig::Consul(settings) => {
+                let names = settings.services.clone();
+                let scope = Box::new(move |service: &str| names.matches(service));
+                let status = Arc::new(SourceStatus::new(consul::SOURCE, settings.required, scope));
+                let directory = Arc::clone(&self.api.directory);
+                let interest =
+                    move |service: &ServiceName| directory.get(service.as_str()).map_or(0, |balancer| balancer.picks());
+                let watcher = ConsulWatcher::new(
+                    settings.as_ref().clone(),
+                    Arc::clone(&status),
+                    clock,
+                    Arc::new(interest),
+                )
+                .map_err(|source| AgentError::Source {
+                    name: consul::SOURCE,
+                    source,
+                })?;
+                let token = Some(watcher.token_reloader());
+                Ok((
+                    WatchedSource {
+                        config: config.clone(),
+                        status,
+                        token,
+                        stop,
+                    },
+                    AnyWatcher::Consul(Box::new(watcher)),
+                ))
+            }
+            SourceConfig::Etcd(settings) => {
+                let settings = settings.as_ref().clone();
+                let prefixes = settings.clone();
+                let scope = Box::new(move |service: &str| prefixes.could_list(service));
+                let status = Arc::new(SourceStatus::new(etcd::SOURCE, settings.required, scope));
+                let watcher =
+                    EtcdWatcher::new(settings, Arc::clone(&status), clock).map_err(|source| AgentError::Source {
+                        name: etcd::SOURCE,
+                        source,
+                    })?;
+                let source = WatchedSource {
+                    config: config.clone(),
+                    status,
+                    token: None,
+                    stop,
+                };
+                Ok((source, AnyWatcher::Etcd(Box::new(watcher))))
+            }
+            SourceConfig::File(settings) => {
+                let status = Arc::new(SourceStatus::new(file::SOURCE, settings.required, Box::new(|_| true)));
+                let watcher = FileWatcher::new(settings.path.clone(), Arc::clone(&status), clock);
+                let source = WatchedSource {
+                    config: config.clone(),
+                    status,
+                    token: None,
+                    stop,
+                };
+                Ok((source, AnyWatcher::File(Box::new(watcher))))
+            }
+        }
+    }
+
+    fn watch(&mut self, watcher: AnyWatcher, source: &WatchedSource) {
+        let (status, stop) = (Arc::clone(&source.status), source.stop.clone());
+        let (clock, updates) = (Arc::clone(&self.clock) as Arc<dyn Clock>, self.updates.clone());
+        let job = Job::Watch(status.source(), stop.clone());
+        let task = async move {
+            match watcher {
+                AnyWatcher::Consul(watcher) => supervise(*watcher, status, clock, updates, stop).await,
+                AnyWatcher::Etcd(watcher) => supervise(*watcher, status, clock, updates, stop).await,
+                AnyWatcher::File(watcher) => supervise(*watcher, status, clock, updates, stop).await,
+            }
+            Ok(())
+        };
+        let id = self.tasks.spawn(task).id();
+        self.names.insert(id, job);
+    }
+
+    fn serve(&mut self, configured: SocketAddr, listener: Listener) {
+        let stop = CancellationToken::new();
+        let job = Job::Serve(listener.address(), stop.clone());
+        let id = self
+            .tasks
+            .spawn(listener.serve(self.api.clone(), self.hosts.clone(), stop.clone()))
+            .id();
+        self.names.insert(id, job);
+        self.listeners.push(Serving { configured, stop });
+    }
+
+    /// Acts on a task that ended: on purpose, or by itself.
+    fn ended(&mut self, ended: Result<(Id, io::Result<()>), tokio::task::JoinError>) -> Result<(), AgentError> {
+        let (id, detail) = match ended {
+            Ok((id, Ok(()))) => (id, "it returned".to_owned()),
+            Ok((id, Err(error))) => (id, error.to_string()),
+            Err(error) => (error.id(), error.to_string()),
+        };
+        match self.names.remove(&id) {
+            Some(Job::Watch(source, stop)) if !stop.is_cancelled() => {
+                tracing::error!(%source, detail, "a watcher ended by itself; starting another");
+                self.restart(source);
+                Ok(())
+            }
+            Some(Job::Serve(address, stop)) if !stop.is_cancelled() => {
+                Err(AgentError::ListenerEnded { address, detail })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn restart(&mut self, source: Source) {
+        self.sources.retain(|watched| watched.status.source() != source);
+        let configs = self.config.sources.clone();
+        if let Err(error) = self.start_sources(&configs) {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(%source, error, "it could not be started again, serving what it said last");
+            // Configured, but not running: the next reload finds it new, and tries again.
+            let running: Vec<_> = self.sources.iter().map(|watched| watched.config.clone()).collect();
+            self.config.sources.retain(|config| running.contains(config));
+        }
+    }
+
+    /// Reads the configuration again and acts on it, all or nothing.
+    async fn reload(&mut self, layers: &Layers, why: &'static str) {
+        let outcome = match Config::load(layers) {
+            Ok(config) => self.reconfigure(config).await.map_err(anyhow::Error::from),
+            Err(error) => Err(ConfigError::into(error)),
+        };
+        self.api.metrics.set_reload_successful(outcome.is_ok());
+        match outcome {
+            Ok(()) => tracing::info!(why, "configuration reloaded"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(why, error, "configuration refused, going on with the last one");
+            }
+        }
+    }
+
+    async fn reconfigure(&mut self, config: Config) -> Result<(), AgentError> {
+        if config == self.config {
+            return Ok(());
+        }
+        // What can fail comes first.
+        let mut bound = Vec::new();
+        let mut wanted = config.api.listen.clone();
+        for serving in &self.listeners {
+            if let Some(index) = wanted.iter().position(|address| *address == serving.configured) {
+                wanted.swap_remove(index);
+            }
+        }
+        for address in wanted {
+            bound.push((address, listen(address).await?));
+        }
+        self.start_sources(&config.sources)?;
+        self.api.directory.configure(config.services.clone());
+        self.api.metrics.set_instance_series(config.metrics.instance_series);
+        self.hosts.replace(config.api.allowed_hosts.iter().cloned());
+        let mut listed = config.api.listen.clone();
+        self.listeners.retain(
+            |serving| match listed.iter().position(|address| *address == serving.configured) {
+                Some(index) => {
+                    listed.swap_remove(index);
+                    true
+                }
+                None => {
+                    serving.stop.cancel();
+                    false
+                }
+            },
+        );
+        for (configured, listener) in bound {
+            tracing::info!(address = %listener.address(), "listening");
+            self.serve(configured, listener);
+        }
+        self.config = config;
+        Ok(())
+    }
+
+    /// Tries whether held instances still take connections; one that refuses is gone, whatever the registry remembers.
+    fn try_held(&mut self) {
+        if !self.tries.is_empty() {
+            return;
+        }
+        for (source, service, address) in self.reconciler.held().into_iter().take(TRIES) {
+            self.tries.spawn(async move {
+                let attempt = time::timeout(TRY_FOR, TcpStream::connect(address.as_str())).await;
+                let refused = matches!(attempt, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused);
+                (source, service, address, refused)
+            });
+        }
+    }
+
+    async fn shut_down(mut self) {
+        tracing::info!("shutting down");
+        self.api.readiness.drain();
+        for source in &self.sources {
+            source.stop.cancel();
+        }
+        for serving in &self.listeners {
+            serving.stop.cancel();
+        }
+        let finish = async { while self.tasks.join_next().await.is_some() {} };
+        if time::timeout(DRAIN, finish).await.is_err() {
+            tracing::warn!("some clients did not finish in time");
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+/// The watchers there are.
+enum AnyWatcher {
+    Consul(Box<ConsulWatcher>),
+    Etcd(Box<EtcdWatcher>),
+    File(Box<FileWatcher>),
+}
+
+/// The configuration file as it was last read.
+struct ConfigFile {
+    path: Option<PathBuf>,
+    digest: Option<u128>,
+}
+
+impl ConfigFile {
+    fn new(path: Option<PathBuf>) -> Self {
+        let digest = path
+            .as_deref()
+            .and_then(|path| std::fs::read(path).ok())
+            .map(|bytes| digest(&bytes));
+        Self { path, digest }
+    }
+
+    /// Whether it differs from what was last seen here. A file that is away or empty is one that is being written.
+    async fn changed(&mut self) -> bool {
+        let Some(path) = self.path.as_deref() else { return false };
+        let Some(found) = read(path).await else { return false };
+        self.digest.replace(found) != Some(found)
+    }
+}
+
+async fn read(path: &Path) -> Option<u128> {
+    let bytes = tokio::fs::read(path).await.ok()?;
+    (!bytes.trim_ascii().is_empty()).then(|| digest(&bytes))
+}
+
+fn digest(bytes: &[u8]) -> u128 {
+    xxhash_rust::xxh3::xxh3_128(bytes)
+}

@@ -1,0 +1,300 @@
+//! Bodies as promised to clients.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::balancer::{
+    Bodies, Described, HealthStatus, InstanceStatistics, LoadBalancer, Mode, RegistryStatus, Render, ServiceInstance,
+    Source, SourceStatus, Sources, Timestamp,
+};
+
+/// Renders instances as answers carry them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct JsonBodies;
+
+/// One picked instance.
+#[derive(Serialize)]
+struct PickedInstance<'a> {
+    service: &'a str,
+    id: &'a str,
+    host: &'a str,
+    port: u16,
+    address: &'a str,
+    weight: u16,
+    status: &'static str,
+    tags: &'a [Box<str>],
+    metadata: &'a BTreeMap<Box<str>, Box<str>>,
+    source: &'static str,
+}
+
+impl Render for JsonBodies {
+    fn render(&self, described: &Described<'_>) -> Bodies {
+        let instance = described.instance;
+        let picked = PickedInstance {
+            service: described.service.as_str(),
+            id: instance.id().as_str(),
+            host: instance.host(),
+            port: instance.port(),
+            address: instance.address().as_str(),
+            weight: instance.weight().get(),
+            status: described.status.as_str(),
+            tags: instance.tags(),
+            metadata: instance.metadata(),
+            source: instance.source().as_str(),
+        };
+        // Strings, numbers and string maps: nothing that could fail to serialize.
+        let mut json = serde_json::to_vec(&picked).unwrap_or_default();
+        json.pop();
+        Bodies {
+            json: json.into(),
+            text: format!("{}\n", instance.address()).into_bytes().into(),
+        }
+    }
+}
+
+/// `GET /services`.
+#[derive(Serialize)]
+pub(crate) struct ServiceList {
+    pub(crate) services: Vec<ServiceSummary>,
+    pub(crate) sources: Vec<SourceState>,
+}
+
+/// One service in the list.
+#[derive(Serialize)]
+pub(crate) struct ServiceSummary {
+    service: String,
+    strategy: &'static str,
+    total_requests: u64,
+    reported_requests: u64,
+    failed_requests: u64,
+    failure_rate: f64,
+    available_instances: usize,
+    total_instances: usize,
+    /// Names of the sources that its instances were learned from.
+    sources: Vec<&'static str>,
+}
+
+/// `GET /services/{service}`.
+#[derive(Serialize)]
+pub(crate) struct ServiceDetail {
+    #[serde(flatten)]
+    summary: ServiceSummary,
+    /// What the strategy does at present.
+    mode: &'static str,
+    instances: BTreeMap<String, InstanceDetail>,
+    source_states: Vec<SourceState>,
+}
+
+/// One instance of a service.
+#[derive(Serialize)]
+struct InstanceDetail {
+    status: &'static str,
+    available: bool,
+    /// Why it cannot be picked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    layers: Layers,
+    host: String,
+    port: u16,
+    address: String,
+    weight: u16,
+    effective_weight: f64,
+    total_requests: u64,
+    reported_requests: u64,
+    failed_requests: u64,
+    consecutive_failures: u32,
+    active_connections: u32,
+    average_response_time: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_seconds: Option<f64>,
+    tags: Vec<String>,
+    metadata: BTreeMap<String, String>,
+    /// Which gave its id and attributes.
+    source: &'static str,
+    /// All that list its address, by priority.
+    sources: Vec<&'static str>,
+}
+
+/// What each layer of health says.
+#[derive(Serialize)]
+struct Layers {
+    registry: &'static str,
+}
+
+/// What is known of a source.
+#[derive(Serialize)]
+pub(crate) struct SourceState {
+    source: &'static str,
+    required: bool,
+    up: bool,
+    synced: bool,
+    /// Since its last good answer; null before the first.
+    age_seconds: Option<f64>,
+    /// How long it has been away; null while it is up.
+    away_seconds: Option<f64>,
+    held_removals: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_error: Option<String>,
+}
+
+impl SourceState {
+    fn of(status: &SourceStatus, now: Timestamp) -> Self {
+        Self {
+            source: status.source().as_str(),
+            required: status.is_required(),
+            up: status.is_up(),
+            synced: status.is_synced(),
+            age_seconds: status.age(now).map(seconds),
+            away_seconds: status.away(now).map(seconds),
+            held_removals: status.held_removals(),
+            last_error: status.last_error(),
+        }
+    }
+
+    pub(crate) fn all(sources: &Sources, now: Timestamp) -> Vec<Self> {
+        sources.iter().map(|status| Self::of(status, now)).collect()
+    }
+}
+
+impl ServiceSummary {
+    pub(crate) fn of(balancer: &LoadBalancer) -> Self {
+        let statistics = balancer.statistics();
+        let mut sources: Vec<_> = balancer
+            .instances()
+            .iter()
+            .flat_map(|(instance, _)| instance.sources())
+            .map(Source::as_str)
+            .collect();
+        sources.sort_unstable();
+        sources.dedup();
+        Self {
+            service: balancer.service().to_string(),
+            strategy: statistics.strategy.as_str(),
+            total_requests: statistics.total_requests,
+            reported_requests: statistics.reported_requests,
+            failed_requests: statistics.failed_requests,
+            failure_rate: statistics.failure_rate,
+            available_instances: statistics.available_instances,
+            total_instances: statistics.total_instances,
+            sources,
+        }
+    }
+}
+
+impl ServiceDetail {
+    pub(crate) fn of(balancer: &LoadBalancer, sources: &Sources, now: Timestamp) -> Self {
+        let statistics = balancer.statistics();
+        let known = balancer.instances();
+        let detail = |(instance, status): &(std::sync::Arc<ServiceInstance>, HealthStatus)| {
+            let numbers = statistics.instances.get(instance.id())?;
+            Some((
+                instance.id().to_string(),
+                InstanceDetail::of(instance, *status, numbers),
+            ))
+        };
+        Self {
+            summary: ServiceSummary::of(balancer),
+            mode: Mode::as_str(balancer.mode()),
+            instances: known.iter().filter_map(detail).collect(),
+            source_states: SourceState::all(sources, now),
+        }
+    }
+}
+
+impl InstanceDetail {
+    fn of(instance: &ServiceInstance, status: HealthStatus, numbers: &InstanceStatistics) -> Self {
+        Self {
+            status: status.as_str(),
+            available: numbers.available,
+            reason: reason(instance, status, numbers),
+            layers: Layers {
+                registry: instance.registry_status().as_str(),
+            },
+            host: instance.host().to_owned(),
+            port: instance.port(),
+            address: instance.address().to_string(),
+            weight: instance.weight().get(),
+            effective_weight: numbers.effective_weight,
+            total_requests: numbers.total_requests,
+            reported_requests: numbers.reported_requests,
+            failed_requests: numbers.failed_requests,
+            consecutive_failures: numbers.consecutive_failures,
+            active_connections: numbers.active_connections,
+            average_response_time: seconds(numbers.average_response_time),
+            response_seconds: numbers.response_time.map(seconds),
+            tags: instance.tags().iter().map(ToString::to_string).collect(),
+            metadata: instance
+                .metadata()
+                .iter()
+                .map(|(key, value)| (key.to_string(), value.to_string()))
+                .collect(),
+            source: instance.source().as_str(),
+            sources: instance.sources().map(Source::as_str).collect(),
+        }
+    }
+}
+
+/// Why an instance cannot be picked.
+fn reason(instance: &ServiceInstance, status: HealthStatus, numbers: &InstanceStatistics) -> Option<&'static str> {
+    match instance.registry_status() {
+        _ if numbers.available => None,
+        RegistryStatus::Critical => Some("registry_critical"),
+        RegistryStatus::Maintenance => Some("registry_maintenance"),
+        _ if instance.weight().get() == 0 => Some("weight_zero"),
+        _ if status == HealthStatus::Degraded => Some("degraded_weight_zero"),
+        _ => None,
+    }
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balancer::Weight;
+
+    #[test]
+    fn a_body_is_json_without_its_closing_brace() {
+        let instance = ServiceInstance::new("user-1@node-a", "10.0.1.10", 8080)
+            .unwrap()
+            .with_weight(Weight::new(2).unwrap())
+            .with_tags(["v1"])
+            .unwrap()
+            .with_metadata([("zone", "us-\"west\"")])
+            .with_source(Source::new("consul"));
+        let service = "user-service".parse().unwrap();
+        let bodies = JsonBodies.render(&Described {
+            service: &service,
+            instance: &instance,
+            status: HealthStatus::Healthy,
+        });
+        let json = String::from_utf8(bodies.json.to_vec()).unwrap();
+        assert_eq!(
+            json,
+            r#"{"service":"user-service","id":"user-1@node-a","host":"10.0.1.10","port":8080,"address":"10.0.1.10:8080","#
+                .to_owned()
+                + r#""weight":2,"status":"healthy","tags":["v1"],"metadata":{"zone":"us-\"west\""},"source":"consul""#
+        );
+        assert_eq!(&*bodies.text, b"10.0.1.10:8080\n");
+    }
+
+    #[test]
+    fn ipv6_is_bracketed_in_the_address_alone() {
+        let instance = ServiceInstance::new("six", "::1", 80).unwrap();
+        let service = "user-service".parse().unwrap();
+        let bodies = JsonBodies.render(&Described {
+            service: &service,
+            instance: &instance,
+            status: HealthStatus::Unknown,
+        });
+        let text = String::from_utf8(bodies.json.to_vec()).unwrap();
+        assert!(
+            text.contains(r#""host":"::1","port":80,"address":"[::1]:80""#),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,372 @@
+//! Asks a running agent, as any other client would.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+
+use super::Exit;
+use crate::balancer::Address;
+use crate::http_client::{self, HttpError, Tls};
+
+/// An agent that listens connects at once; one that is not there must not hold a script up.
+const CONNECT: Duration = Duration::from_secs(1);
+const TOTAL: Duration = Duration::from_secs(5);
+
+/// 100,000 services fit.
+const LARGEST_ANSWER: usize = 64 * 1024 * 1024;
+
+/// All but what RFC 3986 calls unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Text as one path segment or one value of a query.
+pub(super) fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, RESERVED).to_string()
+}
+
+/// Which agent to ask.
+#[derive(Debug, clap::Args)]
+pub(super) struct AgentArguments {
+    /// The agent to ask
+    #[arg(
+        long = "agent",
+        value_name = "URL",
+        env = "PICKD_AGENT",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:7425"
+    )]
+    pub(super) url: AgentUrl,
+}
+
+/// Where an agent listens: `http(s)://host:port`, or `host:port` for plain HTTP. Kept without a slash at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AgentUrl(String);
+
+#[derive(Debug, thiserror::Error)]
+#[error("expected \"http://host:port\", \"https://host:port\" or \"host:port\"")]
+pub(super) struct InvalidAgentUrl;
+
+impl FromStr for AgentUrl {
+    type Err = InvalidAgentUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAgentUrl> {
+        if let Ok(address) = text.parse::<Address>() {
+            return Ok(Self(format!("http://{address}")));
+        }
+        let url = reqwest::Url::parse(text).map_err(|_| InvalidAgentUrl)?;
+        if !matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some() {
+            return Err(InvalidAgentUrl);
+        }
+        Ok(Self(url.as_str().trim_end_matches('/').to_owned()))
+    }
+}
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AgentError {
+    /// Nobody there, or too slow.
+    #[error("no agent answers at {agent}: {detail}")]
+    Unreachable { agent: String, detail: String },
+    /// Somebody there, but not an agent: another server on that port, or a proxy before it.
+    #[error("what answers at {agent} is no pickd agent: {detail}")]
+    NotAnAgent { agent: String, detail: String },
+    /// The agent's own refusal.
+    #[error("{detail}")]
+    Problem { code: String, detail: String },
+    /// No question could be asked at all.
+    #[error("cannot ask an agent: {0}")]
+    Here(String),
+}
+
+impl AgentError {
+    /// What it means to a script.
+    pub(super) fn exit(&self) -> Exit {
+        match self {
+            Self::Unreachable { .. } | Self::NotAnAgent { .. } => Exit::Unreachable,
+            Self::Here(_) => Exit::Failed,
+            Self::Problem { code, .. } => match code.as_str() {
+                "unknown_service" => Exit::UnknownService,
+                "no_instances" | "none_available" => Exit::NothingToPick,
+                "not_synced" => Exit::NotSynced,
+                "invalid_request" | "unknown_parameter" => Exit::Usage,
+                _ => Exit::Failed,
+            },
+        }
+    }
+}
+
+/// What an agent said, whatever its status.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) is_problem: bool,
+    pub(super) body: String,
+}
+
+/// Asks one agent.
+pub(super) struct AgentClient {
+    agent: AgentUrl,
+    http: reqwest::Client,
+    runtime: tokio::runtime::Runtime,
+    total: Duration,
+}
+
+impl AgentClient {
+    pub(super) fn new(arguments: &AgentArguments) -> Result<Self, AgentError> {
+        Self::with_deadline(&arguments.url, TOTAL)
+    }
+
+    fn with_deadline(agent: &AgentUrl, total: Duration) -> Result<Self, AgentError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        Ok(Self {
+            agent: agent.clone(),
+            http: http_client::client(CONNECT, &Tls::default()).map_err(|error| AgentError::Here(error.to_string()))?,
+            runtime: runtime.map_err(|error| AgentError::Here(error.to_string()))?,
+            total,
+        })
+    }
+
+    /// The body of a success; `path` begins with a slash and is encoded already.
+    pub(super) fn get(&self, path: &str) -> Result<String, AgentError> {
+        let answer = self.ask(path)?;
+        match answer.status {
+            200..=299 => Ok(answer.body),
+            status => Err(problem(&answer).unwrap_or_else(|| self.not_an_agent(format!("it answered {status}")))),
+        }
+    }
+
+    /// The same as JSON.
+    pub(super) fn parsed(&self, body: &str) -> Result<Value, AgentError> {
+        serde_json::from_str(body).map_err(|error| self.not_an_agent(format!("its answer is not JSON: {error}")))
+    }
+
+    /// Whatever comes back.
+    pub(super) fn ask(&self, path: &str) -> Result<Answer, AgentError> {
+        let answer = async {
+            let response = self
+                .http
+                .get(format!("{}{path}", self.agent.0))
+                .timeout(self.total)
+                .send()
+                .await?;
+            let status = response.status().as_u16();
+            let media_type = response.headers().get(reqwest::header::CONTENT_TYPE);
+            let is_problem = media_type.is_some_and(|value| value.as_bytes().starts_with(b"application/problem+json"));
+            let body = http_client::body(response, LARGEST_ANSWER).await?;
+            Ok(Answer {
+                status,
+                is_problem,
+                body: String::from_utf8_lossy(&body).into_owned(),
+            })
+        };
+        self.runtime.block_on(answer).map_err(|error: HttpError| match error {
+            HttpError::TooLarge { .. } => self.not_an_agent(error.to_string()),
+            HttpError::Request(error) if error.is_timeout() && !error.is_connect() => {
+                self.unreachable(format!("no answer within {} s", self.total.as_secs_f32()))
+            }
+            error => self.unreachable(innermost(&error)),
+        })
+    }
+
+    fn unreachable(&self, detail: String) -> AgentError {
+        AgentError::Unreachable {
+            agent: self.agent.0.clone(),
+            detail,
+        }
+    }
+
+    pub(super) fn not_an_agent(&self, detail: impl Into<String>) -> AgentError {
+        AgentError::NotAnAgent {
+            agent: self.agent.0.clone(),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// What the agent's problem+json says, if that is what it is. Lenient: an agent may be newer than this command.
+pub(super) fn problem(answer: &Answer) -> Option<AgentError> {
+    if !answer.is_problem {
+        return None;
+    }
+    let body: Value = serde_json::from_str(&answer.body).ok()?;
+    let code = body["code"].as_str()?.to_owned();
+    let detail = body["detail"].as_str().or(body["title"].as_str()).unwrap_or(&code);
+    Some(AgentError::Problem {
+        detail: one_line(detail),
+        code,
+    })
+}
+
+/// Text that cannot move a terminal's cursor.
+pub(super) fn one_line(text: &str) -> String {
+    text.trim()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+/// The cause at the bottom: "Connection refused" says more than "error sending request".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    /// A server that gives this answer to one request, and hands its first line back.
+    pub(in crate::cli) fn answering(
+        status: u16,
+        media_type: &'static str,
+        body: &'static str,
+    ) -> (AgentArguments, JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = AgentUrl(format!("http://{}", listener.local_addr().unwrap()));
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            let mut buffer = [0; 4096];
+            while !request.windows(4).any(|window| window == b"\r\n\r\n") {
+                let read = stream.read(&mut buffer).unwrap();
+                assert_ne!(read, 0, "the request broke off");
+                request.extend_from_slice(&buffer[..read]);
+            }
+            let length = body.len();
+            write!(
+                stream,
+                "HTTP/1.1 {status} X\r\ncontent-type: {media_type}\r\ncontent-length: {length}\r\n\
+                 connection: close\r\n\r\n{body}"
+            )
+            .unwrap();
+            String::from_utf8(request).unwrap().lines().next().unwrap().to_owned()
+        });
+        (AgentArguments { url }, server)
+    }
+
+    const PROBLEM: &str = "application/problem+json; charset=utf-8";
+
+    fn asked(status: u16, media_type: &'static str, body: &'static str) -> Result<String, AgentError> {
+        let (arguments, server) = answering(status, media_type, body);
+        let answer = AgentClient::new(&arguments).unwrap().get("/pick/a?key=b%20c");
+        assert_eq!(server.join().unwrap(), "GET /pick/a?key=b%20c HTTP/1.1");
+        answer
+    }
+
+    #[test]
+    fn a_success_is_its_body() {
+        assert_eq!(asked(200, "application/json", "{}\n").unwrap(), "{}\n");
+    }
+
+    #[test]
+    fn a_problem_says_its_detail_and_its_code_decides_the_exit() {
+        let error = asked(
+            404,
+            PROBLEM,
+            r#"{"code":"unknown_service","title":"T","detail":"no\nsuch"}"#,
+        )
+        .unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.exit()),
+            ("no such", Exit::UnknownService)
+        );
+        let error = asked(503, PROBLEM, r#"{"code":"not_synced","title":"T"}"#).unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.exit()), ("T", Exit::NotSynced));
+    }
+
+    #[test]
+    fn every_code_of_the_contract_has_its_exit() {
+        for (code, exit) in [
+            ("unknown_service", Exit::UnknownService),
+            ("no_instances", Exit::NothingToPick),
+            ("none_available", Exit::NothingToPick),
+            ("not_synced", Exit::NotSynced),
+            ("invalid_request", Exit::Usage),
+            ("unknown_parameter", Exit::Usage),
+            ("internal", Exit::Failed),
+            ("something_new", Exit::Failed),
+        ] {
+            let problem = AgentError::Problem {
+                code: code.to_owned(),
+                detail: String::new(),
+            };
+            assert_eq!(problem.exit(), exit, "{code}");
+        }
+    }
+
+    #[test]
+    fn another_server_on_that_port_is_no_agent() {
+        for (status, media_type, body) in [
+            (404, "text/html", "<h1>nginx</h1>"),
+            (302, "text/html", ""),
+            (500, PROBLEM, "not JSON"),
+            (500, PROBLEM, r#"{"title":"of another API"}"#),
+        ] {
+            let error = asked(status, media_type, body).unwrap_err();
+            assert!(matches!(error, AgentError::NotAnAgent { .. }), "{error}");
+            assert_eq!(error.exit(), Exit::Unreachable);
+        }
+    }
+
+    #[test]
+    fn nobody_there_is_unreachable_and_says_why() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = AgentUrl(format!("http://{}", listener.local_addr().unwrap()));
+        drop(listener);
+        let error = AgentClient::new(&AgentArguments { url: url.clone() })
+            .unwrap()
+            .get("/healthz")
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("no agent answers at {}: Connection refused", url.0)),
+            "{error}"
+        );
+        assert_eq!(error.exit(), Exit::Unreachable);
+    }
+
+    #[test]
+    fn an_agent_that_never_answers_is_given_up_on() {
+        // Connections wait in the listener's queue for ever.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = AgentUrl(format!("http://{}", listener.local_addr().unwrap()));
+        let client = AgentClient::with_deadline(&url, Duration::from_millis(50)).unwrap();
+        let error = client.get("/healthz").unwrap_err();
+        assert!(error.to_string().ends_with(": no answer within 0.05 s"), "{error}");
+        assert_eq!(error.exit(), Exit::Unreachable);
+    }
+
+    #[test]
+    fn an_agent_is_at_a_url_or_a_host_and_port() {
+        let read = |text: &str| text.parse::<AgentUrl>().map(|url| url.0).ok();
+        assert_eq!(read("localhost:7425").as_deref(), Some("http://localhost:7425"));
+        assert_eq!(read("[::1]:7425").as_deref(), Some("http://[::1]:7425"));
+        assert_eq!(read("http://pickd:7425/").as_deref(), Some("http://pickd:7425"));
+        assert_eq!(read("https://gate/pickd/").as_deref(), Some("https://gate/pickd"));
+        for refused in [
+            "",
+            "localhost",
+            "unix:///run/pickd.sock",
+            "ftp://a:1",
+            "http://",
+            "http://a?b",
+        ] {
+            assert_eq!(read(refused), None, "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_an_id_holds_is_one_segment() {
+        assert_eq!(encoded("user-1@node_a.~"), "user-1%40node_a.~");
+        assert_eq!(encoded("a/b,c d?e&f=g+h%ä"), "a%2Fb%2Cc%20d%3Fe%26f%3Dg%2Bh%25%C3%A4");
+    }
+}

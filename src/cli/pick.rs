@@ -1,0 +1,174 @@
+//! `pickd pick`: one question to a running agent.
+
+use super::Exit;
+use super::agent_client::{AgentArguments, AgentClient, AgentError, encoded};
+use super::output::{self, Output, say};
+use crate::balancer::{Address, InstanceId, ServiceName};
+
+const EXAMPLES: &str = "\
+Examples:
+  pickd pick user-service                   10.0.1.10:8080
+  pickd pick user-service --key session-42  the same key, the same instance
+  pickd pick user-service --n 3 --tag v2    up to three of them, best first
+  curl http://$(pickd pick user-service)/";
+
+const EXITS: &str = "\
+Exit codes:
+  0   an instance was picked         3   no such service
+  2   the request is wrong           4   the service has no instance that can be picked
+  69  the agent cannot be reached    75  the agent has not heard of every registry yet";
+
+/// Ask a running agent which instance should take the next request.
+#[derive(Debug, clap::Args)]
+#[command(before_help = EXAMPLES, after_help = EXITS)]
+pub(super) struct PickArguments {
+    /// The service
+    service: ServiceName,
+    /// Equal keys are given the same instance, under consistent_hash
+    #[arg(long)]
+    key: Option<String>,
+    /// This many different instances, in the order in which to try them [1 to 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    n: Option<u8>,
+    /// Not this instance; may be repeated
+    #[arg(long, value_name = "ID")]
+    exclude: Vec<InstanceId>,
+    /// Only instances with this tag; may be repeated, then all must match
+    #[arg(long)]
+    tag: Vec<String>,
+    /// host:port lines, or the agent's answer
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    #[command(flatten)]
+    agent: AgentArguments,
+}
+
+pub(super) fn execute(arguments: &PickArguments) -> Exit {
+    match picked(arguments) {
+        Ok(body) => output::data(&body),
+        Err(error) => {
+            say(&error);
+            error.exit()
+        }
+    }
+}
+
+/// The agent's answer, checked: scripts connect to what is printed.
+pub(super) fn picked(arguments: &PickArguments) -> Result<String, AgentError> {
+    let client = AgentClient::new(&arguments.agent)?;
+    let body = client.get(&arguments.path())?;
+    match arguments.output {
+        Output::Text if body.lines().all(|line| line.parse::<Address>().is_ok()) => {}
+        Output::Text => return Err(client.not_an_agent("its answer is not a list of addresses")),
+        Output::Json => client.parsed(&body).map(drop)?,
+    }
+    Ok(body)
+}
+
+impl PickArguments {
+    fn path(&self) -> String {
+        let format = match self.output {
+            Output::Text => "text",
+            Output::Json => "json",
+        };
+        let mut path = format!("/pick/{}?format={format}", encoded(self.service.as_str()));
+        if let Some(key) = &self.key {
+            path.push_str(&format!("&key={}", encoded(key)));
+        }
+        if let Some(n) = self.n {
+            path.push_str(&format!("&n={n}"));
+        }
+        if !self.exclude.is_empty() {
+            // One list: the agent splits it at raw commas before it decodes, so an id may hold one.
+            let ids: Vec<_> = self.exclude.iter().map(|id| encoded(id.as_str())).collect();
+            path.push_str(&format!("&exclude={}", ids.join(",")));
+        }
+        for tag in &self.tag {
+            path.push_str(&format!("&tag={}", encoded(tag)));
+        }
+        path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::agent_client::tests::answering;
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: PickArguments,
+    }
+
+    fn parsed(words: &[&str]) -> Result<PickArguments, clap::Error> {
+        Line::try_parse_from([&["pick"], words].concat()).map(|line| line.arguments)
+    }
+
+    #[test]
+    fn a_pick_is_asked_for_as_it_was_typed() {
+        let path = |words: &[&str]| parsed(words).unwrap().path();
+        assert_eq!(path(&["user-service"]), "/pick/user-service?format=text");
+        assert_eq!(
+            path(&[
+                "a:b@c",
+                "--key",
+                "k&1",
+                "--n",
+                "3",
+                "--exclude",
+                "a,b",
+                "--exclude",
+                "c d",
+                "--tag",
+                "v1",
+                "--tag",
+                "ä",
+                "--output",
+                "json",
+            ]),
+            "/pick/a%3Ab%40c?format=json&key=k%261&n=3&exclude=a%2Cb,c%20d&tag=v1&tag=%C3%A4"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_asked_is_refused_before_asking() {
+        for words in [
+            &["a/b"][..],
+            &[".."],
+            &["a", "--n", "0"],
+            &["a", "--n", "17"],
+            &["a", "--exclude", ""],
+            &[],
+        ] {
+            let error = parsed(words).err().unwrap();
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_agents_answer_decides_the_exit() {
+        const PROBLEM: &str = "application/problem+json";
+        for (status, media_type, body, exit) in [
+            (200, "text/plain", "10.0.0.1:80\n", Exit::Fine),
+            (
+                503,
+                PROBLEM,
+                r#"{"code":"none_available","detail":"all are critical"}"#,
+                Exit::NothingToPick,
+            ),
+            (404, PROBLEM, r#"{"code":"unknown_service"}"#, Exit::UnknownService),
+            (200, "text/html", "<html>", Exit::Unreachable),
+        ] {
+            let (agent, server) = answering(status, media_type, body);
+            let arguments = PickArguments {
+                agent,
+                ..parsed(&["a"]).unwrap()
+            };
+            assert_eq!(execute(&arguments), exit, "{body}");
+            assert_eq!(server.join().unwrap(), "GET /pick/a?format=text HTTP/1.1");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! `pickd run`: the agent, until it is told to stop.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Exit;
+use super::output::{say, say_plainly};
+use crate::agent::{Agent, Reload};
+use crate::balancer::LoadBalancingStrategy;
+use crate::config::{self, Config, ConsulAddress, EtcdAddress, Layers, Overrides};
+use crate::telemetry::{self, TelemetryError};
+
+const EXAMPLES: &str = "\
+Examples:
+  pickd run --consul http://127.0.0.1:8500  beside a Consul agent
+  pickd run --etcd http://127.0.0.1:2379 --etcd-prefix /services/
+  pickd run --file services.toml            from a file, read when it changes
+  pickd run --config pickd.toml             as configured; SIGHUP reloads
+  pickd run --config pickd.toml --listen 127.0.0.1:0";
+
+const LAYERS: &str = "\
+Flags beat the environment, which beats the file. At least one registry is needed: --consul, --etcd, --file, or a [consul], \
+[etcd] or [file] table. CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_AUTH, CONSUL_HTTP_SSL, CONSUL_CACERT, \
+CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY are heeded when Consul is configured, ETCDCTL_ENDPOINTS, ETCDCTL_USER, \
+ETCDCTL_PASSWORD, ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY when etcd is; they do not switch it on.";
+
+/// Run an agent.
+#[derive(Debug, clap::Args)]
+#[command(before_help = EXAMPLES, after_help = LAYERS)]
+pub(super) struct RunArguments {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE", env = "PICKD_CONFIG", hide_env_values = true)]
+    config: Option<PathBuf>,
+    /// Listen here in place of api.listen; may be repeated
+    #[arg(long, value_name = "ADDR", env = "PICKD_LISTEN", hide_env_values = true, value_delimiter = ',', value_parser = config::listen)]
+    listen: Vec<SocketAddr>,
+    /// Watch the Consul agent here
+    #[arg(long, value_name = "URL", env = "PICKD_CONSUL", hide_env_values = true)]
+    consul: Option<ConsulAddress>,
+    /// Watch only services of this name or glob in Consul; may be repeated
+    #[arg(
+        long,
+        value_name = "GLOB",
+        env = "PICKD_CONSUL_SERVICE",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    consul_service: Vec<String>,
+    /// Watch the etcd cluster with this member; may be repeated
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "PICKD_ETCD",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    etcd: Vec<EtcdAddress>,
+    /// Watch the keys below this one in etcd, as <PREFIX>/<service>/<instance>; may be repeated
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        env = "PICKD_ETCD_PREFIX",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    etcd_prefix: Vec<String>,
+    /// Watch this file registry (TOML, JSON or YAML)
+    #[arg(long, value_name = "PATH", env = "PICKD_FILE", hide_env_values = true)]
+    file: Option<PathBuf>,
+    /// Strategy of services whose configuration names none
+    #[arg(long, value_name = "NAME", env = "PICKD_STRATEGY", hide_env_values = true, value_parser = strategies())]
+    strategy: Option<LoadBalancingStrategy>,
+    #[command(flatten)]
+    pub(crate) log: LogArguments,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct LogArguments {
+    /// What to log: a level, or levels by module
+    #[arg(
+        long = "log",
+        value_name = "FILTER",
+        env = "PICKD_LOG",
+        hide_env_values = true,
+        default_value = "info"
+    )]
+    pub(crate) filter: String,
+    /// How to log; auto is human on a terminal, else JSON lines
+    #[arg(
+        long = "log-format",
+        value_name = "FORMAT",
+        env = "PICKD_LOG_FORMAT",
+        hide_env_values = true,
+        value_enum,
+        default_value_t = LogFormat::Auto
+    )]
+    pub(crate) format: LogFormat,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    Auto,
+    Human,
+    Json,
+}
+
+fn strategies() -> impl TypedValueParser<Value = LoadBalancingStrategy> {
+    PossibleValuesParser::new(LoadBalancingStrategy::ALL.map(LoadBalancingStrategy::as_str))
+        .try_map(|name| name.parse::<LoadBalancingStrategy>())
+}
+
+impl LogArguments {
+    /// Starts logging as asked.
+    pub(super) fn start(&self) -> Result<(), TelemetryError> {
+        let format = match self.format {
+            LogFormat::Auto => telemetry::Format::Auto,
+            LogFormat::Human => telemetry::Format::Human,
+            LogFormat::Json => telemetry::Format::Json,
+        };
+        telemetry::start(&self.filter, format)
+    }
+}
+
+impl RunArguments {
+    /// What the agent's settings are made of: these flags, the environment, and the file they name.
+    pub(crate) fn layers(&self) -> Layers {
+        Layers {
+            overrides: Overrides {
+                listen: self.listen.clone(),
+                consul: self.consul.clone(),
+                consul_services: self.consul_service.clone(),
+                etcd: self.etcd.clone(),
+                etcd_prefixes: self.etcd_prefix.clone(),
+                file: self.file.clone(),
+                strategy: self.strategy,
+            },
+            environment: super::environment(),
+            file: self.config.clone(),
+        }
+    }
+}
+
+pub(super) fn execute(arguments: &RunArguments) -> Exit {
+    if let Err(error) = arguments.log.start() {
+        say(error);
+        return Exit::Usage;
+    }
+    let layers = arguments.layers();
+    let config = match Config::load(&layers) {
+        Ok(config) => config,
+        Err(error) => {
+            say_plainly(error);
+            return Exit::Usage;
+        }
+    };
+    in_runtime(async move {
+        let agent = Agent::bind(config).await?;
+        run(agent, layers).await
+    })
+}
+
+/// Runs an agent until SIGTERM or SIGINT; SIGHUP has it read its configuration again.
+pub(super) async fn run(agent: Agent, layers: Layers) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let (requests, inbox) = mpsc::channel(1);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reload = Reload {
+        layers,
+        requests: inbox,
+    };
+    let mut running = std::pin::pin!(agent.run(reload, stop.clone()));
+    loop {
+        tokio::select! {
+            outcome = &mut running => return Ok(outcome?),
+            _ = terminate.recv() => stop.cancel(),
+            _ = interrupt.recv() => stop.cancel(),
+            // One request that waits stands for all that come while it does.
+            _ = hangup.recv() => drop(requests.try_send(())),
+        }
+    }
+}
+
+/// Runs a future on a runtime of its own. What is stuck in it when the future ends does not keep the process.
+pub(super) fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(format_args!("cannot start threads: {error}"));
+            return Exit::Failed;
+        }
+    };
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    match outcome {
+        Ok(()) => Exit::Fine,
+        Err(error) => {
+            say(format_args!("{error:#}"));
+            Exit::Failed
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: RunArguments,
+    }
+
+    fn parsed(words: &[&str]) -> Result<RunArguments, clap::Error> {
+        Line::try_parse_from([&["run"], words].concat()).map(|line| line.arguments)
+    }
+
+    #[test]
+    fn flags_become_overrides() {
+        let arguments = parsed(&[
+            "--config",
+            "pickd.toml",
+            "--listen",
+            "localhost:1,[::1]:2",
+            "--listen",
+            "0.0.0.0:0",
+            "--consul",
+            "consul:8500",
+            "--consul-service",
+            "a-*",
+            "--consul-service",
+            "b",
+            "--etcd",
+            "etcd:2379,https://etcd-2:2379",
+            "--etcd-prefix",
+            "/services/",
+            "--etcd-prefix",
+            "user.rpc",
+            "--file",
+            "services.toml",
+            "--strategy",
+            "random",
+        ])
+        .unwrap();
+        let layers = arguments.layers();
+        assert_eq!(layers.file, Some("pickd.toml".into()));
+        assert_eq!(
+            layers.overrides,
+            Overrides {
+                listen: vec![
+                    "127.0.0.1:1".parse().unwrap(),
+                    "[::1]:2".parse().unwrap(),
+                    "0.0.0.0:0".parse().unwrap()
+                ],
+                consul: Some("consul:8500".parse().unwrap()),
+                consul_services: vec!["a-*".to_owned(), "b".to_owned()],
+                etcd: vec!["etcd:2379".parse().unwrap(), "https://etcd-2:2379".parse().unwrap()],
+                etcd_prefixes: vec!["/services/".to_owned(), "user.rpc".to_owned()],
+                file: Some("services.toml".into()),
+                strategy: Some(LoadBalancingStrategy::Random),
+            }
+        );
+    }
+
+    #[test]
+    fn a_wrong_flag_is_refused_with_what_would_do() {
+        for (words, expected) in [
+            (["--listen", ":7425"], "localhost:port"),
+            (["--listen", "unix:/run/pickd.sock"], "not supported yet"),
+            (["--consul", "consul"], "http://host:port"),
+            (["--etcd", "unix:///run/etcd"], "http://host:port"),
+            (["--strategy", "fastest"], "least_response_time"),
+            (["--log-format", "xml"], "human"),
+        ] {
+            let error = parsed(&words).err().unwrap();
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8));
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! `pickd services`: what a running agent knows, as a table or as it says it.
+//!
+//! Read leniently: a field that is missing is a dash, one that is new is not shown, and JSON is passed on untouched.
+
+use serde_json::Value;
+
+use super::Exit;
+use super::agent_client::{AgentArguments, AgentClient, AgentError, encoded, one_line};
+use super::output::{self, Output, say};
+use super::table::{Column, aligned};
+use crate::balancer::ServiceName;
+
+const EXAMPLES: &str = "\
+Examples:
+  pickd services                              all of them
+  pickd services user-service                 the instances of one
+  pickd services --output json | jq .sources  where from, and how old";
+
+const EXITS: &str = "Exit codes: 0 fine, 3 no such service, 69 the agent cannot be reached, 75 it has not heard of every \
+                     registry yet";
+
+/// Show what a running agent knows: all services, or the instances of one.
+#[derive(Debug, clap::Args)]
+#[command(before_help = EXAMPLES, after_help = EXITS)]
+pub(super) struct ServicesArguments {
+    /// Only this service, with its instances
+    service: Option<ServiceName>,
+    /// A table, or the agent's answer
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    #[command(flatten)]
+    agent: AgentArguments,
+}
+
+pub(super) fn execute(arguments: &ServicesArguments) -> Exit {
+    match shown(arguments) {
+        Ok((data, talk)) => {
+            let exit = output::data(&data);
+            for line in talk {
+                say(line);
+            }
+            exit
+        }
+        Err(error) => {
+            say(&error);
+            error.exit()
+        }
+    }
+}
+
+/// What to print, and what to say beside it.
+pub(super) fn shown(arguments: &ServicesArguments) -> Result<(String, Vec<String>), AgentError> {
+    let client = AgentClient::new(&arguments.agent)?;
+    let path = match &arguments.service {
+        Some(service) => format!("/services/{}", encoded(service.as_str())),
+        None => "/services".to_owned(),
+    };
+    let body = client.get(&path)?;
+    let answer = client.parsed(&body)?;
+    Ok(match (arguments.output, &arguments.service) {
+        (Output::Json, _) => (body, Vec::new()),
+        (Output::Text, Some(_)) => (instances(&answer), troubles(&answer["source_states"])),
+        (Output::Text, None) => (services(&answer), troubles(&answer["sources"])),
+    })
+}
+
+fn services(answer: &Value) -> String {
+    let columns = [
+        Column::Left("NAME"),
+        Column::Left("STRATEGY"),
+        Column::Right("AVAILABLE"),
+        Column::Right("TOTAL"),
+        Column::Right("REQUESTS"),
+        Column::Right("FAILED"),
+        Column::Left("SOURCES"),
+    ];
+    let rows: Vec<_> = list(&answer["services"])
+        .map(|service| {
+            [
+                text(&service["service"]),
+                text(&service["strategy"]),
+                text(&service["available_instances"]),
+                text(&service["total_instances"]),
+                text(&service["total_requests"]),
+                text(&service["failed_requests"]),
+                joined(&service["sources"]),
+            ]
+        })
+        .collect();
+    aligned(columns, &rows)
+}
+
+fn instances(answer: &Value) -> String {
+    let columns = [
+        Column::Left("ID"),
+        Column::Left("ADDRESS"),
+        Column::Left("STATUS"),
+        Column::Right("WEIGHT"),
+        Column::Right("EFFECTIVE"),
+        Column::Right("REQUESTS"),
+        Column::Right("FAILED"),
+        Column::Right("ACTIVE"),
+        Column::Right("AVERAGE"),
+        Column::Left("SOURCE"),
+        Column::Left("TAGS"),
+    ];
+    let rows: Vec<_> = answer["instances"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(id, instance)| {
+            [
+                id.clone(),
+                text(&instance["address"]),
+                status(instance),
+                text(&instance["weight"]),
+                instance["effective_weight"]
+                    .as_f64()
+                    .map(two_digits)
+                    .unwrap_or_default(),
+                text(&instance["total_requests"]),
+                text(&instance["failed_requests"]),
+                text(&instance["active_connections"]),
+                instance["average_response_time"]
+                    .as_f64()
+                    .map(milliseconds)
+                    .unwrap_or_default(),
+                text(&instance["source"]),
+                joined(&instance["tags"]),
+            ]
+        })
+        .collect();
+    aligned(columns, &rows)
+}
+
+/// One line for each source that is not as it should be.
+fn troubles(sources: &Value) -> Vec<String> {
+    list(sources).filter_map(trouble).collect()
+}
+
+fn trouble(source: &Value) -> Option<String> {
+    let name = one_line(&text(&source["source"]));
+    let mut facts = Vec::new();
+    if source["synced"] == Value::Bool(false) {
+        facts.push("not synced yet".to_owned());
+    }
+    if source["up"] == Value::Bool(false) {
+        facts.push(match source["away_seconds"].as_f64() {
+            Some(seconds) => format!("away for {seconds:.0} s"),
+            None => "away".to_owned(),
+        });
+        if let Some(error) = source["last_error"].as_str() {
+            facts.push(one_line(error));
+        }
+    }
+    if let Some(held @ 1..) = source["held_removals"].as_u64() {
+        facts.push(format!("{held} removals held back"));
+    }
+    (!facts.is_empty()).then(|| format!("source {name}: {}", facts.join(", ")))
+}
+
+/// The status, and why it cannot be picked.
+fn status(instance: &Value) -> String {
+    match (text(&instance["status"]), text(&instance["reason"])) {
+        (status, reason) if reason.is_empty() => status,
+        (status, reason) => format!("{status} ({reason})"),
+    }
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// A scalar as text, without quotes; anything else is nothing.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(_) | Value::Bool(_) => value.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn joined(value: &Value) -> String {
+    list(value).map(text).collect::<Vec<_>>().join(",")
+}
+
+/// At most two digits behind the point, and none that say nothing: 2, 0.25.
+fn two_digits(number: f64) -> String {
+    let text = format!("{number:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Nothing for 0, which says that nobody has reported any.
+fn milliseconds(seconds: f64) -> String {
+    if seconds == 0.0 {
+        return String::new();
+    }
+    format!("{:.1}ms", seconds * 1_000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::agent_client::tests::answering;
+    use super::*;
+
+    #[test]
+    fn services_are_a_table() {
+        let answer = json!({
+            "services": [
+                {"service": "user-service", "strategy": "round_robin", "total_requests": 1200, "failed_requests": 3,
+                 "failure_rate": 0.0025, "available_instances": 2, "total_instances": 3, "sources": ["consul", "file"]},
+                {"service": "a", "strategy": "random", "new_field": {}},
+            ],
+            "sources": [],
+        });
+        assert_eq!(
+            services(&answer),
+            "NAME          STRATEGY     AVAILABLE  TOTAL  REQUESTS  FAILED  SOURCES\n\
+             user-service  round_robin          2      3      1200       3  consul,file\n\
+             a             random               -      -         -       -  -\n"
+        );
+        assert!(troubles(&answer["sources"]).is_empty());
+    }
+
+    #[test]
+    fn instances_are_a_table() {
+        let answer = json!({"service": "a", "instances": {
+            "user-1@node-a": {"address": "10.0.0.1:80", "status": "healthy", "weight": 2, "effective_weight": 2.0,
+                "total_requests": 10, "failed_requests": 0, "average_response_time": 0.01234, "active_connections": 1,
+                "tags": ["v1", "eu"], "metadata": {}, "source": "consul", "layers": {}},
+            "user-2@node-a": {"address": "10.0.0.2:80", "status": "unhealthy", "reason": "critical", "weight": 1, "effective_weight": 0.25,
+                "average_response_time": null, "tags": []},
+        }});
+        assert_eq!(
+            instances(&answer),
+            "ID             ADDRESS      STATUS                WEIGHT  EFFECTIVE  REQUESTS  FAILED  ACTIVE  AVERAGE  SOURCE  TAGS\n\
+             user-1@node-a  10.0.0.1:80  healthy                    2          2        10       0       1   12.3ms  consul  v1,eu\n\
+             user-2@node-a  10.0.0.2:80  unhealthy (critical)       1       0.25         -       -       -        -  -       -\n"
+        );
+    }
+
+    #[test]
+    fn an_answer_of_another_shape_is_an_empty_table() {
+        for answer in [json!([]), json!(null), json!({"services": {}, "instances": []})] {
+            assert_eq!(services(&answer).lines().count(), 1);
+            assert_eq!(instances(&answer).lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_source_in_trouble_is_told() {
+        let answer = json!({"sources": [
+            {"source": "consul", "up": false, "synced": true, "age_seconds": 12.4, "away_seconds": 12.4,
+             "held_removals": 3, "last_error": "connection\nrefused"},
+            {"source": "etcd", "up": true, "synced": false, "held_removals": 0},
+            {"source": "file", "up": true, "synced": true, "last_error": "long ago"},
+        ]});
+        assert_eq!(
+            troubles(&answer["sources"]),
+            [
+                "source consul: away for 12 s, connection refused, 3 removals held back",
+                "source etcd: not synced yet",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_right_question_is_asked() {
+        for (service, path) in [(None, "/services"), (Some("a@b"), "/services/a%40b")] {
+            let (agent, server) = answering(200, "application/json", "{}");
+            let service = service.map(|name| name.parse().unwrap());
+            let arguments = ServicesArguments {
+                service,
+                output: Output::Json,
+                agent,
+            };
+            assert_eq!(shown(&arguments).unwrap().0, "{}");
+            assert_eq!(server.join().unwrap(), format!("GET {path} HTTP/1.1"));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What an operator writes: the configuration file, key by key, before anything in it is checked.
+//!
+//! A key that is not here is refused, so everything here works. [`super`] turns it into what is meant; [`Spanned`] keeps
+//! where a value stood, so that a refusal can point at it.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use toml::{Spanned, Value};
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawConfig {
+    #[serde(default)]
+    pub(super) api: RawApi,
+    pub(super) consul: Option<Spanned<RawConsul>>,
+    pub(super) etcd: Option<Spanned<RawEtcd>>,
+    pub(super) file: Option<Spanned<RawFile>>,
+    #[serde(default)]
+    pub(super) metrics: RawMetrics,
+    #[serde(default)]
+    pub(super) defaults: RawBalancer,
+    #[serde(default)]
+    pub(super) services: BTreeMap<Spanned<String>, RawBalancer>,
+}
+
+/// `[api]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawApi {
+    pub(super) listen: Option<Spanned<Vec<Spanned<String>>>>,
+    #[serde(default)]
+    pub(super) allowed_hosts: Vec<Spanned<String>>,
+    pub(super) ready_timeout: Option<RawDuration>,
+}
+
+/// `[consul]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawConsul {
+    pub(super) address: Option<Spanned<String>>,
+    pub(super) services: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) exclude: Option<Vec<Spanned<String>>>,
+    pub(super) token_file: Option<Spanned<String>>,
+    pub(super) datacenter: Option<Spanned<String>>,
+    pub(super) wait: Option<RawDuration>,
+    pub(super) max_watches: Option<Spanned<i64>>,
+    pub(super) refresh: Option<RawDuration>,
+    pub(super) max_stale: Option<RawDuration>,
+    pub(super) required: Option<bool>,
+    pub(super) ca_file: Option<Spanned<String>>,
+    pub(super) cert_file: Option<Spanned<String>>,
+    pub(super) key_file: Option<Spanned<String>>,
+}
+
+/// `[etcd]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawEtcd {
+    pub(super) endpoints: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) prefixes: Option<Spanned<Vec<RawPrefix>>>,
+    pub(super) username: Option<Spanned<String>>,
+    pub(super) password_file: Option<Spanned<String>>,
+    pub(super) refresh: Option<RawDuration>,
+    pub(super) required: Option<bool>,
+    pub(super) ca_file: Option<Spanned<String>>,
+    pub(super) cert_file: Option<Spanned<String>>,
+    pub(super) key_file: Option<Spanned<String>>,
+}
+
+/// `[[etcd.prefixes]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawPrefix {
+    pub(super) prefix: Spanned<String>,
+    pub(super) format: Option<Spanned<String>>,
+    pub(super) service: Option<Spanned<String>>,
+    pub(super) scheme: Option<Spanned<String>>,
+}
+
+/// `[file]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawFile {
+    pub(super) path: Spanned<String>,
+    pub(super) required: Option<bool>,
+}
+
+/// `[metrics]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawMetrics {
+    pub(super) instance_series: Option<Spanned<i64>>,
+}
+
+/// `[defaults]` and `[services.<name>]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawBalancer {
+    pub(super) strategy: Option<Spanned<String>>,
+    pub(super) degraded_factor: Option<Spanned<f64>>,
+    pub(super) virtual_nodes: Option<Spanned<i64>>,
+    pub(super) hash_balance_factor: Option<Spanned<f64>>,
+    pub(super) choices: Option<Spanned<Value>>,
+}
+
+/// A string with a unit, or seconds as a number. Any value at all, since serde's own words for "one of these types" help
+/// nobody.
+pub(super) type RawDuration = Spanned<Value>;

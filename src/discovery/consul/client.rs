@@ -1,0 +1,369 @@
+//! Consul's endpoints: one question in, one whole answer out, or the kind of trouble there was.
+//!
+//! Knows addresses, tokens, deadlines and size limits. Does not know what was asked before, nor what JSON means.
+//!
+//! Stale answers are asked for unless told otherwise: any server gives them, they survive the loss of the leader, and what
+//! they say of their age is checked by the reader.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::HeaderValue;
+use reqwest::{Method, StatusCode};
+
+use super::schedule::{Consistency, Mode, Request, Target};
+use super::settings::{BasicAuth, Settings, Token};
+use super::wire::Head;
+use crate::discovery::Reason;
+use crate::http_client::{self, HttpError};
+
+/// What does not need escaping in a path (RFC 3986).
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Consul adds up to a sixteenth to a wait, and a server without a leader takes seven seconds to say so.
+const GRACE: Duration = Duration::from_secs(10);
+const BODY_LIMIT: usize = 64 << 20;
+/// As much of an error's text as anybody wants to read in a log line.
+const ERROR_TEXT: usize = 200;
+
+/// A good answer, whole.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) head: Head,
+    pub(super) body: Bytes,
+}
+
+/// Why there is none.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct AskError {
+    pub(super) reason: Reason,
+    /// One line, without secrets.
+    pub(super) detail: String,
+}
+
+/// Asks one Consul agent.
+pub(super) struct Client {
+    http: reqwest::Client,
+    /// Scheme, authority and any path prefix, without a slash at the end.
+    base: String,
+    /// The address as the operator wrote it.
+    address: String,
+    datacenter: Option<String>,
+    basic_auth: Option<BasicAuth>,
+    token: TokenReloader,
+}
+
+impl Client {
+    /// Checks the address and loads TLS material; connects to nothing.
+    pub(super) fn new(settings: &Settings) -> Result<Self, HttpError> {
+        let builder = http_client::builder(CONNECT_TIMEOUT, &settings.tls)?
+            // Every long poll that returns is asked again: keeping fewer would mean connecting anew each time.
+            .pool_max_idle_per_host(settings.max_watches + super::schedule::READS);
+        let (base, builder) = match settings.address.strip_prefix("unix://") {
+            Some(path) if path.starts_with('/') => (String::from("http://localhost"), builder.unix_socket(path)),
+            Some(_) => return Err(refused(settings, "expected unix:///path/to/socket")),
+            None => (base(settings)?, builder),
+        };
+        Ok(Self {
+            http: builder.build()?,
+            base,
+            address: settings.address.clone(),
+            datacenter: settings.datacenter.clone(),
+            basic_auth: settings.basic_auth.clone(),
+            token: TokenReloader::new(settings.token.clone()),
+        })
+    }
+
+    /// For reading the token again.
+    pub(super) fn token(&self) -> &TokenReloader {
+        &self.token
+    }
+
+    /// Asks. The future owns all it needs, and has a deadline.
+    pub(super) fn ask(&self, request: &Request) -> impl Future<Output = Result<Answer, AskError>> + Send + use<> {
+        let path = match &request.target {
+            Target::Catalog => String::from("/v1/catalog/services"),
+            Target::Service(name) => format!("/v1/health/service/{}", utf8_percent_encode(name.as_str(), SEGMENT)),
+        };
+        let mut http = self.http.request(Method::GET, format!("{}{path}", self.base));
+        if let Some(datacenter) = &self.datacenter {
+            http = http.query(&[("dc", datacenter)]);
+        }
+        if request.consistency == Consistency::Stale {
+            http = http.query(&[("stale", "")]);
+        }
+        let wait = match request.mode {
+            Mode::Read => Duration::ZERO,
+            Mode::Poll { index, wait } => {
+                http = http.query(&[
+                    ("index", index.to_string()),
+                    ("wait", format!("{}ms", wait.as_millis())),
+                ]);
+                wait
+            }
+        };
+        http = http.timeout(deadline(wait));
+        if let Some(BasicAuth { user, password }) = &self.basic_auth {
+            http = http.basic_auth(user, Some(password));
+        }
+        let token = self.token.header();
+        let what = format!("{}: GET {path}", self.address);
+        async move {
+            let failed = |reason, detail: &str| AskError {
+                reason,
+                detail: format!("{what}: {detail}"),
+            };
+            match token {
+                Ok(Some(token)) => http = http.header("x-consul-token", token),
+                Ok(None) => {}
+                Err(detail) => return Err(failed(Reason::Denied, &detail)),
+            }
+            let broken = |error: HttpError| failed(kind(&error), &in_full(error));
+            let mut response = http.send().await.map_err(|error| broken(error.into()))?;
+            let status = response.status();
+            if status != StatusCode::OK {
+                let text = response.chunk().await.ok().flatten().unwrap_or_default();
+                return Err(failed(reason_of(status), &format!("{status}: {}", one_line(&text))));
+            }
+            let head = Head::read(response.headers());
+            let body = http_client::body(response, BODY_LIMIT).await.map_err(broken)?;
+            Ok(Answer { head, body })
+        }
+    }
+}
+
+/// How long an answer may take in all, when the server was asked to wait so long for a change.
+fn deadline(wait: Duration) -> Duration {
+    wait * 17 / 16 + GRACE
+}
+
+fn base(settings: &Settings) -> Result<String, HttpError> {
+    let text = match settings.address.contains("://") {
+        true => settings.address.clone(),
+        false => format!("http://{}", settings.address),
+    };
+    let expected = "expected http://host:port, https://host:port, host:port or unix:///path";
+    let url = reqwest::Url::parse(&text).map_err(|_| refused(settings, expected))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || url.query().is_some() {
+        return Err(refused(settings, expected));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(refused(
+            settings,
+            "user and password do not belong here but in basic_auth",
+        ));
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+fn refused(settings: &Settings, detail: &'static str) -> HttpError {
+    // What stands before an @ may be a password.
+    let address = settings
+        .address
+        .rsplit_once('@')
+        .map_or(&*settings.address, |(_, host)| host);
+    HttpError::Address {
+        address: address.to_owned(),
+        detail,
+    }
+}
+
+fn reason_of(status: StatusCode) -> Reason {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Reason::Denied,
+        StatusCode::TOO_MANY_REQUESTS => Reason::Unavailable,
+        _ if status.is_server_error() => Reason::Unavailable,
+        _ => Reason::Protocol,
+    }
+}
+
+fn kind(error: &HttpError) -> Reason {
+    match error {
+        HttpError::Request(error) if error.is_timeout() => Reason::Timeout,
+        // A body that does not decompress, or a request that cannot be built.
+        HttpError::Request(error) if error.is_decode() && !cut_short(error) || error.is_builder() => Reason::Protocol,
+        HttpError::Request(_) => Reason::Unreachable,
+        _ => Reason::Protocol,
+    }
+}
+
+/// Whether the connection ended before the body did. reqwest calls that a decoding error too.
+fn cut_short(error: &reqwest::Error) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if error.downcast_ref::<hyper::Error>().is_some() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// The error with its causes: reqwest's own text stops at "error sending request".
+fn in_full(error: HttpError) -> String {
+    let error: Box<dyn Error> = match error {
+        HttpError::Request(error) => Box::new(error.without_url()),
+        other => Box::new(other),
+    };
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let _ = write!(text, ": {error}");
+        source = error.source();
+    }
+    text
+}
+
+fn one_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(ERROR_TEXT)
+        .collect()
+}
+
+/// The token in use, and how to read it again. Clones share it.
+#[derive(Clone)]
+pub struct TokenReloader {
+    token: Option<Token>,
+    loaded: Arc<Mutex<Option<HeaderValue>>>,
+}
+
+impl TokenReloader {
+    fn new(token: Option<Token>) -> Self {
+        Self {
+            token,
+            loaded: Arc::default(),
+        }
+    }
+
+    /// Forgets what was read from the file: the next request reads it again. Requests in flight keep the old token.
+    pub fn reload(&self) {
+        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The header's value. A token that is set but cannot be had is an error: going on without it would show up much later,
+    /// as services that seem to be gone.
+    fn header(&self) -> Result<Option<HeaderValue>, String> {
+        let Some(token) = &self.token else { return Ok(None) };
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if loaded.is_none() {
+            let text = match token {
+                Token::Value(text) => text.clone(),
+                Token::File(path) => {
+                    std::fs::read_to_string(path).map_err(|error| format!("token file {}: {error}", path.display()))?
+                }
+            };
+            let mut value = HeaderValue::from_str(text.trim())
+                .map_err(|_| String::from("the token has characters that cannot be sent"))?;
+            if value.is_empty() {
+                return Err(String::from("the token is empty"));
+            }
+            value.set_sensitive(true);
+            *loaded = Some(value);
+        }
+        Ok(loaded.clone())
+    }
+}
+
+impl std::fmt::Debug for TokenReloader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenReloader")
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(address: &str) -> Result<Client, HttpError> {
+        Client::new(&Settings::new(address))
+    }
+
+    #[test]
+    fn an_address_has_four_forms() {
+        for (address, base) in [
+            ("http://127.0.0.1:8500", "http://127.0.0.1:8500"),
+            ("http://127.0.0.1:8500/", "http://127.0.0.1:8500"),
+            (
+                "https://consul.example:8501/prefix/",
+                "https://consul.example:8501/prefix",
+            ),
+            ("127.0.0.1:8500", "http://127.0.0.1:8500"),
+            ("localhost:8500", "http://localhost:8500"),
+            ("[::1]:8500", "http://[::1]:8500"),
+            ("unix:///run/consul.sock", "http://localhost"),
+        ] {
+            assert_eq!(client(address).unwrap().base, base, "{address}");
+        }
+        for bad in [
+            "",
+            "unix://run/consul.sock",
+            "ftp://a",
+            "http://",
+            "http://a:99999",
+            "http://a?dc=b",
+            "http://a b",
+        ] {
+            assert!(
+                matches!(client(bad).map(|_| ()), Err(HttpError::Address { .. })),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_password_in_the_address_is_refused_and_not_printed() {
+        let error = client("http://alice:hunter2@127.0.0.1:8500")
+            .map(|_| ())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("basic_auth") && !error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn an_answer_gets_the_time_that_consul_may_take() {
+        assert_eq!(deadline(Duration::ZERO), Duration::from_secs(10));
+        assert_eq!(deadline(Duration::from_secs(48)), Duration::from_secs(61));
+    }
+
+    #[test]
+    fn a_token_file_is_read_again_only_when_told() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let reloader = TokenReloader::new(Some(Token::File(file.path().to_owned())));
+        assert!(reloader.header().is_err(), "empty");
+        std::fs::write(file.path(), "one\n").unwrap();
+        assert_eq!(reloader.header().unwrap().unwrap(), "one");
+        std::fs::write(file.path(), "two\n").unwrap();
+        assert_eq!(reloader.header().unwrap().unwrap(), "one");
+        reloader.clone().reload();
+        assert_eq!(reloader.header().unwrap().unwrap(), "two");
+        std::fs::remove_file(file.path()).unwrap();
+        reloader.reload();
+        assert!(reloader.header().unwrap_err().contains("token file"));
+        let text = format!(
+            "{reloader:?} {:?}",
+            TokenReloader::new(Some(Token::Value(String::from("s3cret"))))
+        );
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+
+    #[test]
+    fn errors_are_one_short_line() {
+        assert_eq!(
+            one_line(b"rpc error\n making\tcall:\x1b[0m EOF \xff"),
+            "rpc error making call:[0m EOF \u{fffd}"
+        );
+        assert_eq!(one_line(&[b'x'; 5000]).len(), ERROR_TEXT);
+    }
+}

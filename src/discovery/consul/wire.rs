@@ -1,0 +1,500 @@
+//! What Consul writes, and what it means: JSON and headers in, instances and names out.
+//!
+//! Pure. Knows nothing of requests, of time, or of what was read before.
+//!
+//! Registrations are outside data: port 70000, status `bogus` and `null` in place of a list have all been seen. Each entry is
+//! decoded on its own, so that a bad one costs only itself; an answer that is no list at all is an error, never an empty list.
+
+use std::collections::{BTreeMap, HashSet};
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use reqwest::header::HeaderMap;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::SOURCE;
+use crate::balancer::{InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Weight};
+
+/// What the headers of a good answer say about its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// The index to wait at; `None` when it is missing, zero or not a number: then there is nothing to wait at.
+    pub(super) index: Option<NonZeroU64>,
+    /// Whether the server that answered knows a leader. Silence counts as yes.
+    pub(super) known_leader: bool,
+    /// How long ago that server heard of its leader.
+    pub(super) last_contact: Duration,
+    /// Whether Consul says that it left out what the token may not see (1.11 and later).
+    pub(super) filtered: bool,
+}
+
+impl Head {
+    /// Reads the headers of a 200. Those of an error mean nothing: Consul sends index 1 with them.
+    pub(super) fn read(headers: &HeaderMap) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+        Self {
+            index: text("x-consul-index").and_then(|index| index.parse().ok()),
+            known_leader: text("x-consul-knownleader").is_none_or(|known| !known.eq_ignore_ascii_case("false")),
+            last_contact: text("x-consul-lastcontact")
+                .and_then(|millis| millis.parse().ok())
+                .map_or(Duration::ZERO, Duration::from_millis),
+            filtered: text("x-consul-results-filtered-by-acls")
+                .is_some_and(|filtered| filtered.eq_ignore_ascii_case("true")),
+        }
+    }
+}
+
+/// The catalog: every service name, with a fingerprint of its tags.
+pub(super) type Catalog = BTreeMap<String, u64>;
+
+/// Decodes `/v1/catalog/services`.
+pub(super) fn catalog(body: &[u8]) -> Result<Catalog, serde_json::Error> {
+    let names: BTreeMap<String, &RawValue> = serde_json::from_slice(body)?;
+    Ok(names
+        .into_iter()
+        .map(|(name, tags)| (name, fingerprint(tags.get().as_bytes())))
+        .collect())
+}
+
+/// A body in eight bytes: enough to see that it is the same again.
+pub(super) fn fingerprint(body: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(body)
+}
+
+/// One service as `/v1/health/service/:name` tells it.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Listing {
+    /// The usable instances, sorted by id.
+    pub(super) instances: Vec<ServiceInstance>,
+    /// Why others were left out, one line each.
+    pub(super) skipped: Vec<String>,
+    /// Settings that were ignored on instances that are used, one line each.
+    pub(super) ignored: Vec<String>,
+    /// Whether Consul listed nothing at all, usable or not.
+    pub(super) bare: bool,
+}
+
+/// Decodes `/v1/health/service/:name`, asked for `service`.
+///
+/// # Errors
+///
+/// When it is not a JSON list.
+pub(super) fn health(body: &[u8], service: &ServiceName) -> Result<Listing, serde_json::Error> {
+    let entries: Vec<&RawValue> = serde_json::from_slice(body)?;
+    let mut listing = Listing {
+        bare: entries.is_empty(),
+        ..Listing::default()
+    };
+    let mut seen = HashSet::with_capacity(entries.len());
+    for entry in entries {
+        match instance(entry, service, &mut listing.ignored) {
+            Ok(instance) if seen.insert(instance.id().clone()) => listing.instances.push(instance),
+            Ok(instance) => listing.skipped.push(format!("{}: listed twice", instance.id())),
+            Err(reason) => listing.skipped.push(reason),
+        }
+    }
+    listing.instances.sort_unstable_by(|a, b| a.id().cmp(b.id()));
+    Ok(listing)
+}
+
+fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) -> Result<ServiceInstance, String> {
+    let Entry { node, service, checks } = serde_json::from_str(entry.get()).map_err(|error| error.to_string())?;
+    if !service.name.eq_ignore_ascii_case(asked.as_str()) {
+        return Err(format!(
+            "{:?} is not the service that was asked for",
+            shortened(&service.name)
+        ));
+    }
+    if service.id.is_empty() || node.name.is_empty() {
+        return Err(String::from("no service id, or no node name"));
+    }
+    // The same service id on two nodes is two instances (C21).
+    let id = format!("{}@{}", service.id, node.name);
+    let refused = |error: InvalidInstance| format!("{}: {error}", shortened(&id));
+    let host = if service.address.is_empty() {
+        &node.address
+    } else {
+        &service.address
+    };
+
+    let mut instance = ServiceInstance::new(&id, host, service.port).map_err(refused)?;
+    let weights = service.weights;
+    if weights != Weights::default() {
+        instance = instance
+            .with_weight(Weight::new(weights.passing).map_err(refused)?)
+            .with_warning_weight(Weight::new(weights.warning).map_err(refused)?);
+    } else if let Some(text) = service.meta.get("weight") {
+        match text
+            .trim()
+            .parse::<i64>()
+            .ok()
+            .and_then(|weight| Weight::new(weight).ok())
+        {
+            Some(weight) => instance = instance.with_weight(weight),
+            None => ignored.push(format!("{}: Meta.weight {:?}", shortened(&id), shortened(text))),
+        }
+    }
+    // An odd tag costs the tag, not the instance: nobody can ask for it anyway.
+    let tags = service
+        .tags
+        .iter()
+        .filter(|tag| !tag.is_empty() && !tag.chars().any(char::is_control));
+    Ok(instance
+        .with_tags(tags)
+        .map_err(refused)?
+        .with_metadata(&service.meta)
+        .with_status(status(&checks))
+        .with_source(SOURCE))
+}
+
+/// The worst of all checks, those of the node included (C23). No checks: an external service, which passes.
+fn status(checks: &[Check]) -> RegistryStatus {
+    let mut worst = RegistryStatus::Passing;
+    for check in checks {
+        if check.id == "_node_maintenance" || check.id.starts_with("_service_maintenance:") {
+            return RegistryStatus::Maintenance;
+        }
+        worst = match (check.status.as_str(), worst) {
+            ("passing", _) => worst,
+            ("warning", RegistryStatus::Passing) => RegistryStatus::Warning,
+            ("warning", _) => worst,
+            _ => RegistryStatus::Critical,
+        };
+    }
+    worst
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+/// Consul writes `null` for many an empty list, map and string (C25).
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    node: Node,
+    service: Service,
+    #[serde(default, deserialize_with = "or_default")]
+    checks: Vec<Check>,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    #[serde(rename = "Node")]
+    name: String,
+    #[serde(rename = "Address", default, deserialize_with = "or_default")]
+    address: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Service {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Service")]
+    name: String,
+    #[serde(default, deserialize_with = "or_default")]
+    address: String,
+    port: i64,
+    #[serde(default, deserialize_with = "or_default")]
+    tags: Vec<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    meta: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "or_default")]
+    weights: Weights,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "PascalCase", default)]
+struct Weights {
+    passing: i64,
+    warning: i64,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { passing: 1, warning: 1 }
+    }
+}
+
+#[derive(Deserialize)]
+struct Check {
+    #[serde(rename = "CheckID", default, deserialize_with = "or_default")]
+    id: String,
+    #[serde(rename = "Status", default, deserialize_with = "or_default")]
+    status: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An external node: no address of its own, nulls everywhere. Verbatim from Consul 1.8.7.
+    const EXTERNAL: &str = r#"[{"Node":{"ID":"","Node":"node15","Address":"10.2.0.15","Datacenter":"dc1","TaggedAddresses":null,"Meta":null,"CreateIndex":36,"ModifyIndex":36},"Service":{"ID":"svc5-0","Service":"svc5","Tags":["http","v1"],"Address":"","Meta":{"version":"1.2.3","zone":"a"},"Port":8000,"Weights":{"Passing":1,"Warning":1},"EnableTagOverride":false,"Proxy":{"MeshGateway":{},"Expose":{}},"Connect":{},"CreateIndex":36,"ModifyIndex":36},"Checks":[{"Node":"node15","CheckID":"service:svc5-0","Name":"http","Status":"passing","Notes":"","Output":"HTTP GET http://x/health: 200 OK","ServiceID":"svc5-0","ServiceName":"svc5","ServiceTags":["http","v1"],"Type":"","Definition":{},"CreateIndex":36,"ModifyIndex":36}]}]"#;
+
+    /// Registered through an agent, with two checks of which one warns. Verbatim, but for the node, which was not noted.
+    const AGENT: &str = r#"[{"Node":{"ID":"1","Node":"n1","Address":"127.0.0.1"},"Service":{"ID":"a2","Service":"asvc","Tags":["x"],"Address":"10.9.9.9","TaggedAddresses":{"lan":{"Address":"10.9.9.9","Port":5001},"lan_ipv4":{"Address":"10.9.9.9","Port":5001},"wan":{"Address":"1.2.3.4","Port":80},"wan_ipv4":{"Address":"10.9.9.9","Port":5001}},"Meta":{"k":"v"},"Port":5001,"Weights":{"Passing":10,"Warning":3}},"Checks":[{"CheckID":"serfHealth","Status":"passing","ServiceID":"","ServiceName":"","ServiceTags":[]},{"CheckID":"c1","Status":"passing","ServiceID":"a2","Type":"ttl"},{"CheckID":"c2","Status":"warning","ServiceID":"a2","Type":"ttl"}]}]"#;
+
+    fn name(text: &str) -> ServiceName {
+        text.parse().unwrap()
+    }
+
+    fn decode(body: &str) -> Listing {
+        health(body.as_bytes(), &name("web")).unwrap()
+    }
+
+    /// One entry of service `web`, `service` and `checks` being what differs.
+    fn entry(service: &str, checks: &str) -> String {
+        format!(
+            r#"{{"Node":{{"Node":"n1","Address":"10.0.0.1"}},"Service":{{"ID":"w1","Service":"web","Port":80{service}}},"Checks":{checks}}}"#
+        )
+    }
+
+    fn one(service: &str, checks: &str) -> ServiceInstance {
+        let mut listing = decode(&format!("[{}]", entry(service, checks)));
+        assert_eq!(listing.skipped, Vec::<String>::new());
+        listing.instances.pop().unwrap()
+    }
+
+    #[test]
+    fn an_external_registration_takes_its_nodes_address() {
+        let listing = health(EXTERNAL.as_bytes(), &name("svc5")).unwrap();
+        let [instance] = &listing.instances[..] else {
+            panic!("{listing:?}")
+        };
+        assert_eq!(instance.id().as_str(), "svc5-0@node15");
+        assert_eq!(instance.address().as_str(), "10.2.0.15:8000");
+        assert_eq!(instance.registry_status(), RegistryStatus::Passing);
+        assert_eq!((instance.weight(), instance.warning_weight()), (Weight::ONE, None));
+        assert!(instance.has_tag("http") && instance.has_tag("v1"));
+        assert_eq!(instance.metadata().get("zone").map(AsRef::as_ref), Some("a"));
+        assert_eq!(instance.source(), SOURCE);
+        assert_eq!((listing.skipped.len(), listing.bare), (0, false));
+    }
+
+    #[test]
+    fn a_warning_check_brings_the_warning_weight() {
+        let listing = health(AGENT.as_bytes(), &name("ASVC")).unwrap();
+        let instance = &listing.instances[0];
+        assert_eq!(instance.address().as_str(), "10.9.9.9:5001");
+        assert_eq!(instance.registry_status(), RegistryStatus::Warning);
+        assert_eq!(instance.weight().get(), 10);
+        assert_eq!(instance.warning_weight().map(Weight::get), Some(3));
+    }
+
+    #[test]
+    fn the_worst_check_decides_and_maintenance_is_told_apart() {
+        let check = |id: &str, status: &str| format!(r#"{{"CheckID":"{id}","Status":{status}}}"#);
+        let of = |checks: &[String]| one("", &format!("[{}]", checks.join(","))).registry_status();
+        let (pass, warn, fail) = (
+            check("a", "\"passing\""),
+            check("b", "\"warning\""),
+            check("c", "\"critical\""),
+        );
+        assert_eq!(of(&[]), RegistryStatus::Passing);
+        assert_eq!(of(&[pass.clone(), warn.clone()]), RegistryStatus::Warning);
+        assert_eq!(
+            of(&[warn.clone(), fail.clone(), pass.clone()]),
+            RegistryStatus::Critical
+        );
+        assert_eq!(of(&[fail.clone(), warn, pass.clone()]), RegistryStatus::Critical);
+        assert_eq!(of(&[pass.clone(), check("d", "\"bogus\"")]), RegistryStatus::Critical);
+        assert_eq!(of(&[pass.clone(), check("d", "null")]), RegistryStatus::Critical);
+        assert_eq!(
+            of(&[fail.clone(), check("_service_maintenance:w1", "\"critical\"")]),
+            RegistryStatus::Maintenance
+        );
+        assert_eq!(
+            of(&[check("_node_maintenance", "\"critical\""), pass]),
+            RegistryStatus::Maintenance
+        );
+        assert_eq!(one("", "null").registry_status(), RegistryStatus::Passing);
+    }
+
+    #[test]
+    fn meta_weight_counts_where_the_weights_are_the_default() {
+        let weights = |service: &str| {
+            let instance = one(service, "[]");
+            (instance.weight().get(), instance.warning_weight().map(Weight::get))
+        };
+        assert_eq!(weights(r#","Meta":{"weight":"3"}"#), (3, None));
+        assert_eq!(
+            weights(r#","Meta":{"weight":" 0 "},"Weights":{"Passing":1,"Warning":1}"#),
+            (0, None)
+        );
+        assert_eq!(
+            weights(r#","Meta":{"weight":"3"},"Weights":{"Passing":2,"Warning":1}"#),
+            (2, Some(1))
+        );
+        assert_eq!(
+            weights(r#","Meta":{"weight":"3"},"Weights":{"Passing":1,"Warning":0}"#),
+            (1, Some(0))
+        );
+        assert_eq!(weights(r#","Weights":null"#), (1, None));
+        assert_eq!(weights(r#","Weights":{"Passing":5}"#), (5, Some(1)));
+    }
+
+    #[test]
+    fn a_meta_weight_that_is_no_weight_is_ignored_and_told() {
+        for bad in ["", "heavy", "-1", "10001", "1.5", "99999999999999999999"] {
+            let listing = decode(&format!(
+                "[{}]",
+                entry(&format!(r#","Meta":{{"weight":"{bad}"}}"#), "[]")
+            ));
+            assert_eq!(listing.instances[0].weight(), Weight::ONE, "{bad}");
+            assert_eq!(listing.ignored.len(), 1, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_used_costs_only_itself() {
+        let good = entry("", "[]").replace("w1", "good");
+        let entry_with = |from: &str, to: &str| entry("", "[]").replace(from, to);
+        for bad in [
+            entry_with(":80", ":0"),
+            entry_with(":80", ":70000"),
+            entry_with(":80", ":-1"),
+            entry_with(":80", r#":"80""#),
+            entry_with(":80", ":8.5"),
+            entry_with("10.0.0.1", "http://x"),
+            entry_with("10.0.0.1", ""),
+            entry_with(r#""ID":"w1""#, r#""ID":"""#),
+            entry_with(r#""ID":"w1""#, r#""ID":null"#),
+            entry_with(r#""ID":"w1""#, r#""ID":"a\u0000b""#),
+            entry_with(r#""ID":"w1""#, r#""ID":"\ud800""#),
+            entry_with(r#""Service":"web""#, r#""Service":"other""#),
+            entry_with(r#""Node":"n1""#, r#""Node":"""#),
+            entry(r#","Weights":{"Passing":10001,"Warning":1}"#, "[]"),
+            entry(r#","Weights":{"Passing":1,"Warning":-1}"#, "[]"),
+            entry(r#","Weights":{"Passing":"2"}"#, "[]"),
+            entry(r#","Tags":{"a":1}"#, "[]"),
+            entry(r#","Meta":{"a":1}"#, "[]"),
+            entry("", r#""passing""#),
+            entry("", "[null]"),
+            String::from("null"),
+            String::from("7"),
+            String::from("[]"),
+            String::from("{}"),
+            String::from(r#"{"Node":null,"Service":null,"Checks":null}"#),
+        ] {
+            let listing = decode(&format!("[{bad},{good}]"));
+            assert_eq!(listing.instances.len(), 1, "{bad}");
+            assert_eq!(listing.instances[0].id().as_str(), "good@n1", "{bad}");
+            assert_eq!(listing.skipped.len(), 1, "{bad}");
+            assert!(!listing.skipped[0].chars().any(char::is_control), "{bad}");
+        }
+    }
+
+    #[test]
+    fn odd_but_usable_registrations_are_used() {
+        let hosts = |address: &str| one(&format!(r#","Address":"{address}""#), "[]").address().to_string();
+        assert_eq!(hosts("::1"), "[::1]:80");
+        assert_eq!(hosts("db.local"), "db.local:80");
+        assert_eq!(hosts(""), "10.0.0.1:80");
+        let nulls = one(
+            r#","Tags":null,"Meta":null,"Address":null,"TaggedAddresses":null,"Unknown":[{}]"#,
+            "[]",
+        );
+        assert_eq!((nulls.tags().len(), nulls.metadata().len()), (0, 0));
+        let tags = one(r#","Tags":["","v1","a\nb"]"#, "[]");
+        assert_eq!(tags.tags().len(), 1);
+        assert!(tags.has_tag("v1"));
+    }
+
+    #[test]
+    fn one_service_id_on_two_nodes_is_two_instances_and_listed_twice_is_one() {
+        let (here, there) = (entry("", "[]"), entry("", "[]").replace("n1", "n2"));
+        let listing = decode(&format!("[{there},{here},{here}]"));
+        let ids: Vec<_> = listing
+            .instances
+            .iter()
+            .map(|instance| instance.id().as_str())
+            .collect();
+        assert_eq!(
+            ids,
+            ["w1@n1", "w1@n2"],
+            "sorted, so that the order of the answer is no change"
+        );
+        assert_eq!(listing.skipped.len(), 1);
+    }
+
+    #[test]
+    fn what_is_no_list_is_an_error_and_never_an_empty_one() {
+        for bad in [
+            "",
+            "{}",
+            "null",
+            "[",
+            "[{}",
+            "[{]",
+            "<html>",
+            "[]x",
+            "\"\"",
+            "7",
+            "\u{feff}[]",
+        ] {
+            assert!(health(bad.as_bytes(), &name("web")).is_err(), "{bad:?}");
+        }
+        assert!(health(b"[\"\xff\"]", &name("web")).is_err());
+        assert!(
+            health("[".repeat(100_000).as_bytes(), &name("web")).is_err(),
+            "no stack overflow either"
+        );
+        let empty = decode(" [ ] ");
+        assert!(empty.bare && empty.instances.is_empty());
+        assert!(!decode("[null]").bare, "something is registered there");
+    }
+
+    #[test]
+    fn the_catalog_gives_names_and_sees_tags_change() {
+        let first = catalog(br#"{"consul":[],"other":["v1"],"web":["v1"]}"#).unwrap();
+        assert_eq!(first.keys().collect::<Vec<_>>(), ["consul", "other", "web"]);
+        let second = catalog(br#"{"consul":null,"other":["v1"],"web":["v2"]}"#).unwrap();
+        assert_eq!(first["other"], second["other"]);
+        assert_ne!(first["web"], second["web"]);
+        assert!(catalog(b"{}").unwrap().is_empty());
+        for bad in ["", "[]", "null", "{", "{\"a\"}"] {
+            assert!(catalog(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn headers_are_read_as_far_as_they_make_sense() {
+        let head = |pairs: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.insert(*name, value.parse().unwrap());
+            }
+            Head::read(&headers)
+        };
+        let good = Head {
+            index: NonZeroU64::new(36),
+            known_leader: true,
+            last_contact: Duration::ZERO,
+            filtered: false,
+        };
+        assert_eq!(
+            head(&[
+                ("x-consul-index", "36"),
+                ("x-consul-knownleader", "true"),
+                ("x-consul-lastcontact", "0")
+            ]),
+            good
+        );
+        for odd in ["", "0", "-1", "abc", "1e3", "99999999999999999999999"] {
+            assert_eq!(head(&[("x-consul-index", odd)]).index, None, "{odd}");
+        }
+        assert_eq!(head(&[]), Head { index: None, ..good });
+        let stale = head(&[("x-consul-knownleader", "false"), ("x-consul-lastcontact", "8424")]);
+        assert_eq!(
+            (stale.known_leader, stale.last_contact),
+            (false, Duration::from_millis(8424))
+        );
+        assert!(head(&[("x-consul-results-filtered-by-acls", "true")]).filtered);
+    }
+}

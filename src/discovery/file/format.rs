@@ -1,0 +1,921 @@
+//! Bytes to instances: the same shape in TOML, JSON and YAML, by the file's extension.
+//!
+//! ```toml
+//! [[service]]
+//! name = "user-service"
+//!
+//! [[service.instance]]
+//! id = "user-1"              # default: host:port
+//! host = "10.0.1.10"
+//! port = 8080
+//! weight = 2                 # default: 1
+//! tags = ["v2"]
+//! metadata = { zone = "us-west" }
+//! status = "passing"         # warning, critical, maintenance; default: unknown
+//! ```
+//!
+//! Written by an operator, so nothing is guessed and nothing skipped: the first mistake refuses the whole file, with line and
+//! column. Every rule is therefore checked *inside* deserialization, where each format knows the place it is at, and never
+//! afterwards. Pure: does not know where the bytes come from.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::{self, Display};
+use std::hash::Hash;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use super::SOURCE;
+use crate::balancer::{Address, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Weight};
+
+/// Why a file was refused. Shown as `path:line:column: message`, the form in which editors jump to a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// Line and column, from 1, columns in characters; `None` when the trouble has no place.
+    pub place: Option<(usize, usize)>,
+    /// What is wrong, and what would do.
+    pub message: String,
+}
+
+impl Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.path.display())?;
+        if let Some((line, column)) = self.place {
+            write!(f, "{line}:{column}:")?;
+        }
+        write!(f, " {}", self.message)
+    }
+}
+
+impl std::error::Error for FileError {}
+
+/// Reads a file registry. The extension names the format: `.toml`, `.json`, `.yaml` or `.yml`.
+///
+/// # Errors
+///
+/// On the first mistake: syntax, an unknown key, a value out of range, a service or an id that is there twice. A file without
+/// any text is refused too, for it looks like one that is just being written.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(ServiceName, Vec<ServiceInstance>)>, FileError> {
+    let refused = |place, message: String| FileError {
+        path: path.to_owned(),
+        place,
+        message,
+    };
+    let text = std::str::from_utf8(bytes).map_err(|broken| {
+        let good = bytes.get(..broken.valid_up_to()).unwrap_or_default();
+        refused(
+            Some(place(&String::from_utf8_lossy(good), usize::MAX)),
+            "this is not UTF-8 text".to_owned(),
+        )
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if is_blank(text.as_bytes()) {
+        return Err(refused(
+            None,
+            "empty; a registry without services has an empty list under `service`".to_owned(),
+        ));
+    }
+    let extension = path
+        .extension()
+        .and_then(|extension| extension.to_str())
+        .unwrap_or_default();
+    let services = match extension.to_ascii_lowercase().as_str() {
+        "toml" => toml::from_str::<Services>(text).map_err(|wrong| {
+            let place = wrong.span().map(|span| place(text, span.start));
+            refused(place, wrong.message().to_owned())
+        }),
+        "json" => serde_json::from_str::<Services>(text).map_err(|wrong| {
+            let told = format!(" at line {} column {}", wrong.line(), wrong.column());
+            let message = wrong.to_string().replacen(&told, "", 1);
+            refused(Some(place(text, json_offset(text, &wrong))), message)
+        }),
+        // A document of comments alone is nothing at all in YAML, where TOML has an empty table.
+        "yaml" | "yml" => yaml_serde::from_str::<Option<Services>>(text)
+            .map(Option::unwrap_or_default)
+            .map_err(|wrong| {
+                let place = wrong.location().map(|found| (found.line(), found.column()));
+                let told = place
+                    .map(|(line, column)| format!(" at line {line} column {column}"))
+                    .unwrap_or_default();
+                refused(place, wrong.to_string().replacen(&told, "", 1))
+            }),
+        _ => {
+            return Err(refused(
+                None,
+                "expected a name that ends in .toml, .json, .yaml or .yml".to_owned(),
+            ));
+        }
+    };
+    Ok(services?
+        .0
+        .0
+        .into_iter()
+        .map(|Service { name, instances }| (name, instances))
+        .collect())
+}
+
+/// Whether there is nothing but white space.
+pub(super) fn is_blank(bytes: &[u8]) -> bool {
+    bytes.trim_ascii().is_empty()
+}
+
+/// Line and column of a byte offset, from 1.
+fn place(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
+}
+
+/// Where a JSON error lies. `serde_json` says where it stopped reading, which is the end of a value it refuses: the last digit
+/// or the closing brace. This goes back to where that value begins, as the other two formats have it.
+fn json_offset(text: &str, wrong: &serde_json::Error) -> usize {
+    let line: usize = text
+        .split_inclusive('\n')
+        .take(wrong.line().saturating_sub(1))
+        .map(str::len)
+        .sum();
+    let end = (line + wrong.column()).saturating_sub(1);
+    if !wrong.is_data() {
+        return end;
+    }
+    let (mut open, mut start, mut in_string, mut escaped, mut in_word) = (Vec::new(), 0, false, false, false);
+    for (offset, byte) in text.bytes().enumerate().take(end + 1) {
+        let was_in_word = std::mem::replace(&mut in_word, false);
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' if in_string => in_string = false,
+            _ if in_string => {}
+            b'"' => (start, in_string) = (offset, true),
+            b'{' | b'[' => open.push(offset),
+            b'}' | b']' => start = open.pop().unwrap_or(offset),
+            b',' | b':' | b' ' | b'\t' | b'\r' | b'\n' => {}
+            _ => {
+                in_word = true;
+                if !was_in_word {
+                    start = offset;
+                }
+            }
+        }
+    }
+    start
+}
+
+/// The whole file.
+#[derive(Default)]
+struct Services(Unique<Service>);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    #[serde(default)]
+    service: Unique<Service>,
+}
+
+// By hand, because a derived struct would also take a list in place of a table.
+impl<'de> Deserialize<'de> for Services {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct File;
+
+        impl<'de> Visitor<'de> for File {
+            type Value = Services;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table with the key `service`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Services, A::Error> {
+                RawFile::deserialize(MapAccessDeserializer::new(map)).map(|file| Services(file.service))
+            }
+        }
+
+        deserializer.deserialize_map(File)
+    }
+}
+
+struct Service {
+    name: ServiceName,
+    instances: Vec<ServiceInstance>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawService {
+    name: Text<ServiceName>,
+    #[serde(default)]
+    instance: Unique<ServiceInstance>,
+}
+
+impl Entry for Service {
+    const ONE: &str = "service";
+    const EXPECTED: &str = "a service: a table with `name` and `instance`";
+    type Key = ServiceName;
+    type Raw = RawService;
+
+    fn key(&self) -> &ServiceName {
+        &self.name
+    }
+
+    fn check(raw: RawService) -> Result<Self, InvalidInstance> {
+        Ok(Self {
+            name: raw.name.0,
+            instances: raw.instance.0,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawInstance {
+    id: Option<Text<InstanceId>>,
+    host: Text<Host>,
+    port: Number<Port>,
+    weight: Option<Number<Weight>>,
+    tags: Option<Vec<Text<Tag>>>,
+    metadata: Option<Metadata>,
+    status: Option<Text<RegistryStatus>>,
+}
+
+impl Entry for ServiceInstance {
+    const ONE: &str = "instance";
+    const EXPECTED: &str = "an instance: a table with `host` and `port`";
+    type Key = InstanceId;
+    type Raw = RawInstance;
+
+    fn key(&self) -> &InstanceId {
+        self.id()
+    }
+
+    fn check(raw: RawInstance) -> Result<Self, InvalidInstance> {
+        let address = Address::new(&raw.host.0.0, raw.port.0.0)?;
+        let id = match raw.id {
+            Some(Text(id)) => id,
+            None => address.as_str().parse()?,
+        };
+        Self::at(id, address)
+            .with_weight(raw.weight.map_or(Weight::ONE, |Number(weight)| weight))
+            .with_metadata(raw.metadata.unwrap_or_default().0)
+            .with_status(raw.status.map_or(RegistryStatus::Unknown, |Text(status)| status))
+            .with_source(SOURCE)
+            .with_tags(raw.tags.iter().flatten().map(|Text(Tag(tag))| tag))
+    }
+}
+
+/// Something of which a file has many, each told from the others by its key.
+trait Entry: Sized {
+    /// What one is called.
+    const ONE: &str;
+    /// What is expected in its place.
+    const EXPECTED: &str;
+    type Key: Clone + Display + Eq + Hash;
+    /// What is written; its fields are checked on their own.
+    type Raw: DeserializeOwned;
+
+    fn key(&self) -> &Self::Key;
+
+    fn check(raw: Self::Raw) -> Result<Self, InvalidInstance>;
+}
+
+/// A list in which each key is there once.
+struct Unique<T>(Vec<T>);
+
+impl<T> Default for Unique<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Entry> Deserialize<'de> for Unique<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List<T>(PhantomData<T>);
+
+        impl<'de, T: Entry> Visitor<'de> for List<T> {
+            type Value = Unique<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list with a table for each {}", T::ONE)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Unique<T>, A::Error> {
+                let (mut entries, mut taken) = (Vec::new(), HashSet::new());
+                while let Some(entry) = list.next_element_seed(Among::<T> { taken: &mut taken })? {
+                    entries.push(entry);
+                }
+                Ok(Unique(entries))
+            }
+        }
+
+        deserializer.deserialize_seq(List(PhantomData))
+    }
+}
+
+/// One entry, which must not have the key of one before it. A seed, so that the second one's own place is told.
+struct Among<'a, T: Entry> {
+    taken: &'a mut HashSet<T::Key>,
+}
+
+impl<'de, T: Entry> DeserializeSeed<'de> for Among<'_, T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, T: Entry> Visitor<'de> for Among<'_, T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::EXPECTED)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        let raw = T::Raw::deserialize(MapAccessDeserializer::new(map))?;
+        let entry = T::check(raw).map_err(A::Error::custom)?;
+        if !self.taken.insert(entry.key().clone()) {
+            return Err(A::Error::custom(format_args!(
+                "{} \"{}\" is listed twice",
+                T::ONE,
+                entry.key()
+            )));
+        }
+        Ok(entry)
+    }
+}
+
+/// A value written as text, checked where it stands.
+struct Text<T>(T);
+
+trait FromText: Sized {
+    const EXPECTED: &str;
+
+    fn from_text(text: &str) -> Result<Self, impl Display>;
+}
+
+impl<'de, T: FromText> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Check<T>(PhantomData<T>);
+
+        impl<T: FromText> Visitor<'_> for Check<T> {
+            type Value = Text<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(T::EXPECTED)
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Text<T>, E> {
+                T::from_text(text).map(Text).map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(Check(PhantomData))
+    }
+}
+
+impl FromText for ServiceName {
+    const EXPECTED: &str = "the name of a service, in quotes";
+
+    fn from_text(text: &str) -> Result<Self, impl Display> {
+        text.parse::<Self>()
+    }
+}
+
+impl FromText for InstanceId {
+    const EXPECTED: &str = "an id, in quotes";
+
+    fn from_text(text: &str) -> Result<Self, impl Display> {
+        text.parse::<Self>()
+    }
+}
+
+struct Host(String);
+
+impl FromText for Host {
+    const EXPECTED: &str = "an IP address or a host name, in quotes";
+
+    fn from_text(text: &str) -> Result<Self, impl Display> {
+        Address::new(text, 1).map(|_| Self(text.to_owned()))
+    }
+}
+
+struct Tag(String);
+
+impl FromText for Tag {
+    const EXPECTED: &str = "a tag, in quotes";
+
+    fn from_text(text: &str) -> Result<Self, impl Display> {
+        // Only an instance knows what a tag may be.
+        let probe = ServiceInstance::new("id", "host", 1).and_then(|instance| instance.with_tags([text]));
+        probe.map(|_| Self(text.to_owned()))
+    }
+}
+
+impl FromText for RegistryStatus {
+    const EXPECTED: &str = "a status, in quotes";
+
+    fn from_text(text: &str) -> Result<Self, impl Display> {
+        [
+            Self::Passing,
+            Self::Warning,
+            Self::Critical,
+            Self::Maintenance,
+            Self::Unknown,
+        ]
+        .into_iter()
+        .find(|status| status.as_str() == text)
+        .ok_or_else(|| format!("status {text:?}: expected passing, warning, critical, maintenance or unknown"))
+    }
+}
+
+impl FromText for String {
+    const EXPECTED: &str = "a text, in quotes";
+
+    fn from_text(text: &str) -> Result<Self, impl Display> {
+        Ok::<_, InvalidInstance>(text.to_owned())
+    }
+}
+
+/// A value written as a whole number, checked where it stands.
+struct Number<T>(T);
+
+trait FromNumber: Sized {
+    const EXPECTED: &str;
+
+    fn from_number(number: i64) -> Result<Self, InvalidInstance>;
+}
+
+impl<'de, T: FromNumber> Deserialize<'de> for Number<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Check<T>(PhantomData<T>);
+
+        impl<T: FromNumber> Visitor<'_> for Check<T> {
+            type Value = Number<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(T::EXPECTED)
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Number<T>, E> {
+                T::from_number(number).map(Number).map_err(E::custom)
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Number<T>, E> {
+                self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
+            }
+        }
+
+        deserializer.deserialize_i64(Check(PhantomData))
+    }
+}
+
+struct Port(u16);
+
+impl FromNumber for Port {
+    const EXPECTED: &str = "a port from 1 to 65535";
+
+    fn from_number(number: i64) -> Result<Self, InvalidInstance> {
+        Address::new("host", number).map(|address| Self(address.port()))
+    }
+}
+
+impl FromNumber for Weight {
+    const EXPECTED: &str = "a weight from 0 to 10000";
+
+    fn from_number(number: i64) -> Result<Self, InvalidInstance> {
+        Self::new(number)
+    }
+}
+
+/// Texts by name; a name counts once (a derived map would let the last one win in silence).
+#[derive(Default)]
+struct Metadata(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Metadata;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table of texts")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some(Text(key)) = map.next_key::<Text<String>>()? {
+                    if entries.contains_key(&key) {
+                        return Err(A::Error::custom(format_args!("metadata {key:?} is listed twice")));
+                    }
+                    let Text(value) = map.next_value::<Text<String>>()?;
+                    entries.insert(key, value);
+                }
+                Ok(Metadata(entries))
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOML: &str = r#"
+[[service]]
+name = "user-service"
+
+[[service.instance]]
+id = "user-1"
+host = "10.0.1.10"
+port = 8080
+weight = 2
+tags = ["v2", "canary"]
+metadata = { zone = "us-west", "rack.unit" = "7" }
+status = "passing"
+
+[[service.instance]]
+host = "::1"
+port = 8081
+
+[[service]]
+name = "empty"
+"#;
+
+    const JSON: &str = r#"{"service": [
+  {"name": "user-service", "instance": [
+    {"id": "user-1", "host": "10.0.1.10", "port": 8080, "weight": 2, "tags": ["v2", "canary"],
+     "metadata": {"zone": "us-west", "rack.unit": "7"}, "status": "passing"},
+    {"host": "::1", "port": 8081, "weight": null}
+  ]},
+  {"name": "empty"}
+]}"#;
+
+    const YAML: &str = r#"
+service:
+  - name: user-service
+    instance:
+      - id: user-1
+        host: 10.0.1.10
+        port: 8080
+        weight: 2
+        tags: [v2, canary]
+        metadata:
+          zone: us-west
+          rack.unit: 7
+        status: passing
+      - host: "::1"
+        port: 8081
+  - name: empty
+    instance:
+"#;
+
+    /// Refuses a text in which `«` stands before what is wrong, at that very place.
+    #[track_caller]
+    fn refuses(extension: &str, marked: &str, message: &str) {
+        let path = PathBuf::from(format!("services.{extension}"));
+        let text = marked.replacen('«', "", 1);
+        assert_ne!(text, marked, "no mark");
+        let error = parse(&path, text.as_bytes()).expect_err(marked);
+        assert!(error.message.contains(message), "{error}");
+        assert!(
+            !error.message.contains("column") && !error.message.contains('\n'),
+            "{error}"
+        );
+        let before = marked.split('«').next().unwrap();
+        let line = before.split('\n').next_back().unwrap();
+        let (line, column) = (before.matches('\n').count() + 1, line.chars().count() + 1);
+        assert_eq!(error.place, Some((line, column)), "{error}\n{marked}");
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("services.{extension}:{line}:{column}: ")),
+            "{error}"
+        );
+    }
+
+    /// One instance with these further lines, in each format.
+    #[track_caller]
+    fn refuses_instance(toml: &str, json: &str, yaml: &str, message: &str) {
+        let head = "[[service]]\nname = \"web\"\n\n[[service.instance]]\nhost = \"h\"\n";
+        refuses("toml", &format!("{head}{toml}\n"), message);
+        let head = "{\"service\": [{\n  \"name\": \"web\",\n  \"instance\": [{\n    \"host\": \"h\",\n";
+        refuses("json", &format!("{head}    {json}\n  }}]\n}}]}}\n"), message);
+        let head = "service:\n  - name: web\n    instance:\n      - host: h\n";
+        refuses("yml", &format!("{head}        {yaml}\n"), message);
+    }
+
+    #[test]
+    fn the_three_formats_say_the_same() {
+        let instances = vec![
+            ServiceInstance::new("user-1", "10.0.1.10", 8080)
+                .unwrap()
+                .with_weight(Weight::new(2).unwrap())
+                .with_tags(["canary", "v2"])
+                .unwrap()
+                .with_metadata([("zone", "us-west"), ("rack.unit", "7")])
+                .with_status(RegistryStatus::Passing)
+                .with_source(SOURCE),
+            ServiceInstance::new("[::1]:8081", "::1", 8081)
+                .unwrap()
+                .with_source(SOURCE),
+        ];
+        let expected = vec![
+            ("user-service".parse().unwrap(), instances),
+            ("empty".parse().unwrap(), vec![]),
+        ];
+        for (name, text) in [("a.toml", TOML), ("a.json", JSON), ("a.yaml", YAML), ("a.YML", YAML)] {
+            assert_eq!(
+                parse(Path::new(name), text.as_bytes()).as_ref(),
+                Ok(&expected),
+                "{name}"
+            );
+            let with_mark = format!("\u{feff}{text}");
+            assert_eq!(
+                parse(Path::new(name), with_mark.as_bytes()).as_ref(),
+                Ok(&expected),
+                "{name} with a byte order mark"
+            );
+        }
+    }
+
+    #[test]
+    fn no_services_must_be_said() {
+        for (name, text) in [
+            ("a.toml", "service = []"),
+            ("a.toml", "# none"),
+            ("a.json", "{}"),
+            ("a.yaml", "# none\n"),
+        ] {
+            assert_eq!(parse(Path::new(name), text.as_bytes()), Ok(vec![]), "{name}");
+        }
+        for name in ["a.toml", "a.json", "a.yaml"] {
+            for text in ["", " \n\t\r\n"] {
+                assert!(
+                    parse(Path::new(name), text.as_bytes())
+                        .unwrap_err()
+                        .message
+                        .starts_with("empty"),
+                    "{name}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_what_is_expected() {
+        let message =
+            "unknown field `wieght`, expected one of `id`, `host`, `port`, `weight`, `tags`, `metadata`, `status`";
+        refuses_instance(
+            "«wieght = 3\nport = 1",
+            "«\"wieght\": 3,\n\"port\": 1",
+            "«wieght: 3\n        port: 1",
+            message,
+        );
+        let message = "unknown field `services`, expected `service`";
+        refuses("toml", "[[«services]]\nname = \"a\"\n", message);
+        refuses("json", "{\n  «\"services\": []\n}", message);
+        refuses("yaml", "«services:\n  - name: a\n", message);
+    }
+
+    #[test]
+    fn numbers_have_a_range() {
+        let weight = "weight 10001: expected 0 to 10000";
+        refuses_instance(
+            "port = 1\nweight = «10001",
+            "\"port\": 1, \"weight\": «10001",
+            "port: 1\n        weight: «10001",
+            weight,
+        );
+        let port = "port 0: expected 1 to 65535";
+        refuses_instance("port = «0", "\"port\":«0", "port:  «0", port);
+        refuses_instance(
+            "port = «65536",
+            "\"port\": «65536",
+            "port: «65536",
+            "port 65536: expected 1 to 65535",
+        );
+        refuses_instance(
+            "port = «-1",
+            "\"port\": «-1",
+            "port: «-1",
+            "port -1: expected 1 to 65535",
+        );
+        refuses_instance(
+            "port = «1.5",
+            "\"port\": «1.5",
+            "port: «1.5",
+            "expected a port from 1 to 65535",
+        );
+        refuses_instance(
+            "port = «\"80\"",
+            "\"port\": «\"80\"",
+            "port: «\"80\"",
+            "expected a port from 1 to 65535",
+        );
+    }
+
+    #[test]
+    fn texts_have_rules() {
+        let status = "status \"up\": expected passing, warning, critical, maintenance or unknown";
+        refuses_instance(
+            "port = 1\nstatus = «\"up\"",
+            "\"port\": 1, \"status\": «\"up\"",
+            "port: 1\n        status: «up",
+            status,
+        );
+        let tag = "tag \"\": expected at least one character";
+        refuses_instance(
+            "port = 1\ntags = [\n\"ä\", «\"\"]",
+            "\"port\": 1, \"tags\": [\"ä\",\n«\"\"]",
+            "port: 1\n        tags: [ä, «\"\"]",
+            tag,
+        );
+        let id = "instance id \"\": expected 1 to 512 bytes";
+        refuses_instance(
+            "port = 1\nid = «\"\"",
+            "\"port\": 1, \"id\": «\"\"",
+            "port: 1\n        id: «\"\"",
+            id,
+        );
+        let host = "host \"a b\": expected an IP address or a host name";
+        refuses(
+            "toml",
+            "[[service]]\nname = \"a\"\ninstance = [{ port = 1, host = «\"a b\" }]",
+            host,
+        );
+        refuses(
+            "json",
+            r#"{"service": [{"name": "a", "instance": [{"port": 1, "host": «"a b"}]}]}"#,
+            host,
+        );
+        refuses("yaml", "service: [{name: a, instance: [{port: 1, host: «a b}]}]", host);
+        let name = "service name \"a/b\": expected 1 to 253 characters";
+        refuses("toml", "[[service]]\nname = «\"a/b\"\n", name);
+        refuses("json", r#"{"service": [{"name": «"a/b"}]}"#, name);
+        refuses("yaml", "service:\n  - name: «a/b\n", name);
+    }
+
+    #[test]
+    fn what_is_missing_is_missed_where_its_table_begins() {
+        refuses(
+            "toml",
+            "[[service]]\nname = \"a\"\n\n«[[service.instance]]\nhost = \"h\"\n",
+            "missing field `port`",
+        );
+        refuses(
+            "json",
+            "{\"service\": [{\"name\": \"a\", \"instance\": [\n «{\n  \"host\": \"h\", \"metadata\": {\"{\\\"\": \"}]\\\\\"}\n }]}]}",
+            "missing field `port`",
+        );
+        refuses(
+            "json",
+            "{\"service\": [{\"name\": \"a\", \"instance\": [\n «{\n  \"host\": \"h\"\n }]}]}",
+            "missing field `port`",
+        );
+        refuses(
+            "yaml",
+            "service:\n  - name: a\n    instance:\n      - «host: h\n",
+            "missing field `port`",
+        );
+        refuses("toml", "«[[service]]\n", "missing field `name`");
+        refuses("json", "{\"service\": [«{\"instance\": []}]}", "missing field `name`");
+        refuses("yaml", "service:\n  - «instance: []\n", "missing field `name`");
+    }
+
+    #[test]
+    fn a_service_is_there_once() {
+        let message = "service \"a\" is listed twice";
+        refuses(
+            "toml",
+            "[[service]]\nname = \"a\"\n\n«[[service]]\nname = \"a\"\n",
+            message,
+        );
+        refuses(
+            "json",
+            "{\"service\": [\n  {\"name\": \"a\"},\n  «{\"name\": \"a\"}\n]}",
+            message,
+        );
+        refuses("yaml", "service:\n  - name: a\n  - «name: a\n", message);
+    }
+
+    #[test]
+    fn an_id_is_there_once_in_its_service_also_where_it_is_the_default() {
+        let message = "instance \"h:1\" is listed twice";
+        let toml = "[[service]]\nname = \"a\"\n[[service.instance]]\nhost = \"h\"\nport = 1\n";
+        refuses(
+            "toml",
+            &format!("{toml}\n«[[service.instance]]\nid = \"h:1\"\nhost = \"i\"\nport = 2\n"),
+            message,
+        );
+        let json = "{\"service\": [{\"name\": \"a\", \"instance\": [{\"host\": \"h\", \"port\": 1},\n";
+        refuses(
+            "json",
+            &format!("{json}«{{\"id\": \"h:1\", \"host\": \"i\", \"port\": 2}}]}}]}}"),
+            message,
+        );
+        let yaml = "service:\n  - name: a\n    instance:\n      - {host: h, port: 1}\n";
+        refuses(
+            "yaml",
+            &format!("{yaml}      - «{{id: 'h:1', host: i, port: 2}}\n"),
+            message,
+        );
+        let other = format!("{toml}\n[[service]]\nname = \"b\"\n[[service.instance]]\nhost = \"h\"\nport = 1\n");
+        assert!(
+            parse(Path::new("a.toml"), other.as_bytes()).is_ok(),
+            "another service is another matter"
+        );
+    }
+
+    #[test]
+    fn a_key_is_there_once() {
+        refuses("toml", "[[service]]\nname = \"a\"\n«name = \"b\"\n", "duplicate key");
+        refuses(
+            "json",
+            "{\"service\": [{\"name\": \"a\",\n«\"name\": \"b\"}]}",
+            "duplicate field `name`",
+        );
+        refuses(
+            "yaml",
+            "service:\n  - «name: a\n    name: b\n",
+            "duplicate field `name`",
+        );
+        let metadata = "metadata \"k\" is listed twice";
+        let json = "{\"service\": [{\"name\": \"a\", \"instance\": [{\"host\": \"h\", \"port\": 1,\n";
+        refuses(
+            "json",
+            &format!("{json}\"metadata\": {{\"k\": \"1\", «\"k\": \"2\"}}}}]}}]}}"),
+            metadata,
+        );
+        let yaml = "service:\n  - name: a\n    instance:\n      - host: h\n        port: 1\n";
+        refuses("yaml", &format!("{yaml}        metadata: «{{k: 1, k: 2}}\n"), metadata);
+    }
+
+    #[test]
+    fn broken_syntax_is_shown_where_it_breaks() {
+        refuses(
+            "toml",
+            "[[service]]\nname = \"a\"\n[[service«\n",
+            "unclosed array table",
+        );
+        refuses(
+            "json",
+            "{\"service\": [\n  {\"name\": \"a\" «\"instance\": []}\n]}",
+            "expected `,` or `}`",
+        );
+        refuses("json", "{\"service\": [«\n", "EOF while parsing a list");
+        refuses(
+            "yaml",
+            "service:\n  - name: a\n «name: c\n",
+            "did not find expected key",
+        );
+        refuses("yaml", "service: «*x\n", "unknown anchor");
+    }
+
+    #[test]
+    fn a_shape_that_is_not_a_registry_is_refused() {
+        for (name, text) in [
+            ("a.json", "[]"),
+            ("a.json", "null"),
+            ("a.json", "3"),
+            ("a.yaml", "- a"),
+            ("a.yaml", "x"),
+        ] {
+            let error = parse(Path::new(name), text.as_bytes()).unwrap_err();
+            assert!(error.message.contains("a table with the key `service`"), "{error}");
+        }
+        let list = "a list with a table for each service";
+        refuses("toml", "service = «3", list);
+        refuses("json", "{\"service\": «3}", list);
+        refuses("yaml", "service: «3", list);
+        let service = "a service: a table with `name` and `instance`";
+        refuses("toml", "service = [«3]", service);
+        refuses("json", "{\"service\": [«3]}", service);
+        refuses("yaml", "service: [«3]", service);
+        let two = parse(Path::new("a.yaml"), b"service: []\n---\nservice: []\n").unwrap_err();
+        assert!(two.message.contains("more than one document"), "{two}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_shown_where_they_begin() {
+        let error = parse(Path::new("a.toml"), b"# \xc3\xa4\nname = \"\xff\"").unwrap_err();
+        assert_eq!(error.to_string(), "a.toml:2:9: this is not UTF-8 text");
+    }
+
+    #[test]
+    fn the_extension_names_the_format() {
+        for name in ["services", "services.ini", "toml"] {
+            let error = parse(Path::new(name), TOML.as_bytes()).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("{name}: expected a name that ends in .toml, .json, .yaml or .yml")
+            );
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! From what watchers say to what picks see.
+//!
+//! ```text
+//! Update ─► Guard (of its source) ─► Merge ─► Coalesce ─► Directory::apply
+//! ```
+//!
+//! One value with one owner, fed by the agent: updates in, views out. Knows no task, socket or registry; `now` is an argument.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Update;
+use super::coalesce::Coalesce;
+use super::guard::{Decision, Guard};
+use super::merge::Merge;
+use crate::balancer::{Address, Directory, ServiceName, Source, SourceStatus, Timestamp};
+
+/// Told how long it took from reading an answer to publishing the view that it led to.
+pub type Published = Box<dyn Fn(Duration) + Send>;
+
+/// Keeps the directory as the sources say it should be.
+pub struct Reconciler {
+    directory: Arc<Directory>,
+    merge: Merge,
+    /// By priority.
+    sources: Vec<Watched>,
+    coalesce: Coalesce,
+    published: Published,
+}
+
+/// What is kept of one source.
+struct Watched {
+    status: Arc<SourceStatus>,
+    guard: Guard,
+    /// After a watcher was replaced: the services that the new one has not spoken of yet.
+    unconfirmed: HashSet<ServiceName>,
+}
+
+impl Reconciler {
+    /// Knows no instances yet. `statuses` are in order of priority.
+    #[must_use]
+    pub fn new(directory: Arc<Directory>, statuses: &[Arc<SourceStatus>], published: Published) -> Self {
+        let sources: Vec<Watched> = statuses.iter().map(Watched::new).collect();
+        let merge = Merge::new(sources.iter().map(|watched| watched.status.source()).collect());
+        Self {
+            directory,
+            merge,
+            sources,
+            coalesce: Coalesce::default(),
+            published,
+        }
+    }
+
+    /// Takes the word of the watcher with this record. Publishes at once what may be. The last words of a watcher that was
+    /// replaced or dropped meanwhile are not heard any more.
+    pub fn receive(&mut self, status: &Arc<SourceStatus>, update: Update, now: Timestamp) {
+        let read_at = match &update {
+            Update::Service(reading) => reading.read_at,
+            Update::Gone { read_at, .. } => *read_at,
+            Update::Synced => now,
+        };
+        let Some(watched) = self
+            .sources
+            .iter_mut()
+            .find(|watched| Arc::ptr_eq(&watched.status, status))
+        else {
+            return;
+        };
+        let decision = watched.guard.observe(update);
+        watched.count_held();
+        if let Some(decision) = decision {
+            self.decide(status.source(), decision, read_at, now);
+        }
+    }
+
+    /// Does what time has made due, and says when to call again.
+    pub fn advance(&mut self, now: Timestamp) -> Option<Timestamp> {
+        let mut next = None;
+        for index in 0..self.sources.len() {
+            let Some(watched) = self.sources.get_mut(index) else {
+                break;
+            };
+            let source = watched.status.source();
+            let (decisions, due) = watched.guard.advance(now);
+            watched.count_held();
+            next = due.into_iter().chain(next).min();
+            for decision in decisions {
+                self.decide(source, decision, now, now);
+            }
+        }
+        for (service, read_at) in self.coalesce.due(now) {
+            self.publish(&service, read_at, now);
+        }
+        self.coalesce.next().into_iter().chain(next).min()
+    }
+
+    /// Notices which sources are away and which are back: it decides whose opinion on a status counts.
+    pub fn notice_absence(&mut self, now: Timestamp) {
+        let mut changed = Vec::new();
+        for watched in &self.sources {
+            changed.extend(self.merge.set_stale(watched.status.source(), !watched.status.is_up()));
+        }
+        for service in changed {
+            self.changed(&service, now, now);
+        }
+    }
+
+    /// The held instances of all sources, to try whether they still take connections.
+    #[must_use]
+    pub fn held(&self) -> Vec<(Source, ServiceName, Address)> {
+        let of = |watched: &Watched| {
+            let source = watched.status.source();
+            let held = watched.guard.held_addresses();
+            held.map(|(service, address)| (source, service.clone(), address.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.sources.iter().flat_map(of).collect()
+    }
+
+    /// Lets a held instance go: it refuses connections.
+    pub fn release(&mut self, source: Source, service: &ServiceName, address: &Address, now: Timestamp) {
+        let Some(watched) = self.watched(source) else {
+            return;
+        };
+        let decision = watched.guard.release(service, address);
+        watched.count_held();
+        if let Some(decision) = decision {
+            tracing::info!(%source, %service, %address, "a removal is held no longer: the instance refuses connections");
+            self.decide(source, decision, now, now);
+        }
+    }
+
+    /// Takes another list of sources, in order of priority. Those whose record is the same go on as they are; of one with a new
+    /// record the instances stay until its new watcher has told everything; those that are gone take their instances along.
+    pub fn set_sources(&mut self, statuses: &[Arc<SourceStatus>], now: Timestamp) {
+        let mut before: BTreeMap<Source, Watched> = self
+            .sources
+            .drain(..)
+            .map(|watched| (watched.status.source(), watched))
+            .collect();
+        for status in statuses {
+            let kept = match before.remove(&status.source()) {
+                Some(watched) if Arc::ptr_eq(&watched.status, status) => watched,
+                Some(_) => {
+                    let mut replaced = Watched::new(status);
+                    replaced.unconfirmed = self.merge.services_of(status.source()).into_iter().collect();
+                    replaced
+                }
+                None => Watched::new(status),
+            };
+            self.sources.push(kept);
+        }
+        let dropped: Vec<ServiceName> = before
+            .keys()
+            .flat_map(|source| self.merge.remove_source(*source))
+            .collect();
+        let reordered = self
+            .merge
+            .set_priority(self.sources.iter().map(|watched| watched.status.source()).collect());
+        for service in dropped.iter().chain(&reordered) {
+            self.changed(service, now, now);
+        }
+    }
+
+    fn decide(&mut self, source: Source, decision: Decision, read_at: Timestamp, now: Timestamp) {
+        match decision {
+            Decision::Set { service, instances } => {
+                self.confirm(source, &service);
+                self.merge.set(source, &service, instances);
+                self.changed(&service, read_at, now);
+            }
+            Decision::Remove { service } => {
+                self.confirm(source, &service);
+                self.merge.remove(source, &service);
+                self.changed(&service, read_at, now);
+            }
+            Decision::Synced => self.synced(source, now),
+        }
+    }
+
+    fn watched(&mut self, source: Source) -> Option<&mut Watched> {
+        self.sources
+            .iter_mut()
+            .find(|watched| watched.status.source() == source)
+    }
+
+    fn confirm(&mut self, source: Source, service: &ServiceName) {
+        if let Some(watched) = self.watched(source) {
+            watched.unconfirmed.remove(service);
+        }
+    }
+
+    /// Marks the source synced once all that came before can be picked.
+    fn synced(&mut self, source: Source, now: Timestamp) {
+        let Some(watched) = self.watched(source) else {
+            return;
+        };
+        let status = Arc::clone(&watched.status);
+        for service in std::mem::take(&mut watched.unconfirmed) {
+            self.merge.remove(source, &service);
+            self.changed(&service, now, now);
+        }
+        for (service, read_at) in self.coalesce.flush() {
+            self.publish(&service, read_at, now);
+        }
+        status.mark_synced();
+        tracing::info!(%source, services = self.merge.services().count(), "synced");
+    }
+
+    fn changed(&mut self, service: &ServiceName, read_at: Timestamp, now: Timestamp) {
+        if self.coalesce.changed(service, read_at, now) {
+            self.publish(service, read_at, now);
+        }
+    }
+
+    fn publish(&self, service: &ServiceName, read_at: Timestamp, now: Timestamp) {
+        let changes = self.directory.apply(service, self.merge.desired(service));
+        if changes.is_empty() {
+            return;
+        }
+        (self.published)(now.since(read_at));
+        let (added, updated, removed) = (changes.added.len(), changes.updated.len(), changes.removed.len());
+        tracing::info!(%service, added, updated, removed, "pool changed");
+    }
+}
+
+impl std::fmt::Debug for Reconciler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reconciler")
+            .field("merge", &self.merge)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Watched {
+    fn new(status: &Arc<SourceStatus>) -> Self {
+        Self {
+            status: Arc::clone(status),
+            guard: Guard::new(),
+            unconfirmed: HashSet::new(),
+        }
+    }
+
+    /// Keeps the metric, and says once when a hold begins and when it is over.
+    fn count_held(&self) {
+        let (before, held) = (self.status.held_removals(), self.guard.held() as u64);
+        let source = self.status.source();
+        match (before, held) {
+            (0, 1..) => tracing::warn!(%source, held, "removals held: the source may have lost its memory"),
+            (1.., 0) => tracing::info!(%source, "no removals held any more"),
+            _ => {}
+        }
+        self.status.set_held_removals(held);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balancer::{Manual, ServiceConfigs, ServiceInstance, Sources, Tools};
+    use crate::discovery::{Reading, Trust};
+
+    const CONSUL: Source = Source::new("consul");
+    const FILE: Source = Source::new("file");
+
+    struct Setting {
+        directory: Arc<Directory>,
+        statuses: Vec<Arc<SourceStatus>>,
+        reconciler: Reconciler,
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::default() + Duration::from_secs(seconds)
+    }
+
+    fn status(source: Source) -> Arc<SourceStatus> {
+        Arc::new(SourceStatus::new(source, true, Box::new(|_| true)))
+    }
+
+    fn setting() -> Setting {
+        let statuses = vec![status(CONSUL), status(FILE)];
+        let tools = Tools {
+            clock: Arc::new(Manual::default()),
+            ..Tools::default()
+        };
+        let directory = Arc::new(Directory::new(
+            ServiceConfigs::default(),
+            Sources::new(statuses.clone()),
+            tools,
+        ));
+        let reconciler = Reconciler::new(Arc::clone(&directory), &statuses, Box::new(|_| {}));
+        Setting {
+            directory,
+            statuses,
+            reconciler,
+        }
+    }
+
+    fn reading(service: &str, addresses: &[&str], read_at: Timestamp, trust: Trust) -> Update {
+        let instance = |address: &&str| ServiceInstance::at(address.parse().unwrap(), address.parse().unwrap());
+        let instances = addresses.iter().map(instance).collect();
+        Update::Service(Reading {
+            service: service.parse().unwrap(),
+            instances,
+            read_at,
+            trust,
+        })
+    }
+
+    impl Setting {
+        fn receive(&mut self, watcher: usize, update: Update, now: Timestamp) {
+            self.reconciler.receive(&self.statuses[watcher].clone(), update, now);
+        }
+
+        fn web(&self) -> String {
+            let Some(balancer) = self.directory.get("web") else {
+                return "unknown".to_owned();
+            };
+            balancer
+                .instances()
+                .iter()
+                .map(|(it, _)| it.id().to_string())
+                .collect::<Vec<_>>()
+                .join(" ")
+        }
+    }
+
+    #[test]
+    fn what_is_read_can_be_picked_and_synced_comes_after_it() {
+        let mut setting = setting();
+        setting.receive(0, reading("web", &["a:1", "b:1"], at(0), Trust::Steady), at(0));
+        assert_eq!(setting.web(), "a:1 b:1");
+        // Within the window of the first, so it waits ...
+        setting.receive(0, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
+        assert_eq!(setting.web(), "a:1 b:1");
+        // ... but not beyond the word that everything has been told.
+        setting.receive(0, Update::Synced, at(0));
+        assert_eq!(setting.web(), "a:1");
+        assert!(setting.statuses[0].is_synced() && !setting.statuses[1].is_synced());
+    }
+
+    #[test]
+    fn a_large_drop_after_a_gap_is_held_and_shown_and_released_by_a_refused_connection() {
+        let mut setting = setting();
+        setting.receive(0, reading("web", &["a:1", "b:1"], at(0), Trust::Steady), at(0));
+        setting.receive(0, reading("web", &[], at(10), Trust::AfterGap), at(10));
+        setting.reconciler.advance(at(11));
+        assert_eq!(
+            (setting.web(), setting.statuses[0].held_removals()),
+            ("a:1 b:1".to_owned(), 2)
+        );
+        let (source, service, address) = setting.reconciler.held().remove(0);
+        setting.reconciler.release(source, &service, &address, at(12));
+        setting.reconciler.advance(at(13));
+        assert_eq!(
+            (setting.web(), setting.statuses[0].held_removals()),
+            ("b:1".to_owned(), 1)
+        );
+        setting.reconciler.advance(at(41));
+        setting.reconciler.advance(at(42));
+        assert_eq!(
+            (setting.web(), setting.statuses[0].held_removals()),
+            (String::new(), 0),
+            "30 s at most"
+        );
+    }
+
+    #[test]
+    fn a_replaced_watcher_keeps_what_was_known_until_it_has_told_everything() {
+        let mut setting = setting();
+        setting.receive(0, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
+        setting.receive(0, reading("mail", &["m:1"], at(0), Trust::Steady), at(0));
+        let statuses = [status(CONSUL), setting.statuses[1].clone()];
+        setting.reconciler.set_sources(&statuses, at(10));
+        let replaced = std::mem::replace(&mut setting.statuses, statuses.to_vec());
+        let late = reading("late", &["l:1"], at(10), Trust::Steady);
+        setting.reconciler.receive(&replaced[0], late, at(10));
+        setting.reconciler.receive(&replaced[0], Update::Synced, at(10));
+        assert!(setting.directory.get("late").is_none(), "the last words of the old one");
+        assert_eq!(setting.web(), "a:1");
+        setting.receive(0, reading("mail", &["m:2"], at(20), Trust::Steady), at(20));
+        assert_eq!(setting.web(), "a:1");
+        setting.receive(0, Update::Synced, at(21));
+        assert_eq!(setting.web(), "");
+        assert_eq!(setting.directory.get("mail").unwrap().instances().len(), 1);
+        assert!(statuses[0].is_synced() && !replaced[0].is_synced());
+    }
+
+    #[test]
+    fn a_source_that_is_dropped_takes_its_instances_along() {
+        let mut setting = setting();
+        setting.receive(0, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
+        setting.receive(1, reading("web", &["a:1", "b:1"], at(10), Trust::Steady), at(10));
+        setting.reconciler.set_sources(&[setting.statuses[0].clone()], at(20));
+        assert_eq!(setting.web(), "a:1");
+        setting.receive(1, reading("web", &["c:1"], at(30), Trust::Steady), at(30));
+        assert_eq!(setting.web(), "a:1", "its last words are not heard any more");
+    }
+}

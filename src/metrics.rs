@@ -1,0 +1,458 @@
+//! Every series, in one table, read from the core when somebody scrapes.
+//!
+//! Nothing here stands on the path of a pick: counters are kept where things happen, and summed up here. A service or
+//! instance that is gone has no series any more; a name that nobody lists never had one.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use prometheus::core::Collector;
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder, Histogram, HistogramOpts, TextEncoder};
+
+use crate::balancer::{Directory, HealthStatus, InstanceId, InstanceStatistics, LoadBalancer, Statistics, Timestamp};
+
+/// One kind of series.
+struct Series {
+    name: &'static str,
+    kind: MetricType,
+    labels: &'static [&'static str],
+    help: &'static str,
+}
+
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Series {
+    Series {
+        name,
+        kind: MetricType::GAUGE,
+        labels,
+        help,
+    }
+}
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Series {
+    Series {
+        name,
+        kind: MetricType::COUNTER,
+        labels,
+        help,
+    }
+}
+
+const BUILD_INFO: Series = gauge(
+    "pickd_build_info",
+    &["version"],
+    "Always 1; the version is in the label.",
+);
+const PICKS: Series = counter(
+    "pickd_picks_total",
+    &["service", "result"],
+    "Picks by result: ok, or the error code. Names that nobody lists count under service \"(unknown)\".",
+);
+const POOL_INSTANCES: Series = gauge(
+    "pickd_pool_instances",
+    &["service", "status"],
+    "Registered instances by derived status.",
+);
+const INSTANCE_PICKS: Series = counter(
+    "pickd_instance_picks_total",
+    INSTANCE,
+    "Picks of the instance's address.",
+);
+const INSTANCE_FAILURES: Series = counter(
+    "pickd_instance_failures_total",
+    INSTANCE,
+    "Outcomes reported as failed for the instance's address.",
+);
+const INSTANCE_IN_FLIGHT: Series = gauge(
+    "pickd_instance_in_flight",
+    INSTANCE,
+    "Requests in flight, as far as callers say when they end.",
+);
+const INSTANCE_WEIGHT: Series = gauge(
+    "pickd_instance_weight",
+    INSTANCE,
+    "Effective weight: registered weight times all factors; 0 is never picked.",
+);
+const INSTANCE_RESPONSE: Series = gauge(
+    "pickd_instance_response_seconds",
+    INSTANCE,
+    "Peak EWMA of reported response times; absent before the first.",
+);
+const SERIES_DROPPED: Series = gauge(
+    "pickd_series_dropped",
+    &[],
+    "Instances without per-instance series, because there are more than the limit.",
+);
+const SOURCE_UP: Series = gauge(
+    "pickd_source_up",
+    SOURCE,
+    "Whether the source's last answer was a good one.",
+);
+const SOURCE_SYNCED: Series = gauge(
+    "pickd_source_synced",
+    SOURCE,
+    "Whether the source has told everything once.",
+);
+const SOURCE_AGE: Series = gauge(
+    "pickd_source_age_seconds",
+    SOURCE,
+    "Seconds since the source's last good answer; before the first, since the agent's start.",
+);
+const SOURCE_UPDATES: Series = counter(
+    "pickd_source_updates_total",
+    SOURCE,
+    "Updates received from the source.",
+);
+const SOURCE_ERRORS: Series = counter(
+    "pickd_source_errors_total",
+    &["source", "reason"],
+    "Errors of the source, and registrations it skipped.",
+);
+const SOURCE_HELD: Series = gauge(
+    "pickd_source_held_removals",
+    SOURCE,
+    "Removals held back, because the source may have lost its memory.",
+);
+const SOURCE_RELISTS: Series = counter(
+    "pickd_source_relists_total",
+    &["source", "reason"],
+    "Complete lists read from a source that is watched from a list on.",
+);
+const SOURCE_DRIFT: Series = counter(
+    "pickd_source_drift_repaired_total",
+    SOURCE,
+    "Registrations that had changed without the source's watch saying so, corrected by reading everything again.",
+);
+const RELOAD_SUCCESSFUL: Series = gauge(
+    "pickd_config_last_reload_successful",
+    &[],
+    "Whether the last reload of the configuration was accepted.",
+);
+
+const INSTANCE: &[&str] = &["service", "instance"];
+const SOURCE: &[&str] = &["source"];
+
+/// Instances that get series of their own, unless set otherwise.
+pub const INSTANCE_SERIES: usize = 2_000;
+
+/// No service can be called this.
+const UNKNOWN: &str = "(unknown)";
+
+/// What is measured here rather than read from the core.
+#[derive(Debug)]
+pub struct Metrics {
+    convergence: Histogram,
+    process: prometheus::process_collector::ProcessCollector,
+    reload_successful: AtomicBool,
+    instance_series: AtomicU64,
+    /// The reasons for which a source can fail, so that each starts at zero.
+    error_reasons: Mutex<Vec<&'static str>>,
+}
+
+impl Metrics {
+    /// Starts with no measurement, and the configuration taken as loaded.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice: when the histogram's definition is refused.
+    pub fn new(error_reasons: impl IntoIterator<Item = &'static str>) -> Result<Self, prometheus::Error> {
+        let options = HistogramOpts::new(
+            "pickd_convergence_seconds",
+            "From reading a registry's answer to publishing the view that it led to.",
+        )
+        .buckets(vec![
+            0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+        ]);
+        Ok(Self {
+            convergence: Histogram::with_opts(options)?,
+            process: prometheus::process_collector::ProcessCollector::for_self(),
+            reload_successful: AtomicBool::new(true),
+            instance_series: AtomicU64::new(INSTANCE_SERIES as u64),
+            error_reasons: Mutex::new(error_reasons.into_iter().collect()),
+        })
+    }
+
+    /// Records how long it took from reading an answer to publishing its view.
+    pub fn observe_convergence(&self, took: std::time::Duration) {
+        self.convergence.observe(took.as_secs_f64());
+    }
+
+    /// Records whether the last reload was accepted.
+    pub fn set_reload_successful(&self, successful: bool) {
+        self.reload_successful.store(successful, Ordering::Relaxed);
+    }
+
+    /// Sets how many instances get series of their own; 0 turns those series off.
+    pub fn set_instance_series(&self, most: usize) {
+        self.instance_series.store(most as u64, Ordering::Relaxed);
+    }
+
+    /// All series as Prometheus text.
+    ///
+    /// # Errors
+    ///
+    /// When the encoder refuses a family, which would be a defect here.
+    pub fn encode(&self, directory: &Directory, now: Timestamp) -> Result<Vec<u8>, prometheus::Error> {
+        let mut families = self.process.collect();
+        families.extend(self.convergence.collect());
+        let mut table = Table::default();
+        table.add(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1.0);
+        table.add(
+            &RELOAD_SUCCESSFUL,
+            &[],
+            f64::from(u8::from(self.reload_successful.load(Ordering::Relaxed))),
+        );
+        self.add_sources(&mut table, directory, now);
+        self.add_services(&mut table, directory);
+        families.extend(table.families());
+        families.retain(|family| !family.get_metric().is_empty());
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&families, &mut text)?;
+        Ok(text)
+    }
+
+    fn add_sources(&self, table: &mut Table, directory: &Directory, now: Timestamp) {
+        let reasons = self
+            .error_reasons
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for status in directory.sources().iter() {
+            let source = status.source().as_str();
+            let is = |yes: bool| f64::from(u8::from(yes));
+            table.add(&SOURCE_UP, &[source], is(status.is_up()));
+            table.add(&SOURCE_SYNCED, &[source], is(status.is_synced()));
+            table.add(
+                &SOURCE_AGE,
+                &[source],
+                status
+                    .age(now)
+                    .unwrap_or_else(|| now.since(Timestamp::default()))
+                    .as_secs_f64(),
+            );
+            table.add(&SOURCE_UPDATES, &[source], status.updates() as f64);
+            table.add(&SOURCE_HELD, &[source], status.held_removals() as f64);
+            table.add(&SOURCE_DRIFT, &[source], status.drift_repaired() as f64);
+            for (reason, count) in status.relists() {
+                table.add(&SOURCE_RELISTS, &[source, reason], count as f64);
+            }
+            let errors = status.errors();
+            for reason in &reasons {
+                table.add(
+                    &SOURCE_ERRORS,
+                    &[source, reason],
+                    errors.get(reason).copied().unwrap_or_default() as f64,
+                );
+            }
+        }
+    }
+
+    fn add_services(&self, table: &mut Table, directory: &Directory) {
+        let (unknown, not_synced) = directory.unknown_picks();
+        table.add(&PICKS, &[UNKNOWN, "unknown_service"], unknown as f64);
+        table.add(&PICKS, &[UNKNOWN, "not_synced"], not_synced as f64);
+        let mut left = self.instance_series.load(Ordering::Relaxed) as usize;
+        let turned_off = left == 0;
+        let mut dropped = 0;
+        for balancer in directory.services() {
+            let statistics = balancer.statistics();
+            add_service(table, &balancer, &statistics);
+            for (id, instance) in &statistics.instances {
+                match left.checked_sub(1) {
+                    Some(rest) => {
+                        left = rest;
+                        add_instance(table, balancer.service().as_str(), id, instance);
+                    }
+                    None => dropped += 1,
+                }
+            }
+        }
+        table.add(&SERIES_DROPPED, &[], if turned_off { 0.0 } else { f64::from(dropped) });
+    }
+}
+
+fn add_service(table: &mut Table, balancer: &LoadBalancer, statistics: &Statistics) {
+    let service = balancer.service().as_str();
+    let refusals = balancer.refusals();
+    for (result, count) in [
+        ("ok", statistics.total_requests),
+        ("not_synced", refusals.not_synced),
+        ("no_instances", refusals.no_instances),
+        ("none_available", refusals.none_available),
+    ] {
+        table.add(&PICKS, &[service, result], count as f64);
+    }
+    for status in HealthStatus::ALL {
+        let count = statistics
+            .instances
+            .values()
+            .filter(|instance| instance.status == status)
+            .count();
+        table.add(&POOL_INSTANCES, &[service, status.as_str()], count as f64);
+    }
+}
+
+fn add_instance(table: &mut Table, service: &str, id: &InstanceId, instance: &InstanceStatistics) {
+    let labels = [service, id.as_str()];
+    table.add(&INSTANCE_PICKS, &labels, instance.total_requests as f64);
+    table.add(&INSTANCE_FAILURES, &labels, instance.failed_requests as f64);
+    table.add(&INSTANCE_IN_FLIGHT, &labels, f64::from(instance.active_connections));
+    table.add(&INSTANCE_WEIGHT, &labels, instance.effective_weight);
+    if let Some(response) = instance.response_time {
+        table.add(&INSTANCE_RESPONSE, &labels, response.as_secs_f64());
+    }
+}
+
+/// Families in the making.
+#[derive(Default)]
+struct Table(BTreeMap<&'static str, MetricFamily>);
+
+impl Table {
+    fn add(&mut self, series: &Series, values: &[&str], value: f64) {
+        debug_assert_eq!(series.labels.len(), values.len(), "{}", series.name);
+        let mut metric = Metric::default();
+        let labels = series.labels.iter().zip(values).map(|(name, value)| {
+            let mut label = LabelPair::default();
+            label.set_name((*name).to_owned());
+            label.set_value((*value).to_owned());
+            label
+        });
+        metric.set_label(labels.collect());
+        match series.kind {
+            MetricType::COUNTER => {
+                let mut counter = Counter::default();
+                counter.set_value(value);
+                metric.set_counter(counter);
+            }
+            _ => {
+                let mut gauge = Gauge::default();
+                gauge.set_value(value);
+                metric.set_gauge(gauge);
+            }
+        }
+        let family = self.0.entry(series.name).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(series.name.to_owned());
+            family.set_help(series.help.to_owned());
+            family.set_field_type(series.kind);
+            family
+        });
+        family.mut_metric().push(metric);
+    }
+
+    fn families(self) -> impl Iterator<Item = MetricFamily> {
+        self.0.into_values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balancer::{Context, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources, Tools};
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    fn directory() -> Directory {
+        let status = SourceStatus::new(Source::new("consul"), true, Box::new(|_| true));
+        let directory = Directory::new(
+            ServiceConfigs::default(),
+            Sources::new(vec![Arc::new(status)]),
+            Tools::default(),
+        );
+        let name = "web".parse().unwrap();
+        directory.apply(
+            &name,
+            ["a", "b"].map(|id| Arc::new(ServiceInstance::new(id, "10.0.0.1", 80).unwrap())),
+        );
+        directory
+    }
+
+    fn scrape(metrics: &Metrics, directory: &Directory) -> String {
+        String::from_utf8(metrics.encode(directory, Timestamp::default()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_series_starts_at_zero_and_appears_once() {
+        let text = scrape(&Metrics::new(["timeout", "denied"]).unwrap(), &directory());
+        for line in [
+            "pickd_picks_total{result=\"ok\",service=\"web\"} 0",
+            "pickd_picks_total{result=\"none_available\",service=\"web\"} 0",
+            "pickd_picks_total{result=\"unknown_service\",service=\"(unknown)\"} 0",
+            "pickd_pool_instances{service=\"web\",status=\"unknown\"} 2",
+            "pickd_pool_instances{service=\"web\",status=\"healthy\"} 0",
+            "pickd_source_up{source=\"consul\"} 0",
+            "pickd_source_age_seconds{source=\"consul\"} 0",
+            "pickd_source_errors_total{reason=\"denied\",source=\"consul\"} 0",
+            "pickd_config_last_reload_successful 1",
+            "pickd_convergence_seconds_count 0",
+        ] {
+            let (labelled, value) = line.rsplit_once(' ').unwrap();
+            let (name, _) = labelled.split_once('{').unwrap_or((labelled, ""));
+            let found = text.lines().any(|found| {
+                found.starts_with(name)
+                    && found.rsplit_once(' ').is_some_and(|(_, is)| is == value)
+                    && labels(found) == labels(line)
+            });
+            assert!(found, "{line} is missing in\n{text}");
+        }
+        let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let distinct: BTreeSet<&str> = samples
+            .iter()
+            .filter_map(|line| Some(line.rsplit_once(' ')?.0))
+            .collect();
+        assert_eq!(samples.len(), distinct.len());
+    }
+
+    fn labels(line: &str) -> BTreeSet<&str> {
+        let inner = line
+            .split_once('{')
+            .and_then(|(_, rest)| rest.split_once('}'))
+            .map_or("", |(inner, _)| inner);
+        inner.split(',').collect()
+    }
+
+    #[test]
+    fn unknown_names_make_no_series() {
+        let directory = directory();
+        for name in ["stranger", "web2"] {
+            let _refusal = directory.refuse_unknown(name.parse().unwrap());
+        }
+        let text = scrape(&Metrics::new([]).unwrap(), &directory);
+        assert!(!text.contains("stranger") && !text.contains("web2"), "{text}");
+        // The source has not synced, so that is what the answer was.
+        assert!(
+            text.lines()
+                .any(|line| line.contains("(unknown)") && line.contains("not_synced") && line.ends_with(" 2"))
+        );
+    }
+
+    #[test]
+    fn instances_beyond_the_limit_are_counted_not_listed() {
+        let (metrics, directory) = (Metrics::new([]).unwrap(), directory());
+        directory.get("web").unwrap().select_instance(&Context::new()).unwrap();
+        metrics.set_instance_series(1);
+        let text = scrape(&metrics, &directory);
+        assert_eq!(
+            text.lines()
+                .filter(|line| line.starts_with("pickd_instance_picks_total{"))
+                .count(),
+            1
+        );
+        assert!(text.contains("pickd_series_dropped 1"));
+        metrics.set_instance_series(0);
+        let text = scrape(&metrics, &directory);
+        assert!(!text.contains("pickd_instance_") && text.contains("pickd_series_dropped 0"));
+    }
+
+    #[test]
+    fn a_label_from_outside_cannot_break_the_text() {
+        let directory = directory();
+        let nasty = ServiceInstance::new("a\"} 1 \\", "10.0.0.9", 80).unwrap();
+        directory.apply(&"web".parse().unwrap(), [Arc::new(nasty)]);
+        let text = scrape(&Metrics::new([]).unwrap(), &directory);
+        assert!(text.contains(r#"instance="a\"} 1 \\""#), "{text}");
+    }
+}

@@ -1,0 +1,66 @@
+//! Logs, set up once.
+//!
+//! Human lines on a terminal, one JSON object a line otherwise, on stderr. State changes are logged once, picks never.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// Human on a terminal, else JSON.
+    #[default]
+    Auto,
+    /// For reading.
+    Human,
+    /// For machines: one object a line.
+    Json,
+}
+
+/// Why logs could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter is no filter.
+    #[error("log filter: {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// Somebody has set up logs before.
+    #[error("logs are set up already")]
+    AlreadySet,
+}
+
+/// Starts logging what `filter` lets through: a level (`info`), or levels by module (`warn,pickd::discovery=debug`).
+///
+/// # Errors
+///
+/// When the filter cannot be read, or logs are set up already.
+pub fn start(filter: &str, format: Format) -> Result<(), TelemetryError> {
+    let filter = EnvFilter::try_new(filter)?;
+    let terminal = io::stderr().is_terminal();
+    let human = match format {
+        Format::Human => true,
+        Format::Json => false,
+        Format::Auto => terminal,
+    };
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    let started = if human {
+        lines
+            .with_ansi(terminal)
+            .with_target(false)
+            .compact()
+            .finish()
+            .try_init()
+    } else {
+        lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .finish()
+            .try_init()
+    };
+    started.map_err(|_| TelemetryError::AlreadySet)
+}
