@@ -18,9 +18,10 @@ pub mod metrics;
 pub mod telemetry;
 
 pub use balancer::{
-    Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, HealthStatus,
-    InstanceId, InstanceStatistics, InvalidConfig, InvalidInstance, LoadBalancer, LoadBalancerConfig,
-    LoadBalancingStrategy, Manual, Mode, Monotonic, NoBodies, Outcome, Pick, PickError, Refusals, RegistryStatus,
-    Render, ServiceConfigs, ServiceInstance, ServiceName, Source, SourceStatus, Sources, Statistics, Timestamp, Tools,
-    Weight,
+    Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, Ended, EndedBecause,
+    ExplainedInstance, ExplainedKey, Explanation, Factors, HealthStatus, InstanceId, InstanceOverrides,
+    InstanceStatistics, InvalidConfig, InvalidInstance, InvalidOrder, Layers, LoadBalancer, LoadBalancerConfig,
+    LoadBalancingStrategy, Manual, Mode, Monotonic, NoBodies, Objection, Order, Outcome, Override, OverrideCounts,
+    Pick, PickError, Refusals, RegistryStatus, Render, Said, Score, ServiceConfigs, ServiceInstance, ServiceName,
+    Source, SourceStatus, Sources, Standing, Statistics, Timestamp, Tools, UnknownInstance, Weight, WeightOrder,
 };
