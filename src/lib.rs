@@ -11,6 +11,8 @@ pub mod config;
 #[cfg(feature = "agent")]
 pub mod discovery;
 #[cfg(feature = "agent")]
+mod duration;
+#[cfg(feature = "agent")]
 pub mod http_client;
 #[cfg(feature = "agent")]
 pub mod metrics;

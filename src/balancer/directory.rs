@@ -210,6 +210,12 @@ impl Directory {
         next
     }
 
+    /// Ends the overrides that are due, which [`advance`](Self::advance) does as well, and returns when the next one ends.
+    pub fn end_overrides(&self, now: Timestamp) -> Option<Timestamp> {
+        let ends = |balancer: &Arc<LoadBalancer>| balancer.end_overrides(now);
+        self.services().iter().filter_map(ends).min()
+    }
+
     /// Orders that ended by themselves since this was last asked.
     #[must_use]
     pub fn take_ended(&self) -> Vec<(ServiceName, Ended)> {

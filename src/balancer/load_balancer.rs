@@ -398,6 +398,15 @@ impl LoadBalancer {
         }
     }
 
+    /// Ends the overrides that are due, which [`advance`](Self::advance) does as well, and returns when the next one ends.
+    pub fn end_overrides(&self, now: Timestamp) -> Option<Timestamp> {
+        let mut writer = self.write();
+        if writer.overrides.expire(now) {
+            self.republish(&mut writer);
+        }
+        writer.overrides.next_end()
+    }
+
     /// Does what time has made due: ends overrides, forgets addresses that left long ago, drops views that nobody looks at.
     /// Returns when it should be called again, if anything is left to do.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
