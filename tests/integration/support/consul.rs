@@ -34,7 +34,8 @@ impl Consul {
         consul
     }
 
-    async fn start_with(extra: Value) -> Self {
+    /// The same with further settings.
+    pub(crate) async fn start_with(extra: Value) -> Self {
         let mut consul = Self::configured(extra);
         consul.spawn();
         consul.wait_until_ready().await;
@@ -62,11 +63,7 @@ impl Consul {
             .unwrap()
             .extend(extra.as_object().unwrap().clone());
         std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(15))
-            .build()
-            .unwrap();
+        let client = pickd::http_client::client(Duration::from_secs(5), &Default::default()).unwrap();
         Self {
             process: None,
             directory,
@@ -175,12 +172,6 @@ impl Consul {
     pub(crate) async fn put(&self, path: &str, body: Value) -> Value {
         let (status, answer) = self.ask(reqwest::Method::PUT, path, Some(&body)).await.unwrap();
         assert_eq!(status, 200, "PUT {path}: {answer}");
-        answer
-    }
-
-    pub(crate) async fn get(&self, path: &str) -> Value {
-        let (status, answer) = self.ask(reqwest::Method::GET, path, None).await.unwrap();
-        assert_eq!(status, 200, "GET {path}: {answer}");
         answer
     }
 

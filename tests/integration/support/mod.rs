@@ -3,8 +3,10 @@
 pub(crate) mod agent;
 pub(crate) mod consul;
 pub(crate) mod fake_consul;
+pub(crate) mod folder;
 pub(crate) mod http;
 pub(crate) mod load;
+pub(crate) mod metrics;
 pub(crate) mod proxy;
 
 use std::future::Future;
