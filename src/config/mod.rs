@@ -363,21 +363,24 @@ impl Checker<'_> {
         }
         if let Some(written) = &raw.socket_group {
             let text = written.get_ref();
-            if text.is_empty() || text.chars().any(|c| c == ':' || c.is_control() || c.is_whitespace()) {
+            if text.chars().any(|c| c == ':' || c.is_control() || c.is_whitespace()) {
                 let message = format!("api.socket_group {text:?}: expected a group's name or number");
                 self.refuse(written.span(), message);
             }
-            access.group = Some(text.clone());
+            access.group = (!text.is_empty()).then(|| text.clone());
         }
         let in_file = raw.listen.iter().flat_map(|listen| listen.get_ref());
         let any = listening.iter().any(|listen| matches!(listen, Listen::Unix(_)))
             || in_file.map(Spanned::get_ref).any(|listen| listen.starts_with("unix:"));
-        for written in [&raw.socket_mode, &raw.socket_group].into_iter().flatten() {
-            if !any {
-                self.refuse(
-                    written.span(),
-                    "there is no Unix socket in api.listen that this could be for",
-                );
+        let default = SocketAccess::default();
+        let set = [
+            (&raw.socket_mode, access.mode != default.mode),
+            (&raw.socket_group, access.group != default.group),
+        ];
+        for (written, differs) in set {
+            if let Some(written) = written.as_ref().filter(|_| differs && !any) {
+                let message = "there is no Unix socket in api.listen that this could be for";
+                self.refuse(written.span(), message);
             }
         }
         access

@@ -277,11 +277,11 @@ fn settings_of_the_api_are_checked() {
             "p.toml:3:15: api.socket_mode \"4660\": expected permissions in octal, such as \"0660\"",
         ),
         (
-            "[api]\nlisten = [\"unix:/p\"]\nsocket_group = \"\"",
-            "p.toml:3:16: api.socket_group \"\": expected a group's name or number",
+            "[api]\nlisten = [\"unix:/p\"]\nsocket_group = \"a b\"",
+            "p.toml:3:16: api.socket_group \"a b\": expected a group's name or number",
         ),
         (
-            "[api]\nsocket_mode = \"0660\"",
+            "[api]\nsocket_mode = \"0600\"",
             "p.toml:2:15: there is no Unix socket in api.listen that this could be for",
         ),
         (

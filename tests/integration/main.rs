@@ -17,4 +17,5 @@ mod consul_watcher;
 mod documentation;
 mod house;
 mod lifecycle;
+mod overrides;
 mod support;
