@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::explain::LayersState;
 use crate::balancer::{
-    Bodies, Described, HealthStatus, InstanceStatistics, LoadBalancer, Mode, Render, ServiceInstance, SourceStatus,
-    Sources, Timestamp,
+    Bodies, Described, HealthStatus, InstanceStatistics, LoadBalancer, Mode, Render, ServiceInstance, Source,
+    SourceStatus, Sources, Timestamp,
 };
 
 /// Renders instances as answers carry them.
@@ -112,7 +112,10 @@ struct InstanceDetail {
     response_seconds: Option<f64>,
     tags: Vec<String>,
     metadata: BTreeMap<String, String>,
+    /// Which gave its id and attributes.
     source: &'static str,
+    /// All that list its address, by priority.
+    sources: Vec<&'static str>,
 }
 
 /// What is known of a source.
@@ -156,7 +159,8 @@ impl ServiceSummary {
         let mut sources: Vec<_> = balancer
             .instances()
             .iter()
-            .map(|(instance, _)| instance.source().as_str())
+            .flat_map(|(instance, _)| instance.sources())
+            .map(Source::as_str)
             .collect();
         sources.sort_unstable();
         sources.dedup();
@@ -220,6 +224,7 @@ impl InstanceDetail {
                 .map(|(key, value)| (key.to_string(), value.to_string()))
                 .collect(),
             source: instance.source().as_str(),
+            sources: instance.sources().map(Source::as_str).collect(),
         }
     }
 }
@@ -231,7 +236,7 @@ fn seconds(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balancer::{Source, Weight};
+    use crate::balancer::Weight;
 
     #[test]
     fn a_body_is_json_without_its_closing_brace() {

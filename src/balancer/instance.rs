@@ -399,6 +399,7 @@ pub struct ServiceInstance {
     metadata: BTreeMap<Box<str>, Box<str>>,
     status: RegistryStatus,
     source: Source,
+    also_in: Box<[Source]>,
 }
 
 impl ServiceInstance {
@@ -423,6 +424,7 @@ impl ServiceInstance {
             metadata: BTreeMap::new(),
             status: RegistryStatus::Unknown,
             source: Source::LIBRARY,
+            also_in: Box::default(),
         }
     }
 
@@ -481,6 +483,13 @@ impl ServiceInstance {
     #[must_use]
     pub fn with_source(mut self, source: Source) -> Self {
         self.source = source;
+        self
+    }
+
+    /// Sets the other sources that list its address, in order of priority. They give nothing but their opinion of its health.
+    #[must_use]
+    pub fn with_other_sources(mut self, sources: impl Into<Box<[Source]>>) -> Self {
+        self.also_in = sources.into();
         self
     }
 
@@ -551,10 +560,15 @@ impl ServiceInstance {
         self.status
     }
 
-    /// Where it was learned from.
+    /// Where it was learned from: the source that gave its id and attributes.
     #[must_use]
     pub fn source(&self) -> Source {
         self.source
+    }
+
+    /// Every source that lists its address, in order of priority.
+    pub fn sources(&self) -> impl Iterator<Item = Source> {
+        std::iter::once(self.source).chain(self.also_in.iter().copied())
     }
 }
 

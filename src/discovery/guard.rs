@@ -11,6 +11,9 @@
 //!     └────────────── listed again ────────────────┘
 //! ```
 //!
+//! A watcher owes its second look for the gap, not for each reading after it, so that the look may come less than five seconds
+//! after the reading that it confirms. It counts all the same, once those are over and nothing else was heard.
+//!
 //! Under [`Trust::AdditionsOnly`] whatever is missing is held, however little it is, and without a limit in time: until the
 //! registry can be trusted again, or the instance refuses a connection.
 //!
@@ -74,8 +77,8 @@ struct Held {
 /// Why a removal is not believed yet.
 #[derive(Clone, Copy, Debug)]
 enum Doubt {
-    /// It was part of a large drop after a gap, first read then.
-    Gap { since: Timestamp },
+    /// It was part of a large drop after a gap, first read then, and goes in time if nothing else is heard.
+    Gap { since: Timestamp, until: Timestamp },
     /// The registry cannot speak for removals at all at present.
     AdditionsOnly,
 }
@@ -110,10 +113,9 @@ impl Guard {
         let mut next = None;
         for service in self.doubted.clone() {
             decisions.extend(self.retain_held(&service, |held| match held.doubt {
-                Doubt::Gap { since } if now.since(since) >= HOLD_AT_MOST => false,
-                Doubt::Gap { since } => {
-                    let deadline = since + HOLD_AT_MOST;
-                    next = Some(next.map_or(deadline, |earlier: Timestamp| earlier.min(deadline)));
+                Doubt::Gap { until, .. } if until <= now => false,
+                Doubt::Gap { until, .. } => {
+                    next = Some(next.map_or(until, |earlier: Timestamp| earlier.min(until)));
                     true
                 }
                 Doubt::AdditionsOnly => true,
@@ -251,10 +253,17 @@ impl Service {
             .filter_map(|(instance, doubt)| {
                 let doubt = match (trust, doubt) {
                     (Trust::AdditionsOnly, _) => Doubt::AdditionsOnly,
-                    (Trust::AfterGap, Some(Doubt::Gap { since })) => Doubt::Gap { since },
-                    (Trust::AfterGap, _) => Doubt::Gap { since: read_at },
-                    (Trust::Steady, Some(Doubt::Gap { since })) if read_at.since(since) < CONFIRM_AFTER => {
-                        Doubt::Gap { since }
+                    (Trust::AfterGap, doubt) => {
+                        let since = match doubt {
+                            Some(Doubt::Gap { since, .. }) => since,
+                            _ => read_at,
+                        };
+                        let until = since + HOLD_AT_MOST;
+                        Doubt::Gap { since, until }
+                    }
+                    (Trust::Steady, Some(Doubt::Gap { since, .. })) if read_at.since(since) < CONFIRM_AFTER => {
+                        let until = since + CONFIRM_AFTER;
+                        Doubt::Gap { since, until }
                     }
                     (Trust::Steady, _) => return None,
                 };
@@ -397,6 +406,23 @@ mod tests {
         );
         assert_eq!(bench.read(15, Steady, "a"), "a");
         assert_eq!(bench.guard.held(), 0);
+    }
+
+    #[test]
+    fn a_second_look_that_comes_too_soon_counts_once_it_is_time() {
+        let mut bench = Bench::default();
+        bench.read(0, Steady, "a b c d");
+        assert_eq!(bench.read(10, AfterGap, ""), "a b c d");
+        assert_eq!(bench.gone(11, Steady), "a b c d");
+        assert_eq!(bench.advance(14), "a b c d");
+        assert_eq!(bench.advance(15), "(unknown)");
+        bench.read(20, Steady, "a b c d");
+        bench.read(21, AfterGap, "a");
+        bench.read(22, Steady, "a");
+        assert_eq!(bench.read(23, AfterGap, "a"), "a b c d");
+        assert_eq!(bench.advance(26), "a b c d", "in doubt again");
+        assert_eq!(bench.read(27, Steady, "a b c d"), "a b c d");
+        assert_eq!(bench.guard.held(), 0, "and not gone after all");
     }
 
     #[test]
@@ -547,7 +573,8 @@ mod tests {
     #[derive(Default)]
     struct Model {
         listed: BTreeSet<u8>,
-        gap: BTreeMap<u8, u64>,
+        /// Since when it is held, and for how long.
+        gap: BTreeMap<u8, (u64, u64)>,
         kept: BTreeSet<u8>,
     }
 
@@ -564,16 +591,17 @@ mod tests {
         fn read(&mut self, now: u64, listed: BTreeSet<u8>, trust: Trust) {
             let all = self.all();
             let missing = &all - &listed;
-            let since = |one: &u8| self.gap.get(one).copied().unwrap_or(now);
+            let since = |one: &u8| self.gap.get(one).map_or(now, |(since, _)| *since);
             let (gap, kept) = match trust {
                 Steady => {
-                    let fresh = |(one, since): (&u8, &u64)| {
-                        (missing.contains(one) && now - since < 5).then_some((*one, *since))
+                    let fresh = |(one, (since, _)): (&u8, &(u64, u64))| {
+                        (missing.contains(one) && now - since < 5).then_some((*one, (*since, 5)))
                     };
                     (self.gap.iter().filter_map(fresh).collect(), BTreeSet::new())
                 }
                 AfterGap if listed.len() * 2 < all.len() => {
-                    (missing.iter().map(|one| (*one, since(one))).collect(), BTreeSet::new())
+                    let held = missing.iter().map(|one| (*one, (since(one), 30)));
+                    (held.collect(), BTreeSet::new())
                 }
                 AfterGap => (BTreeMap::new(), BTreeSet::new()),
                 AdditionsOnly => (BTreeMap::new(), missing),
@@ -582,7 +610,7 @@ mod tests {
         }
 
         fn pass(&mut self, now: u64) {
-            self.gap.retain(|_, since| now - *since < 30);
+            self.gap.retain(|_, (since, long)| now - *since < *long);
         }
     }
 

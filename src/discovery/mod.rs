@@ -21,6 +21,7 @@
 
 pub mod coalesce;
 pub mod consul;
+pub mod etcd;
 pub mod file;
 pub mod guard;
 pub mod merge;

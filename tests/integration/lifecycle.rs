@@ -180,9 +180,11 @@ fn a_changed_file_acts_by_itself_and_sighup_at_once() {
         Some(9.0)
     );
     assert_eq!(agent.metric("pickd_config_last_reload_successful"), Some(1.0));
-    assert_eq!(
-        agent.program.logged("registry lost, serving what it said last"),
-        [json!(null); 0]
+    assert!(
+        agent
+            .program
+            .logged("registry lost, serving what it said last")
+            .is_empty()
     );
 }
 
