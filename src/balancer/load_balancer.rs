@@ -16,9 +16,13 @@ use arc_swap::{ArcSwap, Guard};
 use super::clock::{Clock, Monotonic, Timestamp};
 use super::config::LoadBalancerConfig;
 use super::diff::{Changes, diff};
-use super::error::PickError;
-use super::instance::{Address, HealthStatus, InstanceId, ServiceInstance, ServiceName};
-use super::pool::{Bodies, Context, Described, Live, Load, Member, NoBodies, Outcome, Render, View, units};
+use super::effective::Factors;
+use super::error::{PickError, UnknownInstance};
+use super::explain::{ExplainedInstance, ExplainedKey, Explanation, Subject, objections};
+use super::health::Layers;
+use super::instance::{Address, HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
+use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, Standing, WeightOrder};
+use super::pool::{Bodies, Context, Described, Live, Load, Member, NoBodies, Outcome, Render, Verdict, View};
 use super::statistics::{InstanceStatistics, Refusals, Statistics};
 use super::strategy::Mode;
 use super::strategy::schedule::Turn;
@@ -75,6 +79,8 @@ pub struct LoadBalancer {
     not_synced: AtomicU64,
     no_instances: AtomicU64,
     none_available: AtomicU64,
+    /// Nanoseconds that building the present view took.
+    build_time: AtomicU64,
     writer: Mutex<Writer>,
 }
 
@@ -91,6 +97,7 @@ struct Writer {
     retired: Vec<Arc<View>>,
     /// When the last instance left; `None` while there are any.
     empty_since: Option<Timestamp>,
+    overrides: Overrides,
 }
 
 struct Registered {
@@ -133,6 +140,7 @@ impl LoadBalancer {
             forgotten: Counted::default(),
             retired: Vec::new(),
             empty_since: Some(tools.clock.now()),
+            overrides: Overrides::default(),
         };
         Self {
             service,
@@ -142,6 +150,7 @@ impl LoadBalancer {
             not_synced: AtomicU64::new(0),
             no_instances: AtomicU64::new(0),
             none_available: AtomicU64::new(0),
+            build_time: AtomicU64::new(0),
             writer: Mutex::new(writer),
         }
     }
@@ -270,16 +279,152 @@ impl LoadBalancer {
         }
     }
 
-    /// Does what time has made due: forgets addresses that left long ago, drops views that nobody looks at. Returns when it
-    /// should be called again, if anything is left to do.
+    /// Drains an instance: it is not picked any more, from the next pick on. In place of an earlier order to drain it.
+    ///
+    /// The order ends when it is lifted, or in the first [`advance`](Self::advance) (or change of the service) after its time
+    /// is over.
+    ///
+    /// # Errors
+    ///
+    /// When the id is not registered, and was not within the last hour.
+    pub fn drain(&self, id: &InstanceId, order: Order) -> Result<(), UnknownInstance> {
+        self.order(id, |overrides, now| overrides.drain(id, order, now))
+    }
+
+    /// Lifts the order that drains an instance, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`drain`](Self::drain).
+    pub fn undrain(&self, id: &InstanceId) -> Result<Option<Arc<Standing>>, UnknownInstance> {
+        self.order(id, |overrides, _| overrides.undrain(id))
+    }
+
+    /// Gives an instance this weight in place of the registered one, from the next pick on; 0 drains it. Ends as
+    /// [`drain`](Self::drain) does. The hash ring keeps the registered weight: there a lower weight gives up a share of the
+    /// instance's keys, and a higher one changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`drain`](Self::drain).
+    pub fn set_weight(&self, id: &InstanceId, weight: Weight, order: Order) -> Result<(), UnknownInstance> {
+        self.order(id, |overrides, now| overrides.set_weight(id, weight, order, now))
+    }
+
+    /// Gives an instance its registered weight back, and returns the order that is lifted.
+    ///
+    /// # Errors
+    ///
+    /// As for [`drain`](Self::drain).
+    pub fn clear_weight(&self, id: &InstanceId) -> Result<Option<WeightOrder>, UnknownInstance> {
+        self.order(id, |overrides, _| overrides.clear_weight(id))
+    }
+
+    /// Changes an order and publishes the view that follows from it.
+    fn order<T>(
+        &self,
+        id: &InstanceId,
+        change: impl FnOnce(&mut Overrides, Timestamp) -> T,
+    ) -> Result<T, UnknownInstance> {
+        let mut writer = self.write();
+        let view = self.view.load_full();
+        let now = self.tools.clock.now();
+        let is_registered = view
+            .members
+            .binary_search_by(|member| member.instance.id().cmp(id))
+            .is_ok();
+        if !is_registered && !writer.overrides.remembers(id, now) {
+            return Err(UnknownInstance {
+                service: self.service.clone(),
+                id: id.clone(),
+            });
+        }
+        let changed = change(&mut writer.overrides, now);
+        if is_registered {
+            self.republish(&mut writer);
+        }
+        Ok(changed)
+    }
+
+    /// What is ordered of an id.
+    #[must_use]
+    pub fn overrides_of(&self, id: &InstanceId) -> InstanceOverrides {
+        self.write().overrides.of(id)
+    }
+
+    /// Orders in force.
+    #[must_use]
+    pub fn override_counts(&self) -> OverrideCounts {
+        self.write().overrides.counts()
+    }
+
+    /// Orders that ended by themselves since this was last asked; at most the last 1,024.
+    #[must_use]
+    pub fn take_ended(&self) -> Vec<Ended> {
+        self.write().overrides.take_ended()
+    }
+
+    /// Why picks go where they go, and where one with this key would go. Changes nothing.
+    #[must_use]
+    pub fn explain(&self, key: Option<&[u8]>) -> Explanation {
+        let view = self.view.load_full();
+        let subject = self.subject(&view);
+        let key = key.filter(|_| view.ring().is_some()).map(|key| {
+            let chosen = view.choose(&Context::new().with_key(key), &self.load);
+            let member = chosen.and_then(|slot| view.members.get(slot.member as usize));
+            ExplainedKey {
+                instance: member.map(|member| member.instance.id().clone()),
+                ring_order: subject.ring_order(key),
+            }
+        });
+        Explanation {
+            strategy: view.config.strategy(),
+            mode: subject.mode,
+            build_time: Duration::from_nanos(self.build_time.load(Ordering::Relaxed)),
+            instances: subject.instances(None),
+            key,
+        }
+    }
+
+    /// The same for one instance; `None` if it is not registered.
+    #[must_use]
+    pub fn explain_instance(&self, id: &InstanceId) -> Option<ExplainedInstance> {
+        let view = self.view.load_full();
+        self.subject(&view).instances(Some(id)).pop()
+    }
+
+    fn subject<'a>(&'a self, view: &'a View) -> Subject<'a> {
+        Subject {
+            view,
+            load: &self.load,
+            mode: view.mode(&self.load),
+            now: self.tools.clock.now(),
+        }
+    }
+
+    /// Ends the overrides that are due, which [`advance`](Self::advance) does as well, and returns when the next one ends.
+    pub fn end_overrides(&self, now: Timestamp) -> Option<Timestamp> {
+        let mut writer = self.write();
+        if writer.overrides.expire(now) {
+            self.republish(&mut writer);
+        }
+        writer.overrides.next_end()
+    }
+
+    /// Does what time has made due: ends overrides, forgets addresses that left long ago, drops views that nobody looks at.
+    /// Returns when it should be called again, if anything is left to do.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         let mut writer = self.write();
+        if writer.overrides.expire(now) {
+            self.republish(&mut writer);
+        }
         let instances = self.view.load().members.len();
         writer.drop_retired();
         writer.forget(now, instances);
         let forgotten_at = writer.departed.front().map(|(left_at, _, _)| *left_at + REMEMBERED_FOR);
         let retry_drop = (!writer.retired.is_empty()).then_some(now + Duration::from_secs(1));
-        forgotten_at.into_iter().chain(retry_drop).min()
+        let override_ends = writer.overrides.next_end();
+        forgotten_at.into_iter().chain(retry_drop).chain(override_ends).min()
     }
 
     /// How long the service has been without instances; `None` while it has any.
@@ -317,6 +462,8 @@ impl LoadBalancer {
             let statistics = InstanceStatistics {
                 status: member.status,
                 available: member.units > 0,
+                layers: member.verdict.layers.clone(),
+                objections: objections(member),
                 effective_weight: f64::from(member.units) / 16.0,
                 total_requests: live.picks.load(Ordering::Relaxed),
                 reported_requests: live.reported.load(Ordering::Relaxed),
@@ -379,10 +526,21 @@ impl LoadBalancer {
         });
         let changes = diff(view.members.iter().map(Member::instance), all.iter().map(Deref::deref));
         if !changes.is_empty() {
+            let now = self.tools.clock.now();
+            writer.overrides.departed(&changes.removed, now, all.len());
+            writer.overrides.arrived(&changes.added);
             let config = view.config.clone();
             self.publish(writer, view, config, all, &changes);
         }
         changes
+    }
+
+    /// Publishes the same instances once more, because something else about them changed.
+    fn republish(&self, writer: &mut Writer) {
+        let view = self.view.load_full();
+        let instances = view.members.iter().map(|member| Arc::clone(&member.instance)).collect();
+        let config = view.config.clone();
+        self.publish(writer, view, config, instances, &Changes::default());
     }
 
     /// Prepares the next view and swaps it in. `instances` are sorted by id, each id once, and differ from the old ones by
@@ -396,6 +554,7 @@ impl LoadBalancer {
         changes: &Changes,
     ) {
         let now = self.tools.clock.now();
+        writer.overrides.expire(now);
         let mut leaving = Vec::new();
         let mut previous = old.members.iter().peekable();
         let mut updated = changes.updated.iter().peekable();
@@ -413,8 +572,10 @@ impl LoadBalancer {
                         writer.arrive(instance.address())
                     }
                 };
+                let orders = writer.overrides.of(instance.id());
+                let verdict = verdict(before, &instance, orders, now);
                 let alike = before.filter(|_| updated.next_if(|id| *id == instance.id()).is_none());
-                self.member(instance, live, alike, &config)
+                self.member(instance, live, verdict, alike, &config)
             })
             .collect();
         leaving.extend(previous);
@@ -432,6 +593,9 @@ impl LoadBalancer {
         drop(old);
         writer.drop_retired();
         writer.forget(now, count);
+        let took = self.tools.clock.now().since(now);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.build_time.store(nanos, Ordering::Relaxed);
     }
 
     /// A member of the next view. Its bodies are those from before if it has the same attributes and status as `before`.
@@ -439,11 +603,13 @@ impl LoadBalancer {
         &self,
         instance: Arc<ServiceInstance>,
         live: Arc<Live>,
+        verdict: Arc<Verdict>,
         before: Option<&Member>,
         config: &LoadBalancerConfig,
     ) -> Member {
-        let status = HealthStatus::from(instance.registry_status());
-        let units = units(&instance, status, config);
+        let status = verdict.layers.status();
+        let weight_override = verdict.weight.as_ref().map(|order| order.weight);
+        let units = Factors::of(&instance, status, weight_override, config).units(status, config);
         let bodies = match before {
             Some(before) if before.status == status => Arc::clone(&before.bodies),
             _ => Arc::new(self.tools.render.render(&Described {
@@ -458,7 +624,27 @@ impl LoadBalancer {
             units,
             bodies,
             live,
+            verdict,
         }
+    }
+}
+
+/// What is judged and ordered of an instance now; the one from before, if nothing changed.
+fn verdict(
+    before: Option<&Member>,
+    instance: &ServiceInstance,
+    orders: InstanceOverrides,
+    now: Timestamp,
+) -> Arc<Verdict> {
+    let before = before.map(|member| &member.verdict);
+    let layers = before.map(|verdict| &verdict.layers);
+    let verdict = Verdict {
+        layers: Layers::following(layers, orders.drain, instance.registry_status(), now),
+        weight: orders.weight,
+    };
+    match before {
+        Some(before) if **before == verdict => Arc::clone(before),
+        _ => Arc::new(verdict),
     }
 }
 

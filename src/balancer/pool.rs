@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use super::clock::{Clock, Timestamp, nanos};
 use super::config::LoadBalancerConfig;
+use super::health::Layers;
 use super::instance::{HealthStatus, ServiceInstance, ServiceName};
+use super::overrides::WeightOrder;
 use super::statistics::{Ewma, PickCounts};
 use super::strategy::consistent_hash::ConsistentHash;
 use super::strategy::ring::Ring;
@@ -319,6 +321,14 @@ pub(crate) struct Member {
     pub(crate) units: u32,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) live: Arc<Live>,
+    pub(crate) verdict: Arc<Verdict>,
+}
+
+/// What is judged and ordered of one instance. Aside, since picks do not look at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub(crate) layers: Layers,
+    pub(crate) weight: Option<WeightOrder>,
 }
 
 impl Member {
@@ -334,30 +344,6 @@ pub(crate) struct Slot {
     /// Share of picks in 1/16, above zero.
     pub(crate) units: u32,
     pub(crate) live: Arc<Live>,
-}
-
-/// Share of picks in 1/16: registered weight (1 in strategies that are not weighted) times the factors in force.
-pub(crate) fn units(instance: &ServiceInstance, status: HealthStatus, config: &LoadBalancerConfig) -> u32 {
-    let weight = u32::from(instance.weight().get());
-    let weighted = config.strategy().is_weighted();
-    let base = if weighted { weight } else { weight.min(1) };
-    match (status, instance.warning_weight()) {
-        (HealthStatus::Unhealthy, _) => 0,
-        (HealthStatus::Healthy | HealthStatus::Unknown, _) => base * 16,
-        (HealthStatus::Degraded, None) => base * sixteenths(config.degraded_factor()),
-        (HealthStatus::Degraded, Some(_)) if weight == 0 => 0,
-        (HealthStatus::Degraded, Some(warning)) if weighted => u32::from(warning.get()) * 16,
-        (HealthStatus::Degraded, Some(warning)) => sixteenths(f64::from(warning.get()) / f64::from(weight)),
-    }
-}
-
-/// A factor in steps of 1/16, so that tables stay small: at most 16, and above zero if the factor is.
-fn sixteenths(factor: f64) -> u32 {
-    if factor > 0.0 {
-        (factor.min(1.0) * 16.0).round().max(1.0) as u32
-    } else {
-        0
-    }
 }
 
 /// Those who can be picked, and how.
@@ -474,6 +460,11 @@ impl View {
 
     pub(crate) fn slots(&self) -> &[Slot] {
         &self.all.slots
+    }
+
+    /// The ring, under `consistent_hash`.
+    pub(crate) fn ring(&self) -> Option<&Ring> {
+        self.ring.as_deref()
     }
 
     pub(crate) fn mode(&self, load: &Load) -> Mode {
@@ -603,52 +594,5 @@ impl Candidates {
             }
         }
         found
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::balancer::{RegistryStatus, Weight};
-
-    #[test]
-    fn factors_come_in_sixteenths_and_never_vanish() {
-        assert_eq!([0.0, 0.001, 0.25, 0.5, 1.0, 7.0].map(sixteenths), [0, 1, 4, 8, 16, 16]);
-    }
-
-    #[test]
-    fn the_registrys_warning_weight_replaces_the_degraded_factor() {
-        let weighted = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin);
-        let plain = LoadBalancerConfig::default();
-        let weight = |weight: i64| Weight::new(weight).unwrap();
-        let instance = ServiceInstance::new("a", "h", 1)
-            .unwrap()
-            .with_weight(weight(8))
-            .with_status(RegistryStatus::Warning);
-        let warned = |warning: i64| instance.clone().with_warning_weight(weight(warning));
-        let units = |instance: &ServiceInstance, config| units(instance, instance.registry_status().into(), config);
-        assert_eq!((units(&instance, &weighted), units(&instance, &plain)), (32, 4));
-        assert_eq!((units(&warned(2), &weighted), units(&warned(2), &plain)), (32, 4));
-        assert_eq!((units(&warned(16), &weighted), units(&warned(16), &plain)), (256, 16));
-        assert_eq!((units(&warned(0), &weighted), units(&warned(0), &plain)), (0, 0));
-    }
-
-    #[test]
-    fn weight_zero_has_no_share_in_any_state() {
-        for strategy in LoadBalancingStrategy::ALL {
-            for status in [
-                RegistryStatus::Passing,
-                RegistryStatus::Warning,
-                RegistryStatus::Unknown,
-            ] {
-                let drained = ServiceInstance::new("a", "h", 1)
-                    .unwrap()
-                    .with_weight(Weight::new(0).unwrap());
-                let warned = drained.clone().with_warning_weight(Weight::ONE);
-                for instance in [drained, warned] {
-                    assert_eq!(units(&instance, status.into(), &LoadBalancerConfig::new(strategy)), 0);
-                }
-            }
-        }
     }
 }

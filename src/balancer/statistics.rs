@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::clock::Timestamp;
+use super::health::{Layers, Objection};
 use super::instance::{HealthStatus, InstanceId};
 use super::strategy::LoadBalancingStrategy;
 
@@ -212,6 +213,10 @@ pub struct InstanceStatistics {
     pub status: HealthStatus,
     /// Whether it can be picked.
     pub available: bool,
+    /// What each layer of health says.
+    pub layers: Layers,
+    /// Why it cannot be picked; empty if it can.
+    pub objections: Vec<Objection>,
     /// Its share of picks: weight times all factors, in steps of 1/16.
     pub effective_weight: f64,
     /// Picks of it.

@@ -96,6 +96,22 @@ impl Ring {
         after.iter().chain(before).map(|&point| (point & !HASH) as usize)
     }
 
+    /// The same from the place of a key that is not hashed yet.
+    pub(crate) fn walk_from(&self, key: &[u8]) -> impl Iterator<Item = usize> + '_ {
+        self.walk(hash_key(key))
+    }
+
+    /// How many points each of `owners` has.
+    pub(crate) fn points(&self, owners: usize) -> Vec<u32> {
+        let mut points = vec![0; owners];
+        for point in &self.points {
+            if let Some(count) = points.get_mut((point & !HASH) as usize) {
+                *count += 1;
+            }
+        }
+        points
+    }
+
     #[inline]
     fn place(&self, key_hash: u64) -> usize {
         let bucket = key_hash.checked_shr(self.shift).unwrap_or(0) as usize;
