@@ -30,8 +30,13 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// A frozen server, or one behind a dead link, is found out by these. etcd hangs up on those who ask more often than every 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Keys a page.
+/// Keys in the first page.
 const PAGE: i64 = 1_000;
+/// Keys in a page at most. For each page etcd 3.4 counts all the keys that are left, so that many small ones cost it the square
+/// of their number: pages that turn out small are followed by larger ones.
+const LARGEST_PAGE: i64 = 10_000;
+/// What a page may weigh for the next to be larger.
+const SMALL_PAGE: usize = 512 << 10;
 /// What one message may be. tonic's own limit of 4 MiB is less than what etcd sends after a few large changes.
 const DECODE_LIMIT: usize = 64 << 20;
 /// A history that is compacted while it is listed is listed anew, so many times.
@@ -425,6 +430,14 @@ async fn list_once(link: &Link, consistency: Consistency) -> Result<Listing, Tro
                     revision: header.revision(),
                 });
                 at = Some(first.ok_or_else(|| Trouble::new(Cause::Protocol, "a list without a header"))?);
+            }
+            let weight: usize = page
+                .kvs()
+                .iter()
+                .map(|pair| pair.key().len() + pair.value().len())
+                .sum();
+            if weight < SMALL_PAGE {
+                limit = (limit * 2).min(LARGEST_PAGE);
             }
             let more = page.more();
             let last = page.kvs().last().map(|last| [last.key(), b"\0"].concat());
