@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{Method, Uri, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
@@ -87,16 +87,13 @@ impl Api {
 /// All series as text.
 async fn metrics(State(api): State<Api>, method: Method, uri: Uri) -> Result<Response, ApiError> {
     query::no_parameters(&uri)?;
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     if method == Method::HEAD {
-        return Ok(StatusCode::OK.into_response());
+        return Ok(content_type.into_response());
     }
     let encoded = aside(move || api.metrics.encode(&api.directory, api.clock.now())).await?;
     match encoded {
-        Ok(text) => Ok((
-            [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-            text,
-        )
-            .into_response()),
+        Ok(text) => Ok((content_type, text).into_response()),
         Err(error) => {
             tracing::error!(%error, "metrics could not be encoded");
             Err(ApiError::Internal)
@@ -118,7 +115,7 @@ fn internal(_panic: Box<dyn Any + Send>) -> Response {
 mod tests {
     use super::*;
     use axum::body::Body;
-    use axum::http::Request;
+    use axum::http::{Request, StatusCode};
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 

@@ -1,7 +1,7 @@
 //! What a registry says about one instance, in types that cannot hold nonsense.
 //!
 //! Everything here is checked once, when it is made: a [`ServiceName`] can be put in a URL path, a [`Weight`] is in range,
-//! a [`Host`] can be connected to, an [`InstanceId`] can be printed on one line. What is learned later (load, latency,
+//! an [`Address`] can be connected to, an [`InstanceId`] can be printed on one line. What is learned later (load, latency,
 //! failures) is not here: it is live state, see [`pool`](super::pool).
 
 use std::borrow::Borrow;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A [`Watcher`] is level-triggered: it says what a service *is*, never what changed; one pure
-//! [`diff`](crate::balancer::diff) in the core finds that. It knows its registry's protocol and nothing else: retrying is
+//! [`diff`](crate::balancer::diff()) in the core finds that. It knows its registry's protocol and nothing else: retrying is
 //! [`supervise`]'s job, doubting a large drop is [`guard`]'s, and agreeing with other registries is [`merge`]'s.
 //!
 //! # How to add a registry

@@ -104,8 +104,8 @@ impl Schedule {
     }
 
     /// Consul as a whole cannot be asked: nothing that is known about indexes holds any more.
+    /// It is counted by whoever is told of it.
     fn broken(&mut self, reason: Reason, detail: String, now: Timestamp) {
-        self.status.count_error(reason.as_str());
         self.trouble = Some(WatchError { reason, detail });
         self.probing = true;
         self.ask_leader_until = None;
@@ -115,6 +115,10 @@ impl Schedule {
     fn read_all_anew(&mut self, now: Timestamp) {
         self.generation += 1;
         self.catalog.broken(now);
+        self.read_services_anew(now);
+    }
+
+    fn read_services_anew(&mut self, now: Timestamp) {
         self.doubted.clear();
         let names: Vec<_> = self.services.keys().cloned().collect();
         for name in names {
@@ -156,7 +160,13 @@ impl Schedule {
 
     fn catalog_answered(&mut self, request: &Request, answer: &Answer, lagging: bool, now: Timestamp) {
         let (head, body) = (&answer.head, wire::fingerprint(&answer.body));
-        let Verdict::Believed { same } = self.catalog.judge(request, head, body, self.number, now) else {
+        let had_gap = self.catalog.has_gap();
+        let verdict = self.catalog.judge(request, head, body, self.number, now);
+        if !had_gap && self.catalog.has_gap() {
+            // Indexes are Consul's own, not the catalog's: a snapshot was restored, and everything is as it was then.
+            self.read_services_anew(now);
+        }
+        let Verdict::Believed { same } = verdict else {
             return;
         };
         let listing = match wire::catalog(&answer.body) {
@@ -346,9 +356,13 @@ impl Schedule {
         let Some(service) = self.services.get_mut(name).filter(|service| service.listed) else {
             return;
         };
-        let Verdict::Believed { same } = service.topic.judge(request, head, body, next, now) else {
-            return;
-        };
+        let had_gap = service.topic.has_gap();
+        let verdict = service.topic.judge(request, head, body, next, now);
+        if !had_gap && service.topic.has_gap() {
+            // A server that lags, or a snapshot: the catalog tells.
+            self.catalog.by(now);
+        }
+        let Verdict::Believed { same } = verdict else { return };
         let trust = service.topic.trust(lagging || head.filtered, now);
         if same && service.has_told(trust) {
             return;

@@ -63,7 +63,7 @@ impl Client {
     pub(super) fn new(settings: &Settings) -> Result<Self, HttpError> {
         let builder = http_client::builder(CONNECT_TIMEOUT, &settings.tls)?
             // Every long poll that returns is asked again: keeping fewer would mean connecting anew each time.
-            .pool_max_idle_per_host(settings.max_watches + super::schedule::MAX_READS);
+            .pool_max_idle_per_host(settings.max_watches + super::schedule::READS);
         let (base, builder) = match settings.address.strip_prefix("unix://") {
             Some(path) if path.starts_with('/') => (String::from("http://localhost"), builder.unix_socket(path)),
             Some(_) => return Err(refused(settings, "expected unix:///path/to/socket")),

@@ -17,6 +17,8 @@
 mod answers;
 mod client;
 mod schedule;
+#[cfg(test)]
+mod schedule_tests;
 mod settings;
 mod topic;
 mod wire;

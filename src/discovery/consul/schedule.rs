@@ -23,8 +23,9 @@ use crate::balancer::{ServiceName, SourceStatus, Timestamp};
 use crate::discovery::{Trust, Update, WatchError};
 
 /// Reads at once.
-pub(super) const MAX_READS: usize = 8;
-const READS: usize = 4;
+pub(super) const READS: usize = 4;
+/// Until everything has been told once, reads also use what long polls leave free.
+const READS_AT_START: usize = 8;
 /// Services without a long poll are read this often.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// The catalog is read this often while no leader is known.
@@ -259,8 +260,14 @@ impl Schedule {
             .min()
     }
 
+    /// Never more than `watches` + [`READS`] requests in all.
     fn max_reads(&self) -> usize {
-        if self.synced { READS } else { MAX_READS }
+        let free = self.watches.saturating_sub(self.polls);
+        if self.synced {
+            READS
+        } else {
+            READS_AT_START.min(READS + free)
+        }
     }
 
     /// One long poll is kept for the catalog.

@@ -16,13 +16,13 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use super::schedule::{Mode, Request};
+use super::schedule::{Mode, Request, Target};
 use super::wire::Head;
 use crate::balancer::Timestamp;
 use crate::discovery::{CONFIRM_AFTER, Trust};
 
-/// The wait of a topic's first long poll; it doubles from there. An agent that is restarted again and again leaves polls
-/// behind that Consul goes on counting, and these should be short.
+/// The wait of a topic's first long poll; it doubles each time one is waited out. An agent that is restarted again and
+/// again leaves polls behind that Consul goes on counting, and these should be short.
 pub(super) const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// Two questions at once, then one every quarter of a second: nothing is delayed while it is quiet, and checks that change
 /// their output a hundred times a second cost a handful of answers.
@@ -30,8 +30,10 @@ const QUESTIONS: (Duration, u32) = (Duration::from_millis(250), 2);
 
 /// What is known of one topic, apart from its content.
 pub(super) struct Topic {
-    /// Where to wait for the next change; `None` until a read has told.
+    /// The index of the last believed answer, if it had one.
     index: Option<NonZeroU64>,
+    /// Whether that index is in doubt: nothing waits there until a read has told.
+    doubted: bool,
     /// The number of the request that was to come next when the last answer was believed.
     answered: u64,
     /// Fingerprint of the last believed body.
@@ -69,6 +71,7 @@ impl Topic {
     pub(super) fn new(gap: bool, now: Timestamp) -> Self {
         Self {
             index: None,
+            doubted: false,
             answered: 0,
             body: None,
             reading: None,
@@ -109,7 +112,7 @@ impl Topic {
 
     /// When a long poll can start: an index is known, and none is in flight.
     pub(super) fn poll_ready_at(&self) -> Option<Timestamp> {
-        (self.index.is_some() && self.poll.is_none()).then(|| self.questions.ready_at())
+        (self.can_be_watched() && self.poll.is_none()).then(|| self.questions.ready_at())
     }
 
     /// Starts a long poll, if one can start now: the index to wait at, and for how long.
@@ -119,14 +122,13 @@ impl Topic {
         longest: Duration,
         now: Timestamp,
     ) -> Option<(NonZeroU64, Duration)> {
-        let index = self.index.filter(|_| self.poll.is_none())?;
+        let index = self.index.filter(|_| !self.doubted && self.poll.is_none())?;
         if !self.questions.take(now) {
             return None;
         }
         self.poll = Some((number, index));
-        let wait = self.wait.min(longest);
-        self.wait = (self.wait * 2).min(longest);
-        Some((index, wait))
+        self.wait = self.wait.min(longest);
+        Some((index, self.wait))
     }
 
     /// A request is over, whatever came of it.
@@ -148,9 +150,14 @@ impl Topic {
         self.poll.is_some()
     }
 
+    /// Whether nothing has been believed since the watch broke, or the index went back.
+    pub(super) fn has_gap(&self) -> bool {
+        self.gap
+    }
+
     /// Whether there is an index to wait at.
     pub(super) fn can_be_watched(&self) -> bool {
-        self.index.is_some()
+        self.index.is_some() && !self.doubted
     }
 
     /// Whether nothing is in flight.
@@ -166,9 +173,9 @@ impl Topic {
         self.due = Some(now);
     }
 
-    /// Forgets index and body: the next answer is taken as new.
+    /// The last answer was of no use: the next question is a read, and its answer is taken as new.
     pub(super) fn forget(&mut self) {
-        (self.index, self.body) = (None, None);
+        (self.doubted, self.body) = (true, None);
     }
 
     /// Forgets the body alone.
@@ -182,10 +189,16 @@ impl Topic {
             match head.index {
                 Some(found) if found > asked => {}
                 Some(found) if found == asked => {
-                    // Early without a change: Consul restored a snapshot under us. Another body: see the module's header.
-                    if now.since(request.asked_at) < wait || self.body != Some(body) {
-                        self.index = None;
+                    // Early without a change: Consul restored a snapshot under us. It adds up to a sixteenth to a wait, so
+                    // that one cannot always tell; the catalog is read in any case, and if it went back, so is all else.
+                    // Another body: see the module's header.
+                    let early = now.since(request.asked_at) < wait;
+                    if early || self.body != Some(body) || request.target == Target::Catalog {
+                        self.doubted = true;
                         self.by(now);
+                    }
+                    if !early {
+                        self.wait *= 2;
                     }
                     return Verdict::Doubted;
                 }
@@ -193,7 +206,7 @@ impl Topic {
                 Some(_) if self.index.is_some_and(|index| index < asked) => return Verdict::Doubted,
                 went_back => {
                     self.gap |= went_back.is_some();
-                    self.index = None;
+                    self.doubted = true;
                     self.by(now);
                     return Verdict::Doubted;
                 }
@@ -209,7 +222,7 @@ impl Topic {
             }
             self.gap = true;
         }
-        self.index = head.index;
+        (self.index, self.doubted) = (head.index, false);
         self.answered = next;
         let same = self.body.replace(body) == Some(body);
         Verdict::Believed { same }
@@ -275,5 +288,72 @@ impl Bucket {
     /// Changes the rate from here on.
     pub(super) fn set_interval(&mut self, interval: Duration) {
         self.interval = (Timestamp::default() + interval).as_nanos();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: f64) -> Timestamp {
+        Timestamp::default() + Duration::from_secs_f64(seconds)
+    }
+
+    #[test]
+    fn a_bucket_delays_nothing_while_it_is_quiet() {
+        let mut bucket = Bucket::new(Duration::from_millis(250), 2);
+        assert!(bucket.take(at(10.0)) && bucket.take(at(10.0)) && !bucket.take(at(10.0)));
+        assert_eq!(bucket.ready_at(), at(10.25));
+        assert!(bucket.take(at(10.25)) && !bucket.take(at(10.25)));
+        assert!(
+            bucket.take(at(20.0)) && bucket.take(at(20.0)) && !bucket.take(at(20.1)),
+            "no more than the burst is saved"
+        );
+    }
+
+    #[test]
+    fn a_hundred_wakes_a_second_are_four_questions() {
+        let mut bucket = Bucket::new(QUESTIONS.0, QUESTIONS.1);
+        let taken = (0..1000)
+            .filter(|tick| bucket.take(at(f64::from(*tick) / 100.0)))
+            .count();
+        assert!((40..=42).contains(&taken), "{taken} in ten seconds");
+    }
+
+    #[test]
+    fn a_wait_doubles_each_time_it_is_waited_out() {
+        let (mut topic, mut now) = (Topic::new(false, at(0.0)), at(0.0));
+        let head = Head {
+            index: NonZeroU64::new(7),
+            known_leader: true,
+            last_contact: Duration::ZERO,
+            filtered: false,
+        };
+        let mut waits = Vec::new();
+        let mut number = 0;
+        let mut ask = |mode| {
+            number += 1;
+            Request {
+                number,
+                target: Target::Service("web".parse().unwrap()),
+                mode,
+                consistency: super::super::schedule::Consistency::Stale,
+                asked_at: Timestamp::default(),
+                generation: 0,
+            }
+        };
+        assert_eq!(
+            topic.judge(&ask(Mode::Read), &head, 1, 2, now),
+            Verdict::Believed { same: false }
+        );
+        for _ in 0..6 {
+            now = now + Duration::from_secs(100);
+            let (index, wait) = topic.start_poll(9, Duration::from_secs(55), now).unwrap();
+            waits.push(wait.as_secs());
+            let poll = ask(Mode::Poll { index, wait });
+            topic.landed(9);
+            assert_eq!(topic.judge(&poll, &head, 1, 9, now), Verdict::Doubted);
+        }
+        assert_eq!(waits, [5, 10, 20, 40, 55, 55]);
     }
 }

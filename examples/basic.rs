@@ -1,0 +1,78 @@
+//! One service, ten requests, and what was learned from them.
+//!
+//! ```text
+//! cargo run --no-default-features --example basic
+//! ```
+
+#![allow(clippy::print_stdout, reason = "an example prints what it finds")]
+
+use std::error::Error;
+use std::thread;
+use std::time::Duration;
+
+use pickd::{
+    Clock, Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Monotonic, Outcome, ServiceInstance,
+    Weight,
+};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let config = LoadBalancerConfig::new(LoadBalancingStrategy::RoundRobin);
+    let balancer = LoadBalancer::new("user_service".parse()?, config);
+    for (id, host, weight) in [
+        ("user-1", "10.0.1.10", 1),
+        ("user-2", "10.0.1.11", 2), // Twice the size; `WeightedRoundRobin` would heed it.
+        ("user-3", "10.0.1.12", 1),
+    ] {
+        balancer.add_instance(ServiceInstance::new(id, host, 8080)?.with_weight(Weight::new(weight)?));
+    }
+
+    println!("Load balancing starts ...");
+    let clock = Monotonic::start();
+    for number in 1..=10 {
+        // In flight from here on. `finish` says how it went; dropping `request` would only free its place.
+        let request = balancer.acquire(&Context::new())?;
+        let started = clock.now();
+        let answer = call_user_service(&request, number);
+        let outcome = match &answer {
+            Ok(name) => {
+                println!("Request {number}: handled by {} - {name}", request.id());
+                Outcome::Success
+            }
+            Err(error) => {
+                println!("Request {number}: failed - {error}");
+                Outcome::Failure
+            }
+        };
+        balancer.finish(request, outcome, clock.now().since(started));
+    }
+
+    let statistics = balancer.statistics();
+    println!("\n=== Load balancer statistics ===");
+    println!("Total requests: {}", statistics.total_requests);
+    println!("Failed requests: {}", statistics.failed_requests);
+    println!("Failure rate: {:.2}%", statistics.failure_rate * 100.0);
+    println!(
+        "Available instances: {}/{}",
+        statistics.available_instances, statistics.total_instances
+    );
+
+    println!("\n=== Per instance ===");
+    for (id, instance) in &statistics.instances {
+        println!(
+            "{id}: {} - {} requests, average response time {:.3} s",
+            instance.status,
+            instance.total_requests,
+            instance.average_response_time.as_secs_f64()
+        );
+    }
+    Ok(())
+}
+
+/// Stands in for a real call: takes 10 ms, and one in ten fails.
+fn call_user_service(instance: &ServiceInstance, number: u32) -> Result<String, String> {
+    thread::sleep(Duration::from_millis(10));
+    if fastrand::u32(..10) == 0 {
+        return Err(format!("{} at {} did not answer", instance.id(), instance.address()));
+    }
+    Ok(format!("User user{number}"))
+}

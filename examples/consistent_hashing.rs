@@ -1,0 +1,80 @@
+//! Users stay with their server, and only those of a server that leaves have to move.
+//!
+//! ```text
+//! cargo run --no-default-features --example consistent_hashing
+//! ```
+
+#![allow(clippy::print_stdout, reason = "an example prints what it finds")]
+
+use std::collections::BTreeMap;
+use std::error::Error;
+
+use pickd::{Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, PickError, ServiceInstance};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let config = LoadBalancerConfig::new(LoadBalancingStrategy::ConsistentHash);
+    let balancer = LoadBalancer::new("session_service".parse()?, config);
+    for (id, host) in [
+        ("cache-1", "10.0.1.20"),
+        ("cache-2", "10.0.1.21"),
+        ("cache-3", "10.0.1.22"),
+    ] {
+        balancer.add_instance(ServiceInstance::new(id, host, 6379)?);
+    }
+
+    println!("=== Consistent hashing ===");
+    let users: Vec<String> = (1..=5).map(|number| format!("user{number}")).collect();
+    let before = placed(&balancer, &users)?;
+    for (user, server) in &before {
+        println!("{user} -> {server}");
+    }
+
+    println!("\nAfter cache-2 was removed:");
+    balancer.remove_instance(&"cache-2".parse()?);
+    let after = placed(&balancer, &users)?;
+    for (user, server) in &after {
+        match before.get(user) {
+            Some(old) if old != server => println!("{user}: {old} -> {server} (moved)"),
+            _ => println!("{user}: {server} (stays)"),
+        }
+    }
+    println!("\nMoved users: {}", moved(&before, &after));
+
+    println!("\nAfter cache-4 was added:");
+    balancer.add_instance(ServiceInstance::new("cache-4", "10.0.1.23", 6379)?);
+    for (user, server) in placed(&balancer, &users)? {
+        println!("{user} -> {server}");
+    }
+
+    println!("\nThe same with 10,000 users:");
+    let many: Vec<String> = (1..=10_000).map(|number| format!("user{number}")).collect();
+    let all = placed(&balancer, &many)?;
+    let on_cache_1 = all.values().filter(|server| *server == "cache-1").count();
+    balancer.remove_instance(&"cache-1".parse()?);
+    let without = placed(&balancer, &many)?;
+    println!("Users of cache-1: {on_cache_1}");
+    println!("Moved when it was removed: {}", moved(&all, &without));
+    balancer.add_instance(ServiceInstance::new("cache-1", "10.0.1.20", 6379)?);
+    let returned = placed(&balancer, &many)?;
+    println!("Elsewhere than before, now that it is back: {}", moved(&all, &returned));
+    Ok(())
+}
+
+/// The server of each user.
+fn placed(balancer: &LoadBalancer, users: &[String]) -> Result<BTreeMap<String, String>, PickError> {
+    let server = |user: &String| {
+        let session = format!("session_{user}");
+        let pick = balancer.select_instance(&Context::new().with_key(&session))?;
+        Ok((user.clone(), pick.id().to_string()))
+    };
+    users.iter().map(server).collect()
+}
+
+fn moved(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> String {
+    let moved = before
+        .iter()
+        .filter(|(user, server)| after.get(*user) != Some(*server))
+        .count();
+    let percentage = moved as f64 / before.len().max(1) as f64 * 100.0;
+    format!("{moved}/{} ({percentage:.1}%)", before.len())
+}

@@ -1,0 +1,252 @@
+//! A real Consul server of its own for each test, on 127.0.0.1, with a data directory that outlives the process.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{eventually, free_ports};
+
+/// Killed when dropped.
+pub(crate) struct Consul {
+    process: Option<Child>,
+    directory: TempDir,
+    http_port: u16,
+    client: reqwest::Client,
+    token: Option<String>,
+}
+
+impl Consul {
+    /// A server that knows its leader.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(json!({})).await
+    }
+
+    /// A server that refuses everything without a token; its own requests use the management token.
+    pub(crate) async fn start_with_acl() -> Self {
+        let acl = json!({ "enabled": true, "default_policy": "deny", "tokens": { "master": MANAGEMENT } });
+        let mut consul = Self::configured(json!({ "acl": acl }));
+        consul.token = Some(MANAGEMENT.to_owned());
+        consul.spawn();
+        consul.wait_until_ready().await;
+        consul
+    }
+
+    /// The same with further settings.
+    pub(crate) async fn start_with(extra: Value) -> Self {
+        let mut consul = Self::configured(extra);
+        consul.spawn();
+        consul.wait_until_ready().await;
+        consul
+    }
+
+    /// Ports are chosen and the configuration is written; nothing runs.
+    pub(crate) fn not_started() -> Self {
+        Self::configured(json!({}))
+    }
+
+    fn configured(extra: Value) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let [http, server, serf] = free_ports();
+        let mut config = json!({
+            "node_name": "server", "server": true, "bootstrap": true,
+            "data_dir": directory.path().join("data"),
+            "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1",
+            "ports": { "http": http, "server": server, "serf_lan": serf, "serf_wan": -1, "dns": -1, "grpc": -1, "https": -1 },
+            "performance": { "raft_multiplier": 1 },
+            "disable_update_check": true, "log_level": "WARN",
+        });
+        config
+            .as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+        let client = pickd::http_client::client(Duration::from_secs(5), &Default::default()).unwrap();
+        Self {
+            process: None,
+            directory,
+            http_port: http,
+            client,
+            token: None,
+        }
+    }
+
+    fn spawn(&mut self) {
+        let program = std::env::var("PICKD_TEST_CONSUL")
+            .expect("PICKD_TEST_CONSUL is not set: run tests/run, which finds or fetches the servers");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.path().join("log"))
+            .unwrap();
+        let config = self.directory.path().join("config.json");
+        let child = Command::new(program)
+            .args(["agent", "-config-file"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("PICKD_TEST_CONSUL cannot be started");
+        self.process = Some(child);
+    }
+
+    /// Waits until it has a leader and has registered itself.
+    async fn wait_until_ready(&self) {
+        let ready = || async {
+            let (status, services) = self
+                .ask(reqwest::Method::GET, "/v1/catalog/services", None)
+                .await
+                .ok()?;
+            (status == 200 && services.get("consul").is_some()).then_some(())
+        };
+        eventually(
+            Duration::from_secs(30),
+            &format!("Consul's leader; its log:\n{}", self.log()),
+            ready,
+        )
+        .await;
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Starts it again where it was, with its data.
+    pub(crate) async fn restart(&mut self) {
+        assert!(self.process.is_none());
+        self.spawn();
+        self.wait_until_ready().await;
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// Loses all its data. It must not be running.
+    pub(crate) fn wipe(&mut self) {
+        assert!(self.process.is_none());
+        std::fs::remove_dir_all(self.directory.path().join("data")).unwrap();
+    }
+
+    /// Sends it a signal by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let process = self.process.as_ref().expect("it runs");
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(process.id().to_string())
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("http://127.0.0.1:{}", self.http_port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.http_port
+    }
+
+    async fn ask(&self, method: reqwest::Method, path: &str, body: Option<&Value>) -> reqwest::Result<(u16, Value)> {
+        let mut request = self.client.request(method, format!("{}{path}", self.address()));
+        if let Some(token) = &self.token {
+            request = request.header("x-consul-token", token);
+        }
+        if let Some(body) = body {
+            request = request.body(body.to_string());
+        }
+        let response = request.send().await?;
+        let status = response.status().as_u16();
+        let text = response.text().await?;
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+
+    /// Sends a PUT, which must be accepted.
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Value {
+        let (status, answer) = self.ask(reqwest::Method::PUT, path, Some(&body)).await.unwrap();
+        assert_eq!(status, 200, "PUT {path}: {answer}");
+        answer
+    }
+
+    /// Registers through the catalog: `id` of `service` on `node`, with further fields of the service.
+    pub(crate) async fn register(&self, node: &str, service: &str, id: &str, port: i64, fields: Value) {
+        let mut entry = json!({ "ID": id, "Service": service, "Port": port });
+        entry
+            .as_object_mut()
+            .unwrap()
+            .extend(fields.as_object().cloned().unwrap_or_default());
+        self.put(
+            "/v1/catalog/register",
+            json!({ "Node": node, "Address": "10.0.0.1", "SkipNodeUpdate": false, "Service": entry }),
+        )
+        .await;
+    }
+
+    /// Sets a check through the catalog. Without a service it is the node's.
+    pub(crate) async fn check(&self, node: &str, service_id: &str, check: &str, status: &str, output: &str) {
+        let check =
+            json!({ "CheckID": check, "Name": check, "Status": status, "Output": output, "ServiceID": service_id });
+        self.put(
+            "/v1/catalog/register",
+            json!({ "Node": node, "Address": "10.0.0.1", "Check": check }),
+        )
+        .await;
+    }
+
+    /// Takes one instance, or without an id the whole node, out of the catalog.
+    pub(crate) async fn deregister(&self, node: &str, id: Option<&str>) {
+        let mut what = json!({ "Node": node });
+        if let Some(id) = id {
+            what["ServiceID"] = json!(id);
+        }
+        self.put("/v1/catalog/deregister", what).await;
+    }
+
+    /// Makes a token with these rules.
+    pub(crate) async fn token(&self, name: &str, rules: &str) -> String {
+        self.put("/v1/acl/policy", json!({ "Name": name, "Rules": rules }))
+            .await;
+        let token = self
+            .put("/v1/acl/token", json!({ "Policies": [{ "Name": name }] }))
+            .await;
+        token["SecretID"].as_str().unwrap().to_owned()
+    }
+
+    /// Takes a snapshot of everything.
+    pub(crate) async fn snapshot(&self) -> bytes::Bytes {
+        let response = self
+            .client
+            .get(format!("{}/v1/snapshot", self.address()))
+            .send()
+            .await
+            .unwrap();
+        response.error_for_status().unwrap().bytes().await.unwrap()
+    }
+
+    /// Goes back to a snapshot.
+    pub(crate) async fn restore(&self, snapshot: bytes::Bytes) {
+        let request = self
+            .client
+            .put(format!("{}/v1/snapshot", self.address()))
+            .body(snapshot);
+        request.send().await.unwrap().error_for_status().unwrap();
+    }
+}
+
+const MANAGEMENT: &str = "6b5a2c1e-0000-4000-8000-000000000001";
+
+impl Drop for Consul {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("Consul's log:\n{}", self.log());
+        }
+        self.kill();
+    }
+}

@@ -1,0 +1,299 @@
+//! A Consul that does what a real one cannot be made to do on demand: indexes that go back, answers that break off, servers
+//! without a leader. It blocks as Consul does, until its index has passed the one asked for, or has gone back.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// What it answers with at present.
+#[derive(Clone)]
+pub(crate) struct State {
+    pub(crate) index: u64,
+    /// Sent in place of the index, if set.
+    pub(crate) index_text: Option<String>,
+    pub(crate) known_leader: bool,
+    pub(crate) last_contact: Duration,
+    pub(crate) filtered: bool,
+    pub(crate) services: BTreeMap<String, Vec<Value>>,
+    /// Names in the catalog besides those of `services`.
+    pub(crate) listed: Vec<String>,
+    pub(crate) fault: Option<Fault>,
+    /// Only paths that end so are at fault.
+    pub(crate) fault_at: &'static str,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Fault {
+    /// An error's status, with the index that Consul sends along.
+    Status(u16),
+    /// Every question that is not answered by any server gets 500, as with a lost quorum.
+    NotWithoutStale,
+    /// A connection reset instead of an answer.
+    Reset,
+    /// Headers, half of the body, and the end.
+    CutShort,
+    /// Headers, and then nothing.
+    Stall,
+    /// A whole answer, of JSON that ends in the middle.
+    HalfJson,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) path: String,
+    pub(crate) query: String,
+    /// Requests that were being answered, this one included.
+    pub(crate) at_once: usize,
+}
+
+pub(crate) struct FakeConsul {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    state: watch::Sender<State>,
+    asked: Mutex<Vec<Asked>>,
+    busy: Mutex<usize>,
+}
+
+/// One entry of a health answer.
+pub(crate) fn entry(service: &str, id: &str, port: u16) -> Value {
+    json!({ "Node": { "Node": "n1", "Address": "10.0.0.1" }, "Service": { "ID": id, "Service": service, "Port": port }, "Checks": [] })
+}
+
+impl FakeConsul {
+    /// Services with these numbers of instances.
+    pub(crate) async fn start(services: &[(&str, u16)]) -> Self {
+        let instances = |name: &str, count| {
+            (1..=count)
+                .map(|i| entry(name, &format!("{name}-{i}"), 8000 + i))
+                .collect()
+        };
+        let services = services
+            .iter()
+            .map(|(name, count)| ((*name).to_owned(), instances(name, *count)))
+            .collect();
+        let state = State {
+            index: 100,
+            index_text: None,
+            known_leader: true,
+            last_contact: Duration::ZERO,
+            filtered: false,
+            services,
+            listed: vec![String::from("consul")],
+            fault: None,
+            fault_at: "",
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            state: watch::Sender::new(state),
+            asked: Mutex::default(),
+            busy: Mutex::default(),
+        });
+        let served = Arc::clone(&shared);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, Arc::clone(&served)));
+            }
+        });
+        Self { address, shared, task }
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Changes it, and lets blocked questions look again.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut State)) {
+        self.shared.state.send_modify(change);
+    }
+
+    /// Changes it, and lets blocked questions sleep on.
+    pub(crate) fn change_silently(&self, change: impl FnOnce(&mut State)) {
+        self.shared.state.send_if_modified(|state| {
+            change(state);
+            false
+        });
+    }
+
+    /// All questions so far.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.shared.asked.lock().unwrap().clone()
+    }
+}
+
+impl Drop for FakeConsul {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
+    let mut pending = Vec::new();
+    while let Some((path, query)) = question(&mut stream, &mut pending).await {
+        let at_once = {
+            let mut busy = shared.busy.lock().unwrap();
+            *busy += 1;
+            *busy
+        };
+        shared.asked.lock().unwrap().push(Asked {
+            path: path.clone(),
+            query: query.clone(),
+            at_once,
+        });
+        let mut writer = Writer(&stream);
+        // Someone who hangs up while waiting is busy no more.
+        let go_on = tokio::select! {
+            go_on = answer(&mut writer, &shared, &path, &query) => go_on,
+            () = hung_up(&stream) => false,
+        };
+        *shared.busy.lock().unwrap() -= 1;
+        if !go_on {
+            return;
+        }
+    }
+}
+
+/// Writes through a shared reference, so that someone else can watch the same connection for its end.
+struct Writer<'a>(&'a TcpStream);
+
+impl Writer<'_> {
+    async fn write(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            if self.0.writable().await.is_err() {
+                return false;
+            }
+            match self.0.try_write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+async fn hung_up(stream: &TcpStream) {
+    let mut byte = [0];
+    loop {
+        match stream.peek(&mut byte).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// Path and query of the next request on this connection.
+async fn question(stream: &mut TcpStream, pending: &mut Vec<u8>) -> Option<(String, String)> {
+    loop {
+        if let Some(end) = pending.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8(pending.drain(..end + 4).collect()).unwrap();
+            let target = head.split_whitespace().nth(1)?.to_owned();
+            let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+            return Some((path.to_owned(), query.to_owned()));
+        }
+        let mut buffer = [0; 4096];
+        match stream.read(&mut buffer).await {
+            Ok(read @ 1..) => pending.extend_from_slice(&buffer[..read]),
+            _ => return None,
+        }
+    }
+}
+
+async fn answer(stream: &mut Writer<'_>, shared: &Shared, path: &str, query: &str) -> bool {
+    let mut changes = shared.state.subscribe();
+    let param = |name: &str| {
+        query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+    };
+    let asked: Option<u64> = param("index").map(|index| index.parse().unwrap());
+    let wait = param("wait").map_or(0, |wait| wait.trim_end_matches("ms").parse().unwrap());
+    let until = Instant::now() + Duration::from_millis(wait);
+    // Like Consul, what is sent when the wait is over is what was there when it began.
+    let mut state = changes.borrow_and_update().clone();
+    while asked == Some(state.index) && state.fault.is_none() {
+        match tokio::time::timeout_at(until, changes.changed()).await {
+            Ok(_) => state = changes.borrow_and_update().clone(),
+            Err(_) => break,
+        }
+    }
+
+    let body = match path.strip_prefix("/v1/health/service/") {
+        Some(name) => json!(state.services.get(name).cloned().unwrap_or_default()),
+        None => {
+            let names = state
+                .services
+                .iter()
+                .filter(|(_, instances)| !instances.is_empty())
+                .map(|(name, _)| name);
+            Value::Object(
+                names
+                    .chain(&state.listed)
+                    .map(|name| (name.clone(), json!([])))
+                    .collect(),
+            )
+        }
+    }
+    .to_string();
+    let index = state.index_text.clone().unwrap_or_else(|| state.index.to_string());
+    // The leader itself, asked without `stale`, is never behind.
+    let (known_leader, last_contact) = match query.contains("stale") {
+        true => (state.known_leader, state.last_contact),
+        false => (true, Duration::ZERO),
+    };
+    let head = |length: usize| {
+        let filtered = if state.filtered {
+            "X-Consul-Results-Filtered-By-ACLs: true\r\n"
+        } else {
+            ""
+        };
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Consul-Index: {index}\r\nX-Consul-Knownleader: {known_leader}\r\n\
+             X-Consul-Lastcontact: {}\r\n{filtered}Content-Length: {length}\r\n\r\n",
+            last_contact.as_millis()
+        )
+    };
+    let good = format!("{}{body}", head(body.len()));
+    let half = &body[..body.len() / 2];
+    match state.fault.filter(|_| path.ends_with(state.fault_at)) {
+        Some(Fault::NotWithoutStale) if query.contains("stale") => stream.write(good.as_bytes()).await,
+        None => stream.write(good.as_bytes()).await,
+        Some(Fault::NotWithoutStale) => stream.write(failure(500, "No cluster leader").as_bytes()).await,
+        Some(Fault::Status(status)) => stream.write(failure(status, "rpc error").as_bytes()).await,
+        Some(Fault::HalfJson) => stream.write(format!("{}{half}", head(half.len())).as_bytes()).await,
+        Some(Fault::CutShort) => {
+            stream.write(format!("{}{half}", head(body.len())).as_bytes()).await;
+            false
+        }
+        Some(Fault::Stall) => {
+            stream.write(head(body.len()).as_bytes()).await;
+            std::future::pending().await
+        }
+        Some(Fault::Reset) => {
+            // With unsent or unread data and no lingering, the end of a connection is a reset.
+            #[expect(deprecated, reason = "zero seconds do not block")]
+            let _ = stream.0.set_linger(Some(Duration::ZERO));
+            false
+        }
+    }
+}
+
+fn failure(status: u16, text: &str) -> String {
+    format!(
+        "HTTP/1.1 {status} Whatever\r\nX-Consul-Index: 1\r\nX-Consul-Knownleader: false\r\nContent-Length: {}\r\n\r\n{text}",
+        text.len()
+    )
+}

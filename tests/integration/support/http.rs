@@ -1,0 +1,136 @@
+//! HTTP/1.1 over a plain socket: the test decides on every byte of a request, as no client library would let it.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// How long an answer may take, unless set otherwise.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One answer.
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Response {
+    /// A header that stands there once at most; its name in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut found = self.headers.iter().filter(|(known, _)| known == name);
+        let value = found.next().map(|(_, value)| value.as_str());
+        assert!(found.next().is_none(), "{name} stands twice in {self:?}");
+        value
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+}
+
+/// A connection that is kept alive.
+pub(crate) struct Connection {
+    stream: TcpStream,
+    pending: Vec<u8>,
+}
+
+impl Connection {
+    pub(crate) fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        Ok(Self {
+            stream,
+            pending: Vec::new(),
+        })
+    }
+
+    /// Bounds each read from now on.
+    pub(crate) fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(timeout))
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// One request with these header lines besides `Host`, which is given here only when none of them is one.
+    pub(crate) fn ask(&mut self, method: &str, target: &str, headers: &[&str]) -> io::Result<Response> {
+        let mut request = format!("{method} {target} HTTP/1.1\r\n");
+        if !headers
+            .iter()
+            .any(|line| line.to_ascii_lowercase().starts_with("host:"))
+        {
+            request.push_str("Host: localhost\r\n");
+        }
+        for line in headers {
+            request.push_str(line);
+            request.push_str("\r\n");
+        }
+        request.push_str("\r\n");
+        self.send(request.as_bytes())?;
+        self.response(method)
+    }
+
+    /// Reads one answer.
+    pub(crate) fn response(&mut self, method: &str) -> io::Result<Response> {
+        let end = loop {
+            if let Some(at) = self.pending.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at;
+            }
+            self.fill()?;
+        };
+        let head: Vec<u8> = self.pending.drain(..end + 4).collect();
+        let head = String::from_utf8(head).map_err(io::Error::other)?;
+        let mut lines = head.trim_end().split("\r\n");
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
+        let status = status.ok_or_else(|| io::Error::other(format!("no status line: {head}")))?;
+        let headers: Vec<(String, String)> = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        let length = headers.iter().find(|(name, _)| name == "content-length");
+        let length = match length {
+            _ if method == "HEAD" => 0,
+            Some((_, length)) => length.parse().map_err(io::Error::other)?,
+            // Every answer of the agent is of a known length.
+            None => return Err(io::Error::other(format!("no content-length: {head}"))),
+        };
+        while self.pending.len() < length {
+            self.fill()?;
+        }
+        let body = self.pending.drain(..length).collect();
+        Ok(Response { status, headers, body })
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 16 << 10];
+        match self.stream.read(&mut buffer)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                self.pending.extend_from_slice(&buffer[..read]);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// One request on a connection of its own.
+pub(crate) fn ask(address: SocketAddr, method: &str, target: &str, headers: &[&str]) -> Response {
+    let answer = Connection::open(address).and_then(|mut connection| connection.ask(method, target, headers));
+    answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"))
+}
+
+/// A GET on a connection of its own.
+pub(crate) fn get(address: SocketAddr, target: &str) -> Response {
+    ask(address, "GET", target, &[])
+}
