@@ -26,7 +26,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ use siphasher::sip::SipHasher13;
 use super::clock::Timestamp;
 use super::load_balancer::{Acquired, LoadBalancer};
 use super::pool::Live;
+use super::statistics::{LeaseStatistics, ReportStatistics};
 use super::sync::{Mutex, MutexGuard};
 
 /// Late leases that are still known, at most.
@@ -57,7 +58,8 @@ impl LeaseKey {
     }
 
     fn tag(&self, place: u32, generation: u32) -> u64 {
-        self.0.hash(&(u64::from(place) << 32 | u64::from(generation)).to_le_bytes())
+        self.0
+            .hash(&(u64::from(place) << 32 | u64::from(generation)).to_le_bytes())
     }
 
     fn sign(&self, place: u32, generation: u32) -> LeaseId {
@@ -168,6 +170,47 @@ pub(crate) enum Completed {
     Late(Subject),
 }
 
+/// What one service counts of its leases and reports. Written under the table's lock, or by the service's reports.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseCounts {
+    open: AtomicUsize,
+    expired: AtomicU64,
+    denied: AtomicU64,
+    accepted: AtomicU64,
+    unknown_instance: AtomicU64,
+    no_credit: AtomicU64,
+}
+
+impl LeaseCounts {
+    /// Counts a report by what became of it.
+    pub(crate) fn reported<T>(&self, result: &Result<T, ReportError>) {
+        let counter = match result {
+            Ok(_) => &self.accepted,
+            Err(ReportError::NoCredit) => &self.no_credit,
+            Err(ReportError::UnknownInstance) => &self.unknown_instance,
+            // Not known to be about this service.
+            Err(ReportError::UnknownLease | ReportError::UnknownService) => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn leases(&self) -> LeaseStatistics {
+        LeaseStatistics {
+            open: self.open.load(Ordering::Relaxed),
+            expired: self.expired.load(Ordering::Relaxed),
+            denied: self.denied.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(crate) fn reports(&self) -> ReportStatistics {
+        ReportStatistics {
+            accepted: self.accepted.load(Ordering::Relaxed),
+            unknown_instance: self.unknown_instance.load(Ordering::Relaxed),
+            no_credit: self.no_credit.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// All leases of an agent.
 pub(crate) struct Leases {
     key: LeaseKey,
@@ -209,7 +252,7 @@ impl Open {
     /// Frees the place in flight.
     fn end(self) -> Subject {
         let live = Arc::clone(self.acquired.live());
-        self.balancer.lease_counts().ended();
+        self.balancer.lease_counts().open.fetch_sub(1, Ordering::Relaxed);
         Subject {
             balancer: self.balancer,
             live,
@@ -259,8 +302,8 @@ impl Leases {
         let mut table = self.lock();
         table.expire(now, BATCH);
         let counts = balancer.lease_counts();
-        if table.due.len() >= table.most || counts.open() >= most_of_service {
-            counts.denied();
+        if table.due.len() >= table.most || counts.open.load(Ordering::Relaxed) >= most_of_service {
+            counts.denied.fetch_add(1, Ordering::Relaxed);
             return Err(LeaseDenied);
         }
         let open = Open {
@@ -269,7 +312,7 @@ impl Leases {
             ttl,
             expires_at: now + ttl,
         };
-        counts.began();
+        counts.open.fetch_add(1, Ordering::Relaxed);
         let (place, generation) = table.open(open);
         Ok(Lease {
             id: self.key.sign(place, generation),
@@ -288,9 +331,12 @@ impl Leases {
         table.complete(id, now)
     }
 
-    /// Starts a lease's time again. Returns whether it was open.
-    pub(crate) fn renew(&self, id: LeaseId, now: Timestamp) -> bool {
-        self.key.signed(id) && self.lock().renew(id, now)
+    /// Starts a lease's time again, if it is open. Returns whose it is.
+    pub(crate) fn renew(&self, id: LeaseId, now: Timestamp) -> Option<Arc<LoadBalancer>> {
+        if !self.key.signed(id) {
+            return None;
+        }
+        self.lock().renew(id, now)
     }
 
     /// Ends the leases whose time is over, and forgets late ones. Returns when the next one is due.
@@ -313,7 +359,9 @@ impl Leases {
 
 impl fmt::Debug for Leases {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leases").field("open", &self.open()).finish_non_exhaustive()
+        f.debug_struct("Leases")
+            .field("open", &self.open())
+            .finish_non_exhaustive()
     }
 }
 
@@ -351,7 +399,7 @@ impl Table {
                 self.free.push_back(id.place);
                 // A batch may have ended before it.
                 if open.expires_at <= now {
-                    open.balancer.lease_counts().expired();
+                    open.balancer.lease_counts().expired.fetch_add(1, Ordering::Relaxed);
                     return Some(Completed::Late(open.end()));
                 }
                 Some(Completed::InTime(open.end()))
@@ -359,23 +407,19 @@ impl Table {
         }
     }
 
-    fn renew(&mut self, id: LeaseId, now: Timestamp) -> bool {
-        let Some(Place {
-            state: State::Open(open),
-            ..
-        }) = self.place(id)
-        else {
-            return false;
+    fn renew(&mut self, id: LeaseId, now: Timestamp) -> Option<Arc<LoadBalancer>> {
+        let State::Open(open) = &mut self.place(id)?.state else {
+            return None;
         };
         if open.expires_at <= now {
-            return false;
+            return None;
         }
-        let before = open.expires_at;
-        open.expires_at = now + open.ttl;
+        let balancer = Arc::clone(&open.balancer);
+        let before = std::mem::replace(&mut open.expires_at, now + open.ttl);
         let after = open.expires_at;
         self.due.remove(&(before, id.place));
         self.due.insert((after, id.place));
-        true
+        Some(balancer)
     }
 
     /// Ends up to `most` leases whose time is over. Returns how many.
@@ -388,7 +432,7 @@ impl Table {
             self.due.pop_first();
             let place = &mut self.places[index as usize];
             if let State::Open(open) = std::mem::replace(&mut place.state, State::Free) {
-                open.balancer.lease_counts().expired();
+                open.balancer.lease_counts().expired.fetch_add(1, Ordering::Relaxed);
                 place.state = State::Late(open.end());
             }
             self.late.push_back((now, index));

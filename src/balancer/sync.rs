@@ -3,10 +3,10 @@
 #[cfg(pickd_loom)]
 pub(crate) use loom::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64},
+    atomic::{AtomicU32 as CountU32, AtomicU64 as CountU64},
 };
 #[cfg(not(pickd_loom))]
 pub(crate) use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64},
+    atomic::{AtomicU32 as CountU32, AtomicU64 as CountU64},
 };
