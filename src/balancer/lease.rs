@@ -460,3 +460,391 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+impl Leases {
+    /// Checks that each place is in exactly one list, and that as many requests are in flight as leases are open. `balancer` is
+    /// the only one, and nobody holds an [`Acquired`] of it.
+    fn assert_whole(&self, balancer: &LoadBalancer) {
+        let table = self.lock();
+        let mut listed: Vec<u32> = table.due.iter().map(|(_, place)| *place).collect();
+        listed.extend(&table.free);
+        listed.extend(table.late.iter().map(|(_, place)| *place));
+        listed.sort_unstable();
+        assert!(listed.into_iter().eq(0..table.places.len() as u32));
+        for (expires_at, place) in &table.due {
+            let open =
+                matches!(&table.places[*place as usize].state, State::Open(open) if open.expires_at == *expires_at);
+            assert!(open, "a place that is due is open");
+        }
+        let open = table
+            .places
+            .iter()
+            .filter(|place| matches!(place.state, State::Open(_)));
+        assert_eq!(open.count(), table.due.len());
+        assert_eq!(balancer.leases().open, table.due.len());
+        assert_eq!(balancer.in_flight(), table.due.len() as u64);
+    }
+}
+
+#[cfg(test)]
+mod helper {
+    use super::*;
+    use crate::balancer::{Context, LoadBalancerConfig, ServiceInstance};
+
+    /// One service with one instance, and its leases.
+    pub(super) struct World {
+        pub(super) leases: Leases,
+        pub(super) balancer: Arc<LoadBalancer>,
+    }
+
+    pub(super) const TTL: Duration = Duration::from_secs(10);
+
+    pub(super) fn at(seconds: u64) -> Timestamp {
+        Timestamp::default() + Duration::from_secs(seconds)
+    }
+
+    impl World {
+        pub(super) fn new(most: usize) -> Self {
+            let balancer = LoadBalancer::new("web".parse().unwrap(), LoadBalancerConfig::default());
+            balancer.add_instance(ServiceInstance::new("a", "10.0.0.1", 80).unwrap());
+            Self {
+                leases: Leases::new(LeaseKey::new([7; 16]), most),
+                balancer: Arc::new(balancer),
+            }
+        }
+
+        pub(super) fn take(&self, now: Timestamp) -> Option<LeaseId> {
+            self.take_of(usize::MAX, now)
+        }
+
+        pub(super) fn take_of(&self, most_of_service: usize, now: Timestamp) -> Option<LeaseId> {
+            let acquire = || {
+                let pick = self.balancer.select_instance(&Context::new()).unwrap();
+                self.balancer.begin(&pick)
+            };
+            let lease = self.leases.take(&self.balancer, most_of_service, TTL, now, acquire);
+            lease.ok().map(|lease| lease.id)
+        }
+
+        pub(super) fn assert_whole(&self) {
+            self.leases.assert_whole(&self.balancer);
+        }
+    }
+}
+
+/// Every interleaving of a few callers, up to three preemptions. Only with `--cfg pickd_loom`: see `tests/run`.
+#[cfg(all(test, pickd_loom))]
+mod lease_model {
+    use super::helper::{World, at};
+    use super::*;
+    use loom::thread;
+
+    fn model(check: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(check);
+    }
+
+    /// Runs all at the same time, and gives what each returned.
+    fn together<T: 'static, const N: usize>(
+        world: &Arc<World>,
+        callers: [fn(&World, LeaseId) -> T; N],
+        id: LeaseId,
+    ) -> [T; N] {
+        let threads = callers.map(|caller| {
+            let world = Arc::clone(world);
+            thread::spawn(move || {
+                let result = caller(&world, id);
+                world.assert_whole();
+                result
+            })
+        });
+        let results = threads.map(|thread| thread.join().unwrap());
+        world.assert_whole();
+        results
+    }
+
+    fn complete(world: &World, id: LeaseId) -> &'static str {
+        match world.leases.complete(id, at(5)) {
+            Some(Completed::InTime(_)) => "in time",
+            Some(Completed::Late(_)) => "late",
+            None => "unknown",
+        }
+    }
+
+    #[test]
+    fn of_two_completions_and_an_expiry_one_ends_the_lease_and_one_report_counts() {
+        model(|| {
+            let world = Arc::new(World::new(9));
+            let id = world.take(at(0)).unwrap();
+            let expire = |world: &World, _| {
+                world.leases.advance(at(20));
+                "-"
+            };
+            let mut ends = together(&world, [complete, complete, expire], id);
+            ends.sort_unstable();
+            let expired = world.balancer.leases().expired;
+            match expired {
+                0 => assert_eq!(ends, ["-", "in time", "unknown"]),
+                _ => assert_eq!((ends, expired), (["-", "late", "unknown"], 1)),
+            }
+            assert_eq!(world.leases.open(), 0);
+        });
+    }
+
+    #[test]
+    fn an_id_of_an_earlier_use_ends_nobody_elses_lease() {
+        model(|| {
+            let world = Arc::new(World::new(9));
+            let first = world.take(at(0)).unwrap();
+            let twice: fn(&World, LeaseId) -> Option<LeaseId> = |world, id| {
+                world.leases.complete(id, at(5));
+                None
+            };
+            let again: fn(&World, LeaseId) -> Option<LeaseId> = |world, id| {
+                world.leases.complete(id, at(5));
+                world.take(at(5))
+            };
+            let second = together(&world, [twice, again, twice], first)[1].unwrap();
+            assert_eq!(
+                (first.place, world.leases.open()),
+                (second.place, 1),
+                "the place is used again"
+            );
+            assert_eq!(complete(&world, second), "in time");
+            world.assert_whole();
+        });
+    }
+
+    #[test]
+    fn a_lease_that_says_it_was_renewed_is_open() {
+        model(|| {
+            let world = Arc::new(World::new(9));
+            let id = world.take(at(0)).unwrap();
+            let renew: fn(&World, LeaseId) -> bool = |world, id| world.leases.renew(id, at(9)).is_some();
+            let expire: fn(&World, LeaseId) -> bool = |world, _| world.leases.advance(at(15)).is_some();
+            let [renewed, left] = together(&world, [renew, expire], id);
+            assert_eq!((renewed, renewed), (left, world.leases.open() == 1));
+            assert_eq!(complete(&world, id), if renewed { "in time" } else { "late" });
+        });
+    }
+
+    #[test]
+    fn a_renewal_and_a_completion_leave_nothing_behind() {
+        model(|| {
+            let world = Arc::new(World::new(9));
+            let id = world.take(at(0)).unwrap();
+            let renew: fn(&World, LeaseId) -> &'static str = |world, id| {
+                world.leases.renew(id, at(4));
+                "-"
+            };
+            let expire: fn(&World, LeaseId) -> &'static str = |world, _| {
+                world.leases.advance(at(11));
+                "-"
+            };
+            together(&world, [renew, complete, expire], id);
+            world.leases.advance(at(100));
+            world.assert_whole();
+            assert_eq!(world.leases.open(), 0);
+        });
+    }
+
+    #[test]
+    fn no_more_leases_are_open_than_may_be() {
+        model(|| {
+            let world = Arc::new(World::new(2));
+            let id = world.take(at(0)).unwrap();
+            let take: fn(&World, LeaseId) -> usize = |world, _| usize::from(world.take(at(5)).is_some());
+            let end: fn(&World, LeaseId) -> usize = |world, id| {
+                world.leases.complete(id, at(5));
+                0
+            };
+            let taken: usize = together(&world, [take, take, end], id).iter().sum();
+            assert!(taken == 1 || taken == 2);
+            assert_eq!(world.leases.open(), taken);
+            assert_eq!(world.balancer.leases().denied, 2 - taken as u64);
+        });
+    }
+}
+
+#[cfg(all(test, not(pickd_loom)))]
+mod tests {
+    use super::helper::{TTL, World, at};
+    use super::*;
+
+    fn completed(world: &World, id: LeaseId, now: Timestamp) -> &'static str {
+        let completed = world.leases.complete(id, now);
+        world.assert_whole();
+        match completed {
+            Some(Completed::InTime(_)) => "in time",
+            Some(Completed::Late(_)) => "late",
+            None => "unknown",
+        }
+    }
+
+    #[test]
+    fn a_lease_ends_once() {
+        let world = World::new(9);
+        let id = world.take(at(0)).unwrap();
+        assert_eq!(world.balancer.in_flight(), 1);
+        assert_eq!(completed(&world, id, at(1)), "in time");
+        assert_eq!(completed(&world, id, at(1)), "unknown");
+        let next = world.take(at(1)).unwrap();
+        assert_eq!(next.place, id.place);
+        assert_eq!(
+            completed(&world, id, at(1)),
+            "unknown",
+            "the place is somebody else's now"
+        );
+        assert_eq!(completed(&world, next, at(1)), "in time");
+    }
+
+    #[test]
+    fn its_time_runs_from_the_last_renewal() {
+        let world = World::new(9);
+        let id = world.take(at(0)).unwrap();
+        assert_eq!(world.leases.advance(at(9)), Some(at(10)));
+        assert!(world.leases.renew(id, at(9)).is_some());
+        assert_eq!(world.leases.advance(at(18)), Some(at(19)));
+        assert_eq!(world.balancer.in_flight(), 1);
+        assert_eq!(world.leases.advance(at(19)), None);
+        assert_eq!((world.balancer.in_flight(), world.balancer.leases().expired), (0, 1));
+        assert!(world.leases.renew(id, at(19)).is_none());
+        assert_eq!(completed(&world, id, at(20)), "late");
+        assert_eq!(completed(&world, id, at(20)), "unknown", "late once");
+    }
+
+    #[test]
+    fn nobody_has_to_drive_the_time() {
+        let world = World::new(1);
+        let id = world.take(at(0)).unwrap();
+        assert!(world.take(at(9)).is_none());
+        assert!(world.take(at(10)).is_some(), "the first has expired");
+        assert_eq!(completed(&world, id, at(11)), "late");
+        assert!(world.leases.renew(id, at(11)).is_none());
+        assert_eq!(world.balancer.leases().expired, 1);
+        let world = World::new(1);
+        let id = world.take(at(0)).unwrap();
+        assert!(world.leases.renew(id, at(10)).is_none(), "over is over");
+        assert_eq!(completed(&world, id, at(10)), "late");
+    }
+
+    #[test]
+    fn a_batch_that_ends_early_leaves_the_rest_expired_all_the_same() {
+        let world = World::new(10 * BATCH);
+        let ids: Vec<LeaseId> = (0..3 * BATCH).map(|_| world.take(at(0)).unwrap()).collect();
+        assert_eq!(completed(&world, *ids.last().unwrap(), at(10)), "late");
+        assert_eq!(world.leases.open(), 2 * BATCH - 1);
+        assert_eq!(world.balancer.leases().expired, BATCH as u64 + 1);
+        assert_eq!(world.leases.advance(at(10)), None);
+        assert_eq!(world.balancer.leases().expired, 3 * BATCH as u64);
+        assert!(
+            ids[..3 * BATCH - 1]
+                .iter()
+                .all(|id| completed(&world, *id, at(11)) == "late")
+        );
+    }
+
+    #[test]
+    fn the_service_and_the_table_have_each_their_limit() {
+        let world = World::new(3);
+        assert!(world.take_of(1, at(0)).is_some());
+        assert!(world.take_of(1, at(0)).is_none());
+        assert!(world.take_of(9, at(0)).is_some() && world.take_of(9, at(0)).is_some());
+        assert!(world.take_of(9, at(0)).is_none());
+        assert_eq!((world.leases.open(), world.balancer.leases().denied), (3, 2));
+        world.leases.limit(2);
+        assert_eq!(world.leases.open(), 3, "those that are open stay");
+        world.assert_whole();
+    }
+
+    #[test]
+    fn late_leases_are_forgotten_in_turn_and_their_places_used_again() {
+        let world = World::new(4 * REMEMBERED);
+        let mut last = Vec::new();
+        for round in 0..6 {
+            let now = at(round * 20);
+            last = (0..REMEMBERED).map(|_| world.take(now).unwrap()).collect();
+            world.leases.advance(now + TTL);
+        }
+        world.assert_whole();
+        assert_eq!(world.leases.capacity(), 2 * REMEMBERED);
+        assert_eq!(completed(&world, last[0], at(120)), "late");
+        world.leases.advance(at(110) + REMEMBERED_FOR);
+        assert_eq!(completed(&world, last[1], at(500)), "unknown");
+        (0..2 * REMEMBERED).for_each(|_| assert!(world.take(at(500)).is_some()));
+        assert_eq!(world.leases.capacity(), 2 * REMEMBERED);
+    }
+
+    #[test]
+    fn text_is_read_back_and_nothing_else_is() {
+        let id = LeaseKey::new([1; 16]).sign(0x12, 0xab);
+        let text = id.to_string();
+        assert_eq!(text.len(), 32);
+        assert!(text.starts_with("00000012000000ab"));
+        assert_eq!(text.parse(), Ok(id));
+        for wrong in [
+            "",
+            "0",
+            &text[1..],
+            &format!("{text}0"),
+            &text.to_uppercase(),
+            &text.replace('0', "+"),
+            &text.replace("00", "é"),
+        ] {
+            assert_eq!(wrong.parse::<LeaseId>(), Err(InvalidLease), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_forged_lease_is_unknown() {
+        let world = World::new(9);
+        let id = world.take(at(0)).unwrap();
+        for bit in 0..64 {
+            let forged = LeaseId {
+                tag: id.tag ^ 1 << bit,
+                ..id
+            };
+            assert_eq!(completed(&world, forged, at(1)), "unknown");
+            assert!(world.leases.renew(forged, at(1)).is_none());
+        }
+        let anothers = LeaseKey::new([8; 16]).sign(id.place, id.generation);
+        assert_eq!(completed(&world, anothers, at(1)), "unknown");
+        for (place, generation) in [(0, 0), (0, 2), (1, 1), (u32::MAX, u32::MAX)] {
+            let authentic = LeaseKey::new([7; 16]).sign(place, generation);
+            assert_eq!(completed(&world, authentic, at(1)), "unknown", "{place} {generation}");
+        }
+        assert_eq!(completed(&world, id, at(1)), "in time");
+        assert_eq!(format!("{:?}", world.leases.key), "LeaseKey(..)");
+    }
+
+    #[test]
+    fn many_threads_leave_as_many_in_flight_as_are_open() {
+        let world = World::new(64);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let world = &world;
+                scope.spawn(move || {
+                    let mut held = Vec::new();
+                    for round in 0..5_000_u64 {
+                        let now = at(round / 100);
+                        held.extend(world.take(now));
+                        match (round + thread) % 4 {
+                            0 => drop(held.pop()),
+                            1 => world.leases.advance(now).into_iter().for_each(drop),
+                            2 => held.iter().for_each(|id| drop(world.leases.renew(*id, now))),
+                            _ => held.drain(..).for_each(|id| drop(world.leases.complete(id, now))),
+                        }
+                        if round % 64 == 0 {
+                            world.assert_whole();
+                        }
+                    }
+                });
+            }
+        });
+        world.assert_whole();
+        assert_eq!(world.leases.advance(at(10_000)), None);
+        assert_eq!(world.balancer.in_flight(), 0);
+    }
+}

@@ -273,6 +273,12 @@ impl LoadBalancer {
         &self.load.leases
     }
 
+    /// Requests in flight: leases that are open, and what was acquired and is not finished.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.load.in_flight.load(Ordering::Relaxed)
+    }
+
     /// Its leases.
     #[must_use]
     pub fn leases(&self) -> LeaseStatistics {
