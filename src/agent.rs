@@ -58,7 +58,7 @@ const TRIES: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -66,7 +66,7 @@ pub enum AgentError {
         source: io::Error,
     },
     /// A source's client cannot be made.
-    #[error("{name}: {source}")]
+    #[error("{name} cannot be asked")]
     Source {
         /// The source.
         name: Source,
@@ -477,20 +477,27 @@ impl Running {
         self.sources.retain(|watched| watched.status.source() != source);
         let configs = self.config.sources.clone();
         if let Err(error) = self.start_sources(&configs) {
-            tracing::error!(%source, %error, "it could not be started again, serving what it said last");
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(%source, error, "it could not be started again, serving what it said last");
+            // Configured, but not running: the next reload finds it new, and tries again.
+            let running: Vec<_> = self.sources.iter().map(|watched| watched.config.clone()).collect();
+            self.config.sources.retain(|config| running.contains(config));
         }
     }
 
     /// Reads the configuration again and acts on it, all or nothing.
     async fn reload(&mut self, layers: &Layers, why: &'static str) {
         let outcome = match Config::load(layers) {
-            Ok(config) => self.reconfigure(config).await.map_err(|error| error.to_string()),
-            Err(error) => Err(ConfigError::to_string(&error)),
+            Ok(config) => self.reconfigure(config).await.map_err(anyhow::Error::from),
+            Err(error) => Err(ConfigError::into(error)),
         };
         self.api.metrics.set_reload_successful(outcome.is_ok());
         match outcome {
             Ok(()) => tracing::info!(why, "configuration reloaded"),
-            Err(error) => tracing::error!(why, error, "configuration refused, going on with the last one"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(why, error, "configuration refused, going on with the last one");
+            }
         }
     }
 

@@ -1,4 +1,61 @@
-//! pickd.
+//! pickd, the pick daemon: which instance should take the next request?
+//!
+//! One balancer a service, in memory, fed by registries (Consul, files) and asked over HTTP (`GET /pick/{service}`), from
+//! the command line, or in-process as this library:
+//!
+//! ```
+//! use pickd::{Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, ServiceInstance, Weight};
+//!
+//! let config = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin);
+//! let balancer = LoadBalancer::new("user-service".parse()?, config);
+//! balancer.add_instance(ServiceInstance::new("user-1", "10.0.1.10", 8080)?);
+//! balancer.add_instance(ServiceInstance::new("user-2", "10.0.1.11", 8080)?.with_weight(Weight::new(2)?));
+//!
+//! let mut picks = Vec::new();
+//! for _ in 0..300 {
+//!     picks.push(balancer.select_instance(&Context::new())?.id().to_string());
+//! }
+//! assert_eq!(picks.iter().filter(|id| *id == "user-2").count(), 200);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! More of it in `docs/library.md` and `examples/`; what the agent does for its operators in `README.md` and `docs/`.
+//!
+//! # The rooms, in reading order
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`balancer`] | the core: instances, views, strategies, statistics. Start here, with the story of one pick |
+//! | `discovery` | registries in: a `Watcher` for each, retried, doubted, merged, coalesced into views |
+//! | `api` | the HTTP interface: parse, ask the core, answer |
+//! | `metrics` | every series in one table, read from the core at scrape time |
+//! | `config` | what an operator writes, and what is meant by it: valid by construction |
+//! | `agent` | the only place where rooms meet: it builds them, joins them, owns every task, timer and the stop |
+//! | `cli` | what is typed becomes a call, what comes of it an exit code |
+//! | `http_client`, `telemetry` | one constructor of HTTP clients; logs, set up once |
+//!
+//! # The layers, and what holds
+//!
+//! - **Imports point down**: `cli -> agent -> config -> { api | discovery } -> { http_client | telemetry } -> metrics -> balancer`.
+//!   Rooms on one floor do not know each other. `tests/integration/house.rs` finds a path that points up.
+//! - **The core is pure**: no I/O, no runtime, no logs. Time comes through a [`Clock`], bytes through a [`Render`]; a transition
+//!   returns what happened, and somebody else reports it.
+//! - **One view.** All that a pick reads is one immutable value in one `ArcSwap`. A pick takes no lock and allocates nothing; readers
+//!   never see half of two views.
+//! - **Live state belongs to the address.** In flight, response time and counters outlive views, weight changes, another strategy,
+//!   and a registration that goes and comes back. Identity (the place on a ring) belongs to the id.
+//! - **Nothing empties a pool but a registry that is believed.** One that is away or knows no leader takes nothing away; one that
+//!   has just come back, not at once: what it lacks is held, for a bounded time. The age of its word is on show. Unknown, empty,
+//!   none available and not synced are four answers ([`PickError`]).
+//! - **Values are valid.** A [`Weight`], a [`ServiceName`], a configuration that exists is in range; what is refused is refused at the
+//!   edge, with its place.
+//! - **Constructors start nothing.** Tasks belong to the agent, which stops and joins them.
+//!
+//! # Features
+//!
+//! `agent` (default): everything around the core, and the binary. With `default-features = false` the crate is [`balancer`] alone, and
+//! depends on `arc-swap`, `fastrand`, `thiserror` and `xxhash-rust`.
+
 #[cfg(feature = "agent")]
 pub mod agent;
 #[cfg(feature = "agent")]
@@ -24,3 +81,8 @@ pub use balancer::{
     NoBodies, Outcome, Pick, PickError, Refusals, RegistryStatus, Render, ReportError, ReportStatistics,
     ServiceConfigs, ServiceInstance, ServiceName, Source, SourceStatus, Sources, Statistics, Timestamp, Tools, Weight,
 };
+
+/// The programs in the guide to the library, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+struct LibraryGuide;

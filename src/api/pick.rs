@@ -69,10 +69,13 @@ impl Request {
                 other => return Err(query::unknown(other, kind.known())),
             }
         }
-        if request.key.is_none() {
-            request.key = headers.get("x-pickd-key").map(|key| key.as_bytes().to_vec());
-        }
         request.key = request.key.filter(|key| !key.is_empty());
+        if request.key.is_none() {
+            request.key = headers
+                .get("x-pickd-key")
+                .map(|key| key.as_bytes().to_vec())
+                .filter(|key| !key.is_empty());
+        }
         if request.format.is_none() && prefers_text(headers) {
             request.format = Some(Format::Text);
         }
@@ -337,6 +340,7 @@ mod tests {
         headers.insert(header::ACCEPT, HeaderValue::from_static("text/plain, */*"));
         let parse = |uri: &str| Request::parse(Kind::Plain, &uri.parse().unwrap(), &headers).unwrap();
         assert_eq!(parse("/pick/a").key.as_deref(), Some(&b"from-header"[..]));
+        assert_eq!(parse("/pick/a?key=").key.as_deref(), Some(&b"from-header"[..]));
         assert_eq!(parse("/pick/a?key=q").key.as_deref(), Some(&b"q"[..]));
         assert_eq!(parse("/pick/a").format, Some(Format::Text));
         assert_eq!(parse("/pick/a?format=json").format, Some(Format::Json));

@@ -219,15 +219,30 @@ impl World {
             .find(|backend| backend.id == "user-2")
             .map(|backend| backend.address);
         let stop = heaviest.map(|address| address.to_string()).unwrap_or_default();
+        let commands = [
+            (
+                format!("curl {agent}/pick/user-service"),
+                "who should take the next request?",
+            ),
+            (
+                format!("curl '{agent}/pick/user-service?n=3&format=text'"),
+                "and who if that one fails?",
+            ),
+            (format!("curl -X POST {stop}/stop"), "stop user-2"),
+            (format!("curl {agent}/pick/user-service"), "the pick has moved on"),
+        ];
+        let width = commands
+            .iter()
+            .map(|(command, _)| command.len())
+            .max()
+            .unwrap_or_default();
+        let lines: String = commands
+            .iter()
+            .map(|(command, why)| format!("  {command:width$}  # {why}\n"))
+            .collect();
         let registry = self.registry();
         format!(
-            "pickd demo: 5 backends of 2 services, registered in {}\n\n\
-             Try, in another terminal:\n\n\
-             \x20 curl {agent}/pick/user-service                    # who should take the next request?\n\
-             \x20 curl '{agent}/pick/user-service?n=3&format=text'  # and who if that one fails?\n\
-             \x20 curl -X POST {stop}/stop                      # stop user-2\n\
-             \x20 curl {agent}/pick/user-service                    # the pick has moved on\n\n\
-             Ctrl-C ends it.",
+            "pickd demo: 5 backends of 2 services, registered in {}\n\nTry, in another terminal:\n\n{lines}\nCtrl-C ends it.",
             registry.display()
         )
     }

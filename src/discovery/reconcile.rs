@@ -120,11 +120,7 @@ impl Reconciler {
 
     /// Lets a held instance go: it refuses connections.
     pub fn release(&mut self, source: Source, service: &ServiceName, address: &Address, now: Timestamp) {
-        let Some(watched) = self
-            .sources
-            .iter_mut()
-            .find(|watched| watched.status.source() == source)
-        else {
+        let Some(watched) = self.watched(source) else {
             return;
         };
         let decision = watched.guard.release(service, address);
@@ -183,23 +179,21 @@ impl Reconciler {
         }
     }
 
-    fn confirm(&mut self, source: Source, service: &ServiceName) {
-        if let Some(watched) = self
-            .sources
+    fn watched(&mut self, source: Source) -> Option<&mut Watched> {
+        self.sources
             .iter_mut()
             .find(|watched| watched.status.source() == source)
-        {
+    }
+
+    fn confirm(&mut self, source: Source, service: &ServiceName) {
+        if let Some(watched) = self.watched(source) {
             watched.unconfirmed.remove(service);
         }
     }
 
     /// Marks the source synced once all that came before can be picked.
     fn synced(&mut self, source: Source, now: Timestamp) {
-        let Some(watched) = self
-            .sources
-            .iter_mut()
-            .find(|watched| watched.status.source() == source)
-        else {
+        let Some(watched) = self.watched(source) else {
             return;
         };
         let status = Arc::clone(&watched.status);

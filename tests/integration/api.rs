@@ -78,8 +78,8 @@ strategy = "consistent_hash"
 
 /// An agent over a file registry of its own.
 struct World {
-    folder: Folder,
     agent: Agent,
+    folder: Folder,
 }
 
 impl Deref for World {
@@ -101,7 +101,7 @@ fn world() -> World {
     folder.write("services.toml", &services);
     let config = folder.write("pickd.toml", CONFIG);
     let agent = Agent::run(["--config", config.to_str().unwrap()]).ready();
-    World { folder, agent }
+    World { agent, folder }
 }
 
 /// An agent whose Consul is not there.
@@ -320,8 +320,8 @@ fn before_the_first_sync_nothing_is_unknown() {
     let agent = Agent::run(["--file", missing.to_str().unwrap()]);
     refused(&agent.get("/pick/user-service"), 503, "not_synced");
     folder.registry("services.toml", "user-service", &["10.0.0.1:80"]);
-    agent.picks("user-service");
-    assert_eq!(agent.get("/readyz").status, 200);
+    let agent = agent.ready();
+    assert_eq!(agent.get("/pick/user-service").status, 200);
     refused(&agent.get("/pick/other"), 404, "unknown_service");
 }
 
@@ -338,7 +338,8 @@ fn a_source_that_could_not_list_a_name_is_not_waited_for() {
         "--file",
         registry.to_str().unwrap(),
     ]);
-    agent.picks("user-service");
+    let synced = || agent.metric(r#"pickd_source_synced{source="file"}"#);
+    until(SOON, "the file is read", || (synced() == Some(1.0)).then_some(()));
     refused(&agent.get("/pick/other"), 404, "unknown_service");
     refused(&agent.get("/pick/web-1"), 503, "not_synced");
 }
@@ -622,7 +623,7 @@ fn services_are_listed_with_what_is_known_of_them() {
 
 #[test]
 fn picks_say_how_long_their_source_has_been_away() {
-    let World { folder, agent } = world();
+    let World { agent, folder } = world();
     assert!(agent.get("/pick/six").json().get("stale_seconds").is_none());
     let good = std::fs::read_to_string(folder.path("services.toml")).unwrap();
     std::fs::remove_file(folder.path("services.toml")).unwrap();

@@ -9,8 +9,12 @@
     reason = "tests and their helpers fail the test, measure real time, read the environment and print what explains a failure"
 )]
 
+mod agent_consul;
 mod api;
 mod balancer;
+mod command_line;
 mod consul_watcher;
+mod documentation;
 mod house;
+mod lifecycle;
 mod support;

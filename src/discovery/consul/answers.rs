@@ -130,6 +130,7 @@ impl Schedule {
         }
     }
 
+    /// The supervisor logs what the status says, here and when the leader is back.
     fn leader_lost(&mut self, head: &Head, now: Timestamp) {
         let detail = match head.known_leader {
             false => String::from("no_leader: the server that answers knows no leader"),
@@ -141,14 +142,12 @@ impl Schedule {
         self.status.lost(now, &detail);
         if self.leader == Leader::Known {
             self.status.count_error(Reason::NoLeader.as_str());
-            tracing::warn!(source = %super::SOURCE, "{detail}; nothing is taken away until it does");
             self.leader = Leader::Away { asked: false };
             self.catalog.by(now);
         }
     }
 
     fn leader_found(&mut self, request: &Request, now: Timestamp) {
-        tracing::info!(source = %super::SOURCE, "consul knows its leader again");
         self.leader = Leader::Known;
         self.status.heard(now);
         if request.consistency == Consistency::Default {

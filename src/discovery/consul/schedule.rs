@@ -241,7 +241,7 @@ impl Schedule {
             let first = self.queue.first().filter(|_| !self.probing).map(|(at, _)| *at);
             [self.catalog.due(), first]
         });
-        let services = self.wanted.iter().filter(|_| self.has_room_for_a_poll());
+        let services = self.wanted.iter().filter(|_| self.may_poll_services());
         let polls = services
             .filter_map(|name| {
                 self.services
@@ -250,8 +250,7 @@ impl Schedule {
                     .topic
                     .poll_ready_at()
             })
-            .chain(self.catalog.poll_ready_at())
-            .filter(|_| !self.probing && self.polls < self.watches);
+            .chain(self.catalog.poll_ready_at().filter(|_| self.may_poll()));
         timers
             .into_iter()
             .chain(reads.into_iter().flatten())
@@ -270,9 +269,14 @@ impl Schedule {
         }
     }
 
-    /// One long poll is kept for the catalog.
-    fn has_room_for_a_poll(&self) -> bool {
-        self.polls < self.watches && (self.polls + 1 < self.watches || self.catalog.has_poll())
+    /// Whether a long poll can start, for the catalog at least.
+    fn may_poll(&self) -> bool {
+        !self.probing && self.polls < self.watches && self.polls + self.reads < self.watches + READS
+    }
+
+    /// The same for a service: one long poll is kept for the catalog.
+    fn may_poll_services(&self) -> bool {
+        self.may_poll() && (self.polls + 1 < self.watches || self.catalog.has_poll())
     }
 
     fn read(&mut self, now: Timestamp) -> Option<Request> {
@@ -304,13 +308,13 @@ impl Schedule {
     }
 
     fn poll(&mut self, now: Timestamp) -> Option<Request> {
-        if self.probing || self.polls >= self.watches {
+        if !self.may_poll() {
             return None;
         }
         if let Some((index, wait)) = self.catalog.start_poll(self.number, self.wait, now) {
             return Some(self.send_poll(Target::Catalog, index, wait, now));
         }
-        if !self.has_room_for_a_poll() {
+        if !self.may_poll_services() {
             return None;
         }
         for name in &self.wanted {

@@ -20,6 +20,7 @@ struct Desk {
     now: Timestamp,
     /// Asked, not yet answered.
     open: Vec<Request>,
+    watches: usize,
 }
 
 impl Desk {
@@ -31,6 +32,7 @@ impl Desk {
             schedule,
             now,
             open: Vec::new(),
+            watches: settings.max_watches,
         };
         desk.ask();
         desk
@@ -61,6 +63,8 @@ impl Desk {
     fn ask(&mut self) {
         while let Some(request) = self.schedule.request(self.now) {
             self.open.push(request);
+            let most = self.watches.clamp(1, 64) + 4;
+            assert!(self.open.len() <= most, "{} requests at once", self.open.len());
         }
     }
 
@@ -165,6 +169,7 @@ fn the_catalog_is_tried_alone_until_it_answers() {
     let read = desk.open[0].clone();
     desk.fail(&read, Reason::Unreachable);
     assert_eq!(desk.schedule.trouble.take().unwrap().reason, Reason::Unreachable);
+    assert!(desk.schedule.status.errors().is_empty(), "counted by who is told of it");
     desk.pass(Duration::from_secs(1));
     assert_eq!(desk.open.iter().map(target).collect::<Vec<_>>(), [""]);
     assert_eq!(desk.news(), []);
@@ -347,6 +352,7 @@ fn the_most_picked_get_the_polls() {
         schedule: Schedule::new(&settings, status, interest, 7, now),
         now,
         open: Vec::new(),
+        watches: settings.max_watches,
     };
     let names: Vec<String> = (0..10).map(|i| format!("s{i}")).collect();
     desk.ask();
@@ -456,4 +462,23 @@ fn there_is_always_a_next_moment_to_wake_at() {
         desk.ask();
         desk.answer_reads(&(0..20).map(|i| format!("s{i}")).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn a_catalog_that_went_back_has_every_service_read_anew() {
+    // Scenario 10: the polls of the services may sleep on, at indexes that lie ahead now.
+    let names = [String::from("s0"), String::from("s1")];
+    let mut desk = Desk::synced(2, &settings());
+    let poll = desk.poll("").unwrap();
+    desk.pass(Duration::from_millis(100));
+    desk.answer(&poll, 10, &catalog(&names));
+    let read = desk.read("").expect("woken early and without a change");
+    desk.answer(&read, 4, &catalog(&names));
+    let s0 = desk.read("s0").expect("read anew");
+    desk.answer(&s0, 4, &health("s0", &["older"]));
+    assert_eq!(desk.told("s0"), [(ids(&["older"]), Trust::AfterGap)]);
+    desk.pass(CONFIRM_AFTER);
+    let s0 = desk.read("s0").unwrap();
+    desk.answer(&s0, 4, &health("s0", &["older"]));
+    assert_eq!(desk.told("s0"), [(ids(&["older"]), Trust::Steady)]);
 }

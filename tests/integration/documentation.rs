@@ -1,0 +1,568 @@
+//! The documentation says what is true: keys, routes, series, codes, snippets, commands, links and examples, held against the code.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::Request;
+use pickd::api::{Api, Readiness};
+use pickd::config::{Config, ConfigError, Layers};
+use pickd::discovery::{Reason, file};
+use pickd::metrics::Metrics;
+use pickd::{
+    Clock, Context, Directory, Monotonic, Outcome, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources,
+    Tools,
+};
+use tower::ServiceExt;
+
+use crate::support::agent::pickd;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The pages, by their path from the root.
+fn pages() -> Vec<String> {
+    let mut pages: Vec<String> = fs::read_dir(root().join("docs"))
+        .unwrap()
+        .map(|entry| format!("docs/{}", entry.unwrap().file_name().to_str().unwrap()))
+        .filter(|name| name.ends_with(".md"))
+        .collect();
+    pages.extend(["README.md".to_owned(), "CHANGELOG.md".to_owned()]);
+    pages.sort();
+    pages
+}
+
+/// A fenced block of code.
+#[derive(Debug)]
+struct Snippet {
+    page: String,
+    language: String,
+    text: String,
+}
+
+fn snippets() -> Vec<Snippet> {
+    let mut snippets = Vec::new();
+    for page in pages() {
+        let text = read(&page);
+        let mut open: Option<Snippet> = None;
+        for line in text.lines() {
+            match (line.strip_prefix("```"), &mut open) {
+                (Some(_), Some(_)) => snippets.extend(open.take()),
+                (Some(language), None) => {
+                    open = Some(Snippet {
+                        page: page.clone(),
+                        language: language.to_owned(),
+                        text: String::new(),
+                    });
+                }
+                (None, Some(snippet)) => snippet.text.push_str(&format!("{line}\n")),
+                (None, None) => {}
+            }
+        }
+        assert!(open.is_none(), "{page}: a block that is not closed");
+    }
+    snippets
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// The rows of all tables below a heading, to the next heading of any depth; each as its cells.
+fn rows<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
+    let section = page
+        .split_once(&format!("\n{heading}\n"))
+        .unwrap_or_else(|| panic!("no heading {heading:?}"))
+        .1;
+    // A comment in a block of code is no heading.
+    let mut in_code = false;
+    let rows = section
+        .lines()
+        .take_while(|line| {
+            in_code ^= line.starts_with("```");
+            in_code || !line.starts_with('#')
+        })
+        .filter(|line| line.starts_with('|'));
+    // Head and rule of a table are no rows: neither quotes anything.
+    rows.filter(|row| row.contains('`'))
+        .map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
+        .collect()
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("pickd.toml"), text.as_bytes(), &Layers::default())
+}
+
+/// The keys of a table, from what the parser says it expected in place of one that cannot be.
+fn known_keys(table: &str) -> BTreeSet<String> {
+    let text = match table {
+        "" => "no-such-key = 1".to_owned(),
+        table => format!("[{table}]\nno-such-key = 1"),
+    };
+    let refusal = parse(&text).unwrap_err().to_string();
+    let expected = refusal.split("expected").nth(1).unwrap_or_else(|| panic!("{refusal}"));
+    // The line itself is quoted below the message.
+    let expected = expected.lines().next().unwrap_or_default();
+    quoted(expected).map(str::to_owned).collect()
+}
+
+fn text(output: &Output) -> String {
+    let both = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+    String::from_utf8(both).unwrap()
+}
+
+#[test]
+fn every_key_is_documented_and_every_documented_key_is_one() {
+    let page = read("docs/configuration.md");
+    let mut tables = BTreeSet::new();
+    for (heading, names) in [
+        ("### `[api]`", &["api"][..]),
+        ("### `[consul]`", &["consul"]),
+        ("### `[file]`", &["file"]),
+        ("### `[metrics]`", &["metrics"]),
+        (
+            "### `[defaults]` and `[services.<name>]`",
+            &["defaults", "services.user-service"],
+        ),
+    ] {
+        let documented: BTreeSet<String> = rows(&page, heading)
+            .iter()
+            .filter_map(|cells| quoted(cells[0]).next())
+            .map(str::to_owned)
+            .collect();
+        for name in names {
+            assert_eq!(documented, known_keys(name), "{name}");
+            tables.insert(name.split('.').next().unwrap().to_owned());
+        }
+    }
+    assert_eq!(tables, known_keys(""), "the tables themselves");
+}
+
+#[test]
+fn the_documented_defaults_are_the_defaults() {
+    let page = snippets()
+        .into_iter()
+        .filter(|snippet| snippet.page == "docs/configuration.md");
+    let whole = page
+        .filter(|snippet| snippet.language == "toml")
+        .find(|snippet| snippet.text.contains("[api]"))
+        .unwrap();
+    let written = whole.text.parse::<toml::Table>().unwrap();
+    for table in known_keys("") {
+        let keys: BTreeSet<String> = match table.as_str() {
+            "services" => continue,
+            table => written[table].as_table().unwrap().keys().cloned().collect(),
+        };
+        assert_eq!(keys, known_keys(&table), "{table}: every key stands in the whole file");
+    }
+    let services = "[services.user-service]\nstrategy = \"least_response_time\"";
+    let minimal = format!("[consul]\n[file]\npath = \"services.toml\"\n{services}");
+    assert_eq!(parse(&whole.text).unwrap(), parse(&minimal).unwrap());
+
+    // The tables of the page and of the README say the same as the whole file.
+    let default_of = |section: &str, key: &str| written[section][key].to_string();
+    let mut compared = 0;
+    for (page, heading, section) in [
+        ("docs/configuration.md", "### `[api]`", "api"),
+        ("docs/configuration.md", "### `[consul]`", "consul"),
+        ("docs/configuration.md", "### `[metrics]`", "metrics"),
+        (
+            "docs/configuration.md",
+            "### `[defaults]` and `[services.<name>]`",
+            "defaults",
+        ),
+        ("README.md", "## Configuration", ""),
+    ] {
+        for cells in rows(&read(page), heading) {
+            let (keys, told) = (quoted(cells[0]), quoted(cells[1]));
+            for (key, told) in keys.zip(told) {
+                let (section, key) = key.split_once('.').unwrap_or((section, key));
+                if written.get(section).is_some_and(|table| table.get(key).is_some()) {
+                    assert_eq!(default_of(section, key), told, "{page}: {section}.{key}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 25, "{compared}");
+}
+
+#[test]
+fn every_variable_and_flag_is_documented_and_every_documented_one_is_one() {
+    let variables = |text: &str| -> BTreeSet<String> {
+        let words = text.split(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
+        words
+            .filter(|word| word.len() > 7 && (word.starts_with("PICKD_") || word.starts_with("CONSUL_")))
+            .map(str::to_owned)
+            .collect()
+    };
+    let mut known = BTreeSet::new();
+    for command in ["run", "demo", "pick", "services", "check", "healthcheck"] {
+        known.extend(variables(&help(command)));
+    }
+    assert_eq!(variables(&read("docs/configuration.md")), known);
+
+    let flags: BTreeSet<String> = rows(&read("docs/configuration.md"), "## Flags and variables of `pickd run`")
+        .iter()
+        .filter_map(|cells| quoted(cells[0]).next()?.split(' ').next())
+        .filter(|word| word.starts_with("--"))
+        .map(str::to_owned)
+        .collect();
+    let known: BTreeSet<String> = help("run")
+        .split_whitespace()
+        .filter(|word| word.starts_with("--"))
+        .map(|word| word.trim_end_matches(',').to_owned())
+        .filter(|flag| flag != "--help")
+        .collect();
+    assert_eq!(flags, known);
+}
+
+fn help(command: &str) -> String {
+    let output = pickd().args([command, "--help"]).output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// An agent's parts without its tasks: one service, known from a source that has synced.
+fn api() -> Api {
+    let status = SourceStatus::new(Source::new("consul"), true, Box::new(|_| true));
+    status.mark_synced();
+    let clock = Arc::new(Monotonic::start());
+    let tools = Tools {
+        clock: clock.clone(),
+        ..Tools::default()
+    };
+    let directory = Directory::new(ServiceConfigs::default(), Sources::new(vec![Arc::new(status)]), tools);
+    let instance = ServiceInstance::new("web-1", "10.0.0.1", 80).unwrap();
+    directory.apply(&"web".parse().unwrap(), [Arc::new(instance)]);
+    let balancer = directory.get("web").unwrap();
+    let request = balancer.acquire(&Context::new()).unwrap();
+    balancer.finish(request, Outcome::Success, Duration::from_millis(3));
+    Api {
+        directory: Arc::new(directory),
+        readiness: Arc::new(Readiness::new(clock.now(), Duration::ZERO)),
+        clock,
+        metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str)).unwrap()),
+    }
+}
+
+#[tokio::test]
+async fn every_documented_route_is_one_and_every_route_is_documented() {
+    // Routes have no list to be asked for, so this reads the one place where they are made.
+    let made: BTreeSet<String> = read("src/api/mod.rs")
+        .split(".route(\"")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()))
+        .filter(|path| path != "/")
+        .collect();
+    for (page, heading) in [("README.md", "## Routes"), ("docs/api.md", "# HTTP API")] {
+        let text = format!("\n{}", read(page));
+        let mut documented = BTreeSet::new();
+        for cells in rows(&text, heading) {
+            let route = quoted(cells[0]).next().unwrap();
+            let (method, path) = route.split_once(' ').unwrap();
+            documented.insert(path.to_owned());
+            for prefix in ["", "/v1"] {
+                let path = format!("{prefix}{}", path.replace("{service}", "web"));
+                let request = Request::builder()
+                    .method(method)
+                    .uri(&path)
+                    .body(Body::empty())
+                    .unwrap();
+                let response = api().router(None).oneshot(request).await.unwrap();
+                assert_eq!(response.status(), 200, "{page}: {method} {path}");
+            }
+        }
+        assert_eq!(documented, made, "{page}");
+    }
+    let stranger = Request::get("/no-such-route").body(Body::empty()).unwrap();
+    assert_eq!(api().router(None).oneshot(stranger).await.unwrap().status(), 404);
+}
+
+#[test]
+fn every_error_is_documented_with_its_status() {
+    // `(StatusCode::NOT_FOUND, "unknown_service")`, in the only file that names a failing status.
+    let named: BTreeMap<String, String> = read("src/api/error.rs")
+        .split("(StatusCode::")
+        .skip(1)
+        .filter_map(|rest| {
+            let (status, rest) = rest.split_once(", \"")?;
+            Some((rest.split_once('"')?.0.to_owned(), status.to_owned()))
+        })
+        .collect();
+    let status = |name: &str| match name {
+        "BAD_REQUEST" => "400",
+        "NOT_FOUND" => "404",
+        "METHOD_NOT_ALLOWED" => "405",
+        "MISDIRECTED_REQUEST" => "421",
+        "INTERNAL_SERVER_ERROR" => "500",
+        "SERVICE_UNAVAILABLE" => "503",
+        other => panic!("{other}: which number is that?"),
+    };
+    let made: BTreeSet<(String, String)> = named
+        .iter()
+        .map(|(code, name)| (status(name).to_owned(), code.clone()))
+        .collect();
+    let documented: BTreeSet<(String, String)> = rows(&read("docs/api.md"), "## Errors")
+        .iter()
+        .map(|cells| (cells[0].to_owned(), cells[1].trim_matches('`').to_owned()))
+        .collect();
+    assert_eq!(documented, made);
+}
+
+#[test]
+fn every_series_is_documented_with_its_type_and_labels() {
+    let api = api();
+    let scrape = api.metrics.encode(&api.directory, api.clock.now()).unwrap();
+    let scrape = String::from_utf8(scrape).unwrap();
+    let mut found: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
+    for line in scrape.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            found.insert(name.to_owned(), (kind.to_owned(), BTreeSet::new()));
+        } else if let Some((name, labels)) = line.split_once('{')
+            && let Some((_, own)) = found.get_mut(name)
+        {
+            let labels = labels.split_once('}').unwrap().0;
+            own.extend(
+                labels
+                    .split(',')
+                    .map(|label| label.split_once('=').unwrap().0.to_owned()),
+            );
+        }
+    }
+    let (mut documented, mut of_process) = (BTreeMap::new(), BTreeSet::new());
+    for cells in rows(&read("docs/operations.md"), "## Metrics") {
+        for name in quoted(cells[0]) {
+            if name.starts_with("process_") {
+                of_process.insert(name.to_owned());
+            } else if name.starts_with("pickd_") {
+                let labels = quoted(cells[2]).map(str::to_owned).collect();
+                documented.insert(name.to_owned(), (cells[1].to_owned(), labels));
+            }
+        }
+    }
+    let processes: BTreeSet<String> = found
+        .keys()
+        .filter(|name| name.starts_with("process_"))
+        .cloned()
+        .collect();
+    assert_eq!(of_process, processes);
+    found.retain(|name, _| !name.starts_with("process_"));
+    assert_eq!(documented, found);
+
+    // Whatever else the pages say about series, alerts included, names series that exist.
+    for page in pages() {
+        let text = read(&page);
+        for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
+            let name = word.strip_suffix("_bucket").unwrap_or(word);
+            if word.starts_with("pickd_") {
+                assert!(found.contains_key(name), "{page}: {word}");
+            }
+        }
+    }
+    let reasons: BTreeSet<String> = Reason::ALL.iter().map(ToString::to_string).collect();
+    let told: BTreeSet<String> = rows(&read("docs/operations.md"), "## Metrics")
+        .iter()
+        .filter(|cells| cells.len() == 2)
+        .filter_map(|cells| quoted(cells[0]).next())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(told, reasons);
+}
+
+#[test]
+fn every_snippet_is_what_it_says_it_is() {
+    let mut checked = BTreeMap::<String, usize>::new();
+    for Snippet { page, language, text } in snippets() {
+        let registry = |extension: &str| {
+            let path = format!("{page}.{extension}");
+            let services = file::parse(Path::new(&path), text.as_bytes()).unwrap();
+            assert!(!services.is_empty(), "{page}");
+        };
+        match language.as_str() {
+            "toml" if text.contains("[[service]]") => registry("toml"),
+            "toml" if text.contains("[dependencies]") => drop(text.parse::<toml::Table>().unwrap()),
+            "toml" => drop(parse(&text).unwrap_or_else(|error| panic!("{page}: {error}"))),
+            "json" if text.contains("{\"service\": [") => registry("json"),
+            "json" => {
+                let value: serde_json::Value =
+                    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{page}: {error}\n{text}"));
+                assert!(value.is_object());
+            }
+            "yaml" if text.starts_with("service:") => registry("yaml"),
+            // Alerting rules. Their expressions are checked for the series they name, above.
+            "yaml" => assert!(text.starts_with("groups:")),
+            // `rust` is tested as documentation; the others are looked at below, or not ours.
+            "rust" | "sh" | "console" | "hcl" | "ini" => {}
+            other => panic!("{page}: {other:?} is checked by nobody"),
+        }
+        *checked.entry(language).or_default() += 1;
+    }
+    for language in ["toml", "json", "yaml", "sh", "console"] {
+        assert!(checked.get(language).is_some_and(|&count| count > 0), "{language}");
+    }
+}
+
+/// The lines of all shell blocks that run pickd: its arguments, however it is called.
+fn command_lines() -> Vec<(String, Vec<String>)> {
+    let mut lines = Vec::new();
+    for Snippet { page, language, text } in snippets() {
+        if !matches!(language.as_str(), "sh" | "console") {
+            continue;
+        }
+        // On a console, what is typed comes behind a prompt, and the rest is output.
+        let prompt = if language == "console" { "$ " } else { "" };
+        for line in text.lines().filter_map(|line| line.strip_prefix(prompt)) {
+            let line = line.split(" #").next().unwrap_or_default().trim();
+            let arguments = line
+                .strip_prefix("pickd ")
+                .or_else(|| line.strip_prefix("cargo run --release -- "));
+            if let Some(arguments) = arguments {
+                lines.push((page.clone(), arguments.split_whitespace().map(str::to_owned).collect()));
+            }
+        }
+    }
+    lines
+}
+
+#[test]
+fn every_command_is_one_with_flags_that_exist() {
+    let lines = command_lines();
+    assert!(lines.len() > 8, "{lines:?}");
+    for (page, arguments) in lines {
+        let command = &arguments[0];
+        if command.starts_with("--") {
+            assert!(
+                pickd().arg(command).output().unwrap().status.success(),
+                "{page}: {command}"
+            );
+            continue;
+        }
+        let help = help(command);
+        for flag in arguments.iter().filter(|word| word.starts_with("--")) {
+            assert!(help.contains(&format!("{flag} ")), "{page}: {command} {flag}");
+        }
+    }
+}
+
+#[test]
+fn the_readmes_files_are_right_and_its_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut written = 0;
+    for snippet in snippets().iter().filter(|snippet| snippet.page == "README.md") {
+        let first = snippet.text.lines().next().unwrap_or_default();
+        if let Some(name) = first.strip_prefix("# ").filter(|_| snippet.language == "toml") {
+            fs::write(folder.path().join(name), &snippet.text).unwrap();
+            written += 1;
+        }
+    }
+    assert_eq!(written, 2);
+    let mut run = BTreeSet::new();
+    for (page, arguments) in command_lines() {
+        if page == "README.md" && matches!(arguments[0].as_str(), "--help" | "check") {
+            let output = pickd().args(&arguments).current_dir(folder.path()).output().unwrap();
+            assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+            run.insert(arguments[0].clone());
+        }
+    }
+    assert_eq!(run, BTreeSet::from(["--help".to_owned(), "check".to_owned()]));
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for page in pages() {
+        let source = read(&page);
+        let folder = root().join(&page).parent().unwrap().to_owned();
+        for link in source.split("](").skip(1) {
+            let link = link.split(')').next().unwrap();
+            if link.starts_with("https://") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => root().join(&page),
+                path => folder.join(path),
+            };
+            assert!(target.exists(), "{page}: {link}");
+            if !anchor.is_empty() {
+                let text = fs::read_to_string(&target).unwrap();
+                let anchors: BTreeSet<String> = text
+                    .lines()
+                    .filter(|line| line.starts_with('#'))
+                    .map(|line| anchor_of(line.trim_start_matches('#').trim()))
+                    .collect();
+                assert!(anchors.contains(anchor), "{page}: {link}, there are {anchors:?}");
+            }
+        }
+    }
+}
+
+/// A heading as it is linked to: lower case, blanks as hyphens, without what is neither letter, digit, `-` nor `_`.
+fn anchor_of(heading: &str) -> String {
+    heading
+        .to_lowercase()
+        .chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+#[test]
+fn the_examples_run_on_the_core_alone_and_print_what_they_promise() {
+    for (name, lines) in [
+        (
+            "basic",
+            &["Total requests: 10", "Available instances: 3/3", "=== Per instance ==="][..],
+        ),
+        (
+            "strategies",
+            &[
+                "=== CONSISTENT_HASH ===",
+                "server-2: 600 requests (50.0%)",
+                "server-3: 400 requests (33.3%)",
+            ],
+        ),
+        (
+            "consistent_hashing",
+            &[
+                "user3: cache-2 -> cache-1 (moved)",
+                "Moved users: 1/5 (20.0%)",
+                "Elsewhere than before, now that it is back: 0/10000 (0.0%)",
+            ],
+        ),
+        (
+            "microservices",
+            &[
+                "=== Order 10 ===",
+                "Total instances: 7",
+                "  Strategy: least_response_time",
+            ],
+        ),
+    ] {
+        let output = Command::new(env!("CARGO"))
+            .args(["run", "--quiet", "--locked", "--offline", "--no-default-features"])
+            .args(["--example", name, "--manifest-path"])
+            .arg(root().join("Cargo.toml"))
+            .output()
+            .unwrap();
+        let printed = text(&output);
+        assert!(output.status.success(), "{name}: {printed}");
+        for line in lines {
+            assert!(
+                printed.lines().any(|found| found == *line),
+                "{name}: {line:?} in\n{printed}"
+            );
+        }
+    }
+}
