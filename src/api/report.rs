@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, Uri, header};
 use http_body_util::LengthLimitError;
@@ -96,9 +96,14 @@ pub(super) async fn report(
     if !is_json(&headers) {
         return Err(ApiError::UnsupportedMediaType);
     }
+    let too_large = || ApiError::TooLarge(format!("the body is larger than {MOST_BYTES} bytes"));
+    // Told by its length, before any of it comes.
+    if body.size_hint().lower() > MOST_BYTES as u64 {
+        return Err(too_large());
+    }
     let body = axum::body::to_bytes(body, MOST_BYTES).await.map_err(|error| {
         if error.into_inner().is::<LengthLimitError>() {
-            ApiError::TooLarge(format!("the body is larger than {MOST_BYTES} bytes"))
+            too_large()
         } else {
             ApiError::InvalidRequest("the body did not arrive whole".to_owned())
         }

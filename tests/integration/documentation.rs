@@ -253,6 +253,7 @@ fn api() -> Api {
         readiness: Arc::new(Readiness::new(clock.now(), Duration::ZERO)),
         clock,
         metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str)).unwrap()),
+        leases_begin: Arc::default(),
     }
 }
 

@@ -16,5 +16,6 @@ mod command_line;
 mod consul_watcher;
 mod documentation;
 mod house;
+mod leases;
 mod lifecycle;
 mod support;
