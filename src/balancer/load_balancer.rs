@@ -237,9 +237,10 @@ impl LoadBalancer {
     /// Learns from how a request went. A success without its latency counts, and leaves the average alone.
     pub(crate) fn learn(&self, live: &Live, outcome: Outcome, latency: Option<Duration>) {
         let now = self.tools.clock.now();
-        live.record(outcome, latency, self.load.median(), now);
+        let view = self.view.load();
+        live.record(outcome, latency, self.load.typical(view.slots().len()), now);
         if outcome != Outcome::Cancelled {
-            self.load.reported(self.view.load().slots(), now);
+            self.load.reported(view.slots(), now);
         }
     }
 

@@ -191,9 +191,9 @@ impl Live {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
     }
 
-    /// Records an outcome. A failure is as bad as twice the pool's median, however fast it came. Without a latency a success
-    /// counts and leaves the average alone.
-    pub(crate) fn record(&self, outcome: Outcome, latency: Option<Duration>, median: f32, now: Timestamp) {
+    /// Records an outcome. A failure is as bad as twice what is `typical` of the pool, however fast it came. Without a latency a
+    /// success counts and leaves the average alone.
+    pub(crate) fn record(&self, outcome: Outcome, latency: Option<Duration>, typical: f32, now: Timestamp) {
         match outcome {
             Outcome::Cancelled => return,
             Outcome::Success => {
@@ -206,9 +206,9 @@ impl Live {
                 self.failed.fetch_add(1, Ordering::Relaxed);
                 self.consecutive_failures
                     .fetch_add(outcome.failures_in_a_row(), Ordering::Relaxed);
-                let penalty = Duration::from_secs_f32((2.0 * median).clamp(0.0, 1e6));
+                let penalty = Duration::from_secs_f32((2.0 * typical).clamp(0.0, 1e6));
                 // No latency and nothing to compare with is no sample: it would look like an answer in no time.
-                if let Some(cost) = latency.max((median > 0.0).then_some(penalty)) {
+                if let Some(cost) = latency.max((typical > 0.0).then_some(penalty)) {
                     self.ewma.observe(cost, now);
                 }
             }
@@ -285,6 +285,13 @@ impl Load {
 
     pub(crate) fn median(&self) -> f32 {
         f32::from_bits(self.median.load(Ordering::Relaxed))
+    }
+
+    /// What a request costs one of `slots` candidates as `least_response_time` counts: the median, times one more than what each
+    /// has in flight. Whoever fails at once has nothing in flight; compared by latency alone it would look idle.
+    pub(crate) fn typical(&self, slots: usize) -> f32 {
+        let in_flight = self.in_flight.load(Ordering::Relaxed) as f32;
+        self.median() * (1.0 + in_flight / slots.max(1) as f32)
     }
 
     pub(crate) fn reported_at(&self) -> Option<Timestamp> {
