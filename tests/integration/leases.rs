@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -538,6 +539,45 @@ fn at_the_limit_a_pick_is_answered_without_a_lease() {
     );
     client.report_one(&json!({"lease": leases[0]["lease"], "outcome": "success"}));
     assert!(client.lease("").get("lease").is_some());
+}
+
+#[test]
+fn the_documented_commands_answer_as_documented() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/leases.md")).unwrap();
+    let folder = Folder::new();
+    let registry = folder.write(
+        "services.toml",
+        "[[service]]\nname = \"user-service\"\n[[service.instance]]\nid = \"user-1\"\nhost = \"10.0.1.10\"\n\
+         port = 8080\nstatus = \"passing\"\n",
+    );
+    let agent = Agent::run(["--file", registry.to_str().unwrap()]).ready();
+    // The page's lease stands for the one that is given here.
+    let mut leases: Option<(String, String)> = None;
+    let mut compared = 0;
+    let blocks = page.split("```console\n").skip(1);
+    for example in blocks.flat_map(|block| block.split("```").next().unwrap().split("$ ").skip(1)) {
+        let (command, documented) = example.split_once("\n{").unwrap();
+        let mut command = command.replace("localhost:7425", &agent.address.to_string());
+        let mut documented: Value = serde_json::from_str(&format!("{{{documented}")).unwrap();
+        if let Some((told, given)) = &leases {
+            command = command.replace(told, given);
+        }
+        let output = Command::new("sh")
+            .args(["-c", &command])
+            .env("NO_PROXY", "*")
+            .output()
+            .unwrap();
+        let mut answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            panic!("{command}: {error}: {}", String::from_utf8_lossy(&output.stderr));
+        });
+        if let (Some(told), Some(given)) = (documented.get_mut("lease"), answer.get_mut("lease")) {
+            let text = |lease: &mut Value| lease.take().as_str().unwrap().to_owned();
+            leases = Some((text(told), text(given)));
+        }
+        assert_eq!(answer, documented, "{command}");
+        compared += 1;
+    }
+    assert_eq!(compared, 3);
 }
 
 #[test]
