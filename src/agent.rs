@@ -30,6 +30,7 @@ use crate::balancer::{
 };
 use crate::config::{Config, ConfigError, Layers, SourceConfig};
 use crate::discovery::consul::{self, ConsulWatcher, TokenReloader};
+use crate::discovery::etcd::{self, EtcdWatcher};
 use crate::discovery::file::{self, FileWatcher};
 use crate::discovery::reconcile::Reconciler;
 use crate::discovery::supervise::supervise;
@@ -363,6 +364,24 @@ impl Running {
                     AnyWatcher::Consul(Box::new(watcher)),
                 ))
             }
+            SourceConfig::Etcd(settings) => {
+                let settings = settings.as_ref().clone();
+                let prefixes = settings.clone();
+                let scope = Box::new(move |service: &str| prefixes.could_list(service));
+                let status = Arc::new(SourceStatus::new(etcd::SOURCE, settings.required, scope));
+                let watcher =
+                    EtcdWatcher::new(settings, Arc::clone(&status), clock).map_err(|source| AgentError::Source {
+                        name: etcd::SOURCE,
+                        source,
+                    })?;
+                let source = WatchedSource {
+                    config: config.clone(),
+                    status,
+                    token: None,
+                    stop,
+                };
+                Ok((source, AnyWatcher::Etcd(Box::new(watcher))))
+            }
             SourceConfig::File(settings) => {
                 let status = Arc::new(SourceStatus::new(file::SOURCE, settings.required, Box::new(|_| true)));
                 let watcher = FileWatcher::new(settings.path.clone(), Arc::clone(&status), clock);
@@ -384,6 +403,7 @@ impl Running {
         let task = async move {
             match watcher {
                 AnyWatcher::Consul(watcher) => supervise(*watcher, status, clock, updates, stop).await,
+                AnyWatcher::Etcd(watcher) => supervise(*watcher, status, clock, updates, stop).await,
                 AnyWatcher::File(watcher) => supervise(*watcher, status, clock, updates, stop).await,
             }
             Ok(())
@@ -525,6 +545,7 @@ impl Running {
 /// The watchers there are.
 enum AnyWatcher {
     Consul(Box<ConsulWatcher>),
+    Etcd(Box<EtcdWatcher>),
     File(Box<FileWatcher>),
 }
 

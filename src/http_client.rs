@@ -79,6 +79,15 @@ pub fn builder(connect_timeout: Duration, tls: &Tls) -> Result<reqwest::ClientBu
         .tls_backend_preconfigured(tls_config(tls)?))
 }
 
+/// Whether TLS material can be used, for those who hand the files on to another library.
+///
+/// # Errors
+///
+/// When a certificate or key file cannot be used.
+pub fn check(tls: &Tls) -> Result<(), HttpError> {
+    tls_config(tls).map(drop)
+}
+
 fn tls_config(tls: &Tls) -> Result<rustls::ClientConfig, HttpError> {
     let mut roots = rustls::RootCertStore::empty();
     match &tls.ca_file {

@@ -115,6 +115,16 @@ const SOURCE_HELD: Series = gauge(
     SOURCE,
     "Removals held back, because the source may have lost its memory.",
 );
+const SOURCE_RELISTS: Series = counter(
+    "pickd_source_relists_total",
+    &["source", "reason"],
+    "Complete lists read from a source that is watched from a list on.",
+);
+const SOURCE_DRIFT: Series = counter(
+    "pickd_source_drift_repaired_total",
+    SOURCE,
+    "Registrations that had changed without the source's watch saying so, corrected by reading everything again.",
+);
 const RELOAD_SUCCESSFUL: Series = gauge(
     "pickd_config_last_reload_successful",
     &[],
@@ -225,6 +235,10 @@ impl Metrics {
             );
             table.add(&SOURCE_UPDATES, &[source], status.updates() as f64);
             table.add(&SOURCE_HELD, &[source], status.held_removals() as f64);
+            table.add(&SOURCE_DRIFT, &[source], status.drift_repaired() as f64);
+            for (reason, count) in status.relists() {
+                table.add(&SOURCE_RELISTS, &[source, reason], count as f64);
+            }
             let errors = status.errors();
             for reason in &reasons {
                 table.add(

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::balancer::{
     Bodies, Described, HealthStatus, InstanceStatistics, LoadBalancer, Mode, RegistryStatus, Render, ServiceInstance,
-    SourceStatus, Sources, Timestamp,
+    Source, SourceStatus, Sources, Timestamp,
 };
 
 /// Renders instances as answers carry them.
@@ -111,7 +111,10 @@ struct InstanceDetail {
     response_seconds: Option<f64>,
     tags: Vec<String>,
     metadata: BTreeMap<String, String>,
+    /// Which gave its id and attributes.
     source: &'static str,
+    /// All that list its address, by priority.
+    sources: Vec<&'static str>,
 }
 
 /// What each layer of health says.
@@ -161,7 +164,8 @@ impl ServiceSummary {
         let mut sources: Vec<_> = balancer
             .instances()
             .iter()
-            .map(|(instance, _)| instance.source().as_str())
+            .flat_map(|(instance, _)| instance.sources())
+            .map(Source::as_str)
             .collect();
         sources.sort_unstable();
         sources.dedup();
@@ -227,6 +231,7 @@ impl InstanceDetail {
                 .map(|(key, value)| (key.to_string(), value.to_string()))
                 .collect(),
             source: instance.source().as_str(),
+            sources: instance.sources().map(Source::as_str).collect(),
         }
     }
 }
@@ -250,7 +255,7 @@ fn seconds(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balancer::{Source, Weight};
+    use crate::balancer::Weight;
 
     #[test]
     fn a_body_is_json_without_its_closing_brace() {

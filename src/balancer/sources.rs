@@ -28,6 +28,8 @@ pub struct SourceStatus {
     away_since: AtomicU64,
     updates: AtomicU64,
     held_removals: AtomicU64,
+    drift_repaired: AtomicU64,
+    relists: Mutex<BTreeMap<&'static str, u64>>,
     errors: Mutex<BTreeMap<&'static str, u64>>,
     last_error: Mutex<Option<String>>,
 }
@@ -46,6 +48,8 @@ impl SourceStatus {
             away_since: AtomicU64::new(0),
             updates: AtomicU64::new(0),
             held_removals: AtomicU64::new(0),
+            drift_repaired: AtomicU64::new(0),
+            relists: Mutex::default(),
             errors: Mutex::default(),
             last_error: Mutex::default(),
         }
@@ -111,6 +115,18 @@ impl SourceStatus {
         self.held_removals.load(Ordering::Relaxed)
     }
 
+    /// Registrations that had changed without the source saying so, found by reading everything again.
+    #[must_use]
+    pub fn drift_repaired(&self) -> u64 {
+        self.drift_repaired.load(Ordering::Relaxed)
+    }
+
+    /// How often everything was listed, by reason; none for a source that does not list and watch.
+    #[must_use]
+    pub fn relists(&self) -> BTreeMap<&'static str, u64> {
+        self.relists.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Errors so far, by reason.
     #[must_use]
     pub fn errors(&self) -> BTreeMap<&'static str, u64> {
@@ -157,6 +173,21 @@ impl SourceStatus {
     /// Records an update.
     pub fn count_update(&self) {
         self.updates.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records that everything was listed, under the reason for it, a metric label: a fixed word, never text from outside.
+    pub fn count_relist(&self, reason: &'static str) {
+        *self
+            .relists
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(reason)
+            .or_default() += 1;
+    }
+
+    /// Records registrations that had changed without the source saying so.
+    pub fn count_drift(&self, repaired: u64) {
+        self.drift_repaired.fetch_add(repaired, Ordering::Relaxed);
     }
 
     /// Records that everything has been told once.

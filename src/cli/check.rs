@@ -46,13 +46,14 @@ fn checked(path: &Path) -> Result<String, String> {
         // Flags may still add one, so nothing is wrong with the file.
         Err(ConfigError::NoSource) => {
             return Ok(format!(
-                "{shown}: fine, but names no registry: `pickd run` will need --consul or --file, too"
+                "{shown}: fine, but names no registry: `pickd run` will need --consul, --etcd or --file, too"
             ));
         }
         Err(error) => return Err(error.to_string()),
     };
     let sources = config.sources.iter().map(|source| match source {
         SourceConfig::Consul(consul) => Ok(format!("Consul at {}", consul.address)),
+        SourceConfig::Etcd(etcd) => Ok(format!("etcd at {}", etcd.endpoints.join(", "))),
         SourceConfig::File(file) => {
             let summary = registry(&file.path, &read(&file.path)?)?;
             Ok(format!("{} with {summary}", file.path.display()))

@@ -13,20 +13,22 @@ use super::Exit;
 use super::output::{say, say_plainly};
 use crate::agent::{Agent, Reload};
 use crate::balancer::LoadBalancingStrategy;
-use crate::config::{self, Config, ConsulAddress, Layers, Overrides};
+use crate::config::{self, Config, ConsulAddress, EtcdAddress, Layers, Overrides};
 use crate::telemetry::{self, TelemetryError};
 
 const EXAMPLES: &str = "\
 Examples:
   pickd run --consul http://127.0.0.1:8500  beside a Consul agent
+  pickd run --etcd http://127.0.0.1:2379 --etcd-prefix /services/
   pickd run --file services.toml            from a file, read when it changes
   pickd run --config pickd.toml             as configured; SIGHUP reloads
   pickd run --config pickd.toml --listen 127.0.0.1:0";
 
 const LAYERS: &str = "\
-Flags beat the environment, which beats the file. At least one registry is needed: --consul, --file, or a [consul] or [file] \
-table. CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_AUTH, CONSUL_HTTP_SSL, CONSUL_CACERT, \
-CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY are heeded when Consul is configured, and do not switch it on.";
+Flags beat the environment, which beats the file. At least one registry is needed: --consul, --etcd, --file, or a [consul], \
+[etcd] or [file] table. CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_AUTH, CONSUL_HTTP_SSL, CONSUL_CACERT, \
+CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY are heeded when Consul is configured, ETCDCTL_ENDPOINTS, ETCDCTL_USER, \
+ETCDCTL_PASSWORD, ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY when etcd is; they do not switch it on.";
 
 /// Run an agent.
 #[derive(Debug, clap::Args)]
@@ -50,6 +52,24 @@ pub(super) struct RunArguments {
         value_delimiter = ','
     )]
     consul_service: Vec<String>,
+    /// Watch the etcd cluster with this member; may be repeated
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "PICKD_ETCD",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    etcd: Vec<EtcdAddress>,
+    /// Watch the keys below this one in etcd, as <PREFIX>/<service>/<instance>; may be repeated
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        env = "PICKD_ETCD_PREFIX",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    etcd_prefix: Vec<String>,
     /// Watch this file registry (TOML, JSON or YAML)
     #[arg(long, value_name = "PATH", env = "PICKD_FILE", hide_env_values = true)]
     file: Option<PathBuf>,
@@ -117,6 +137,8 @@ impl RunArguments {
                 listen: self.listen.clone(),
                 consul: self.consul.clone(),
                 consul_services: self.consul_service.clone(),
+                etcd: self.etcd.clone(),
+                etcd_prefixes: self.etcd_prefix.clone(),
                 file: self.file.clone(),
                 strategy: self.strategy,
             },
@@ -219,6 +241,12 @@ mod tests {
             "a-*",
             "--consul-service",
             "b",
+            "--etcd",
+            "etcd:2379,https://etcd-2:2379",
+            "--etcd-prefix",
+            "/services/",
+            "--etcd-prefix",
+            "user.rpc",
             "--file",
             "services.toml",
             "--strategy",
@@ -237,6 +265,8 @@ mod tests {
                 ],
                 consul: Some("consul:8500".parse().unwrap()),
                 consul_services: vec!["a-*".to_owned(), "b".to_owned()],
+                etcd: vec!["etcd:2379".parse().unwrap(), "https://etcd-2:2379".parse().unwrap()],
+                etcd_prefixes: vec!["/services/".to_owned(), "user.rpc".to_owned()],
                 file: Some("services.toml".into()),
                 strategy: Some(LoadBalancingStrategy::Random),
             }
@@ -249,6 +279,7 @@ mod tests {
             (["--listen", ":7425"], "localhost:port"),
             (["--listen", "unix:/run/pickd.sock"], "not supported yet"),
             (["--consul", "consul"], "http://host:port"),
+            (["--etcd", "unix:///run/etcd"], "http://host:port"),
             (["--strategy", "fastest"], "least_response_time"),
             (["--log-format", "xml"], "human"),
         ] {

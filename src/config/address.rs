@@ -1,4 +1,4 @@
-//! Addresses as operators write them: where to listen, where Consul is, which hosts may be named.
+//! Addresses as operators write them: where to listen, where Consul and etcd are, which hosts may be named.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -31,6 +31,15 @@ pub enum InvalidAddress {
     /// A user or password within the address, where logs would show it.
     #[error("a user and password do not belong in the address: set CONSUL_HTTP_AUTH")]
     ConsulUser,
+    /// Not where a member of etcd could be.
+    #[error("{found:?}: expected \"http://host:port\", \"https://host:port\" or \"host:port\"")]
+    Etcd {
+        /// The address as it came.
+        found: String,
+    },
+    /// A user or password within the address, where logs would show it.
+    #[error("a user and password do not belong in the address: set etcd.username and etcd.password_file")]
+    EtcdUser,
 }
 
 /// Reads an address to listen on. `localhost` is 127.0.0.1; port 0 lets the system choose.
@@ -118,6 +127,40 @@ impl FromStr for ConsulAddress {
                 Ok(Self(Form::Url(url.as_str().trim_end_matches('/').to_owned())))
             }
             _ => Err(refused()),
+        }
+    }
+}
+
+/// Where a member of etcd is: a URL or `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdAddress(Form);
+
+impl EtcdAddress {
+    /// As a URL; `https` decides for a bare `host:port` only.
+    #[must_use]
+    pub fn url(&self, https: bool) -> String {
+        ConsulAddress(self.0.clone()).url(https)
+    }
+}
+
+impl FromStr for EtcdAddress {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        let refused = || InvalidAddress::Etcd { found: text.to_owned() };
+        match text.parse::<ConsulAddress>() {
+            Err(InvalidAddress::ConsulUser) => Err(InvalidAddress::EtcdUser),
+            Ok(ConsulAddress(Form::Url(url))) => {
+                // gRPC has no place for a path.
+                let has_path = url.splitn(4, '/').nth(3).is_some();
+                if has_path {
+                    Err(refused())
+                } else {
+                    Ok(Self(Form::Url(url)))
+                }
+            }
+            Ok(ConsulAddress(form @ Form::Bare(_))) => Ok(Self(form)),
+            Ok(ConsulAddress(Form::Unix(_))) | Err(_) => Err(refused()),
         }
     }
 }
@@ -213,5 +256,37 @@ mod tests {
         for refused in ["", "pickd.local:7425", "http://pickd.local", "*"] {
             assert!(allowed_host(refused).is_err(), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn a_member_of_etcd_is_at_a_url_or_a_host_and_port() {
+        for (written, plain, secured) in [
+            ("127.0.0.1:2379", "http://127.0.0.1:2379", "https://127.0.0.1:2379"),
+            ("[::1]:2379", "http://[::1]:2379", "https://[::1]:2379"),
+            ("http://etcd:2379/", "http://etcd:2379", "http://etcd:2379"),
+            ("https://etcd:2379", "https://etcd:2379", "https://etcd:2379"),
+        ] {
+            let address: EtcdAddress = written.parse().unwrap();
+            assert_eq!(
+                (address.url(false), address.url(true)),
+                (plain.to_owned(), secured.to_owned())
+            );
+        }
+        for refused in [
+            "",
+            "etcd",
+            "unix:///run/etcd.sock",
+            "http://etcd:2379/v3",
+            "ftp://etcd:1",
+            "http://a:1?b",
+            "a:1,b:2",
+        ] {
+            assert!(
+                matches!(refused.parse::<EtcdAddress>(), Err(InvalidAddress::Etcd { .. })),
+                "{refused:?}"
+            );
+        }
+        let refusal = "http://me:secret@etcd:2379".parse::<EtcdAddress>().unwrap_err();
+        assert!(matches!(refusal, InvalidAddress::EtcdUser) && !refusal.to_string().contains("secret"));
     }
 }

@@ -21,8 +21,8 @@ pub enum ConfigError {
     /// Every setting is right, and none says where instances come from.
     #[error(
         "nothing to pick from: no registry is configured\n\
-         name one, as `pickd run --consul http://127.0.0.1:8500` or `pickd run --file services.toml`,\n\
-         or as a [consul] or [file] table in a file given by --config; `pickd demo` brings its own"
+         name one, as `pickd run --consul http://127.0.0.1:8500`, `pickd run --etcd http://127.0.0.1:2379` or\n\
+         `pickd run --file services.toml`, or as a [consul], [etcd] or [file] table in a file given by --config; `pickd demo` brings its own"
     )]
     NoSource,
 }

@@ -11,6 +11,7 @@
 mod address;
 mod duration;
 mod error;
+mod etcd_table;
 mod raw;
 
 use std::collections::{BTreeMap, HashSet};
@@ -23,11 +24,11 @@ use std::time::Duration;
 use toml::Spanned;
 
 use crate::balancer::{Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, ServiceConfigs};
-use crate::discovery::consul;
+use crate::discovery::{consul, etcd};
 use crate::http_client::Tls;
 use crate::metrics::INSTANCE_SERIES;
 
-pub use address::{ConsulAddress, InvalidAddress, listen};
+pub use address::{ConsulAddress, EtcdAddress, InvalidAddress, listen};
 pub use error::{ConfigError, Place, Refusal};
 
 use raw::{RawApi, RawBalancer, RawConfig, RawConsul, RawDuration, RawFile, RawMetrics};
@@ -46,7 +47,7 @@ pub struct Config {
     /// The HTTP interface.
     pub api: ApiConfig,
     /// Where instances come from: at least one, each kind at most once, in order of priority. That is their order in the file;
-    /// for those that flags add, Consul before files.
+    /// for those that flags add, Consul before etcd before files.
     pub sources: Vec<SourceConfig>,
     /// What `/metrics` tells.
     pub metrics: MetricsConfig,
@@ -80,6 +81,8 @@ pub struct MetricsConfig {
 pub enum SourceConfig {
     /// `[consul]`; the address is `http://…`, `https://…` or `unix:///…`, without a slash at its end.
     Consul(Box<consul::Settings>),
+    /// `[etcd]`; endpoints are `http://…` or `https://…`, and no prefix is below another.
+    Etcd(Box<etcd::Settings>),
     /// `[file]`
     File(FileConfig),
 }
@@ -99,7 +102,7 @@ pub struct FileConfig {
 pub struct Layers {
     /// What flags (and their `PICKD_*` variables) say.
     pub overrides: Overrides,
-    /// The conventional `CONSUL_*` variables. They fill a source that is configured, and never switch one on.
+    /// The conventional `CONSUL_*` and `ETCDCTL_*` variables. They fill a source that is configured, and never switch one on.
     pub environment: Environment,
     /// The configuration file.
     pub file: Option<PathBuf>,
@@ -114,6 +117,10 @@ pub struct Overrides {
     pub consul: Option<ConsulAddress>,
     /// In place of `consul.services`, unless empty.
     pub consul_services: Vec<String>,
+    /// Switches etcd on, with these endpoints, unless empty.
+    pub etcd: Vec<EtcdAddress>,
+    /// In place of `etcd.prefixes`, each in format `auto`, unless empty.
+    pub etcd_prefixes: Vec<String>,
     /// Switches the file registry on, at this path.
     pub file: Option<PathBuf>,
     /// In place of `defaults.strategy`; services that name a strategy keep it.
@@ -358,13 +365,16 @@ impl Checker<'_> {
         let consul = self
             .consul(raw.consul.as_ref(), layers)
             .map(|settings| SourceConfig::Consul(Box::new(settings)));
+        let etcd = self
+            .etcd(raw.etcd.as_ref(), layers)
+            .map(|settings| SourceConfig::Etcd(Box::new(settings)));
         let file = self.file(raw.file.as_ref(), &layers.overrides).map(SourceConfig::File);
-        let file_is_first = match (&raw.consul, &raw.file) {
-            (Some(consul), Some(file)) => file.span().start < consul.span().start,
-            _ => false,
-        };
-        let in_order = if file_is_first { [file, consul] } else { [consul, file] };
-        in_order.into_iter().flatten().collect()
+        let in_order = [
+            (raw.consul.as_ref().map(|table| table.span().start), consul),
+            (raw.etcd.as_ref().map(|table| table.span().start), etcd),
+            (raw.file.as_ref().map(|table| table.span().start), file),
+        ];
+        in_order_of_the_file(in_order)
     }
 
     fn file(&mut self, raw: Option<&Spanned<RawFile>>, overrides: &Overrides) -> Option<FileConfig> {
@@ -522,24 +532,35 @@ impl Checker<'_> {
         let ca_file = self.path_from(variable("CONSUL_CACERT"), raw.ca_file.as_ref());
         let certificate = self.path_from(variable("CONSUL_CLIENT_CERT"), raw.cert_file.as_ref());
         let key = self.path_from(variable("CONSUL_CLIENT_KEY"), raw.key_file.as_ref());
-        let identity = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some((certificate.value, key.value)),
-            (None, None) => None,
-            (Some(certificate), None) => {
-                let message = "a certificate without its key: set consul.key_file (or CONSUL_CLIENT_KEY), too";
-                self.refuse(certificate.origin, message);
-                None
-            }
-            (None, Some(key)) => {
-                let message = "a key without its certificate: set consul.cert_file (or CONSUL_CLIENT_CERT), too";
-                self.refuse(key.origin, message);
-                None
-            }
-        };
+        let (cert_key, key_key) = (
+            "consul.cert_file (or CONSUL_CLIENT_CERT)",
+            "consul.key_file (or CONSUL_CLIENT_KEY)",
+        );
         Tls {
             ca_file: ca_file.map(|given| given.value),
-            identity,
+            identity: self.identity((certificate, cert_key), (key, key_key)),
         }
+    }
+
+    /// Certificate and key, each with how it is set: both or none.
+    fn identity(
+        &mut self,
+        (certificate, how_certificate): (Option<Given<PathBuf>>, &str),
+        (key, how_key): (Option<Given<PathBuf>>, &str),
+    ) -> Option<(PathBuf, PathBuf)> {
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => return Some((certificate.value, key.value)),
+            (None, None) => {}
+            (Some(certificate), None) => {
+                let message = format!("a certificate without its key: set {how_key}, too");
+                self.refuse(certificate.origin, message);
+            }
+            (None, Some(key)) => {
+                let message = format!("a key without its certificate: set {how_certificate}, too");
+                self.refuse(key.origin, message);
+            }
+        }
+        None
     }
 
     /// A path from a variable, else from the file; an empty one is none.
@@ -605,6 +626,25 @@ impl Checker<'_> {
             Err(error) => self.refuse(written.span(), format!("{section}.{error}")),
         }
     }
+}
+
+/// Those that stand in the file change places among themselves until they are in its order; the rest stays where it is.
+fn in_order_of_the_file<const N: usize>(sources: [(Option<usize>, Option<SourceConfig>); N]) -> Vec<SourceConfig> {
+    let mut starts: Vec<usize> = sources.iter().filter_map(|(start, _)| *start).collect();
+    starts.sort_unstable();
+    let mut starts = starts.into_iter();
+    let place = |start: &Option<usize>| match start {
+        Some(_) => starts.next(),
+        None => None,
+    };
+    let places: Vec<Option<usize>> = sources.iter().map(|(start, _)| start).map(place).collect();
+    let mut left: Vec<_> = sources.into_iter().collect();
+    let mut ordered = Vec::new();
+    for place in places {
+        let index = left.iter().position(|(start, _)| *start == place);
+        ordered.extend(index.and_then(|index| left.remove(index).1));
+    }
+    ordered
 }
 
 /// serde names Rust's types where an operator knows TOML's.

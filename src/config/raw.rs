@@ -15,6 +15,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) api: RawApi,
     pub(super) consul: Option<Spanned<RawConsul>>,
+    pub(super) etcd: Option<Spanned<RawEtcd>>,
     pub(super) file: Option<Spanned<RawFile>>,
     #[serde(default)]
     pub(super) metrics: RawMetrics,
@@ -51,6 +52,31 @@ pub(super) struct RawConsul {
     pub(super) ca_file: Option<Spanned<String>>,
     pub(super) cert_file: Option<Spanned<String>>,
     pub(super) key_file: Option<Spanned<String>>,
+}
+
+/// `[etcd]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawEtcd {
+    pub(super) endpoints: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) prefixes: Option<Spanned<Vec<RawPrefix>>>,
+    pub(super) username: Option<Spanned<String>>,
+    pub(super) password_file: Option<Spanned<String>>,
+    pub(super) refresh: Option<RawDuration>,
+    pub(super) required: Option<bool>,
+    pub(super) ca_file: Option<Spanned<String>>,
+    pub(super) cert_file: Option<Spanned<String>>,
+    pub(super) key_file: Option<Spanned<String>>,
+}
+
+/// `[[etcd.prefixes]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawPrefix {
+    pub(super) prefix: Spanned<String>,
+    pub(super) format: Option<Spanned<String>>,
+    pub(super) service: Option<Spanned<String>>,
+    pub(super) scheme: Option<Spanned<String>>,
 }
 
 /// `[file]`

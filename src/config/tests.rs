@@ -11,7 +11,7 @@ fn layers(environment: &[(&str, &str)], overrides: Overrides) -> Layers {
     }
 }
 
-fn with(text: &str, environment: &[(&str, &str)], overrides: Overrides) -> Result<Config, ConfigError> {
+pub(super) fn with(text: &str, environment: &[(&str, &str)], overrides: Overrides) -> Result<Config, ConfigError> {
     Config::parse(
         Path::new("/etc/pickd/pickd.toml"),
         text.as_bytes(),
@@ -19,7 +19,7 @@ fn with(text: &str, environment: &[(&str, &str)], overrides: Overrides) -> Resul
     )
 }
 
-fn read(text: &str) -> Config {
+pub(super) fn read(text: &str) -> Config {
     with(text, &[], Overrides::default()).unwrap()
 }
 
@@ -35,7 +35,7 @@ fn refused(text: &str) -> Vec<String> {
 }
 
 #[track_caller]
-fn refused_once(text: &str) -> String {
+pub(super) fn refused_once(text: &str) -> String {
     let mut refusals = refused(text);
     assert_eq!(refusals.len(), 1, "{refusals:?}");
     refusals.remove(0)
@@ -47,7 +47,7 @@ fn consul(config: &Config) -> &consul::Settings {
         .iter()
         .find_map(|source| match source {
             SourceConfig::Consul(settings) => Some(&**settings),
-            SourceConfig::File(_) => None,
+            SourceConfig::Etcd(_) | SourceConfig::File(_) => None,
         })
         .unwrap()
 }
@@ -184,7 +184,11 @@ fn an_unknown_key_is_refused_where_it_stands() {
             "p.toml:3:1: ",
             "`admin_token_file`",
         ),
-        ("[etcd]\nendpoints = []", "p.toml:1:2: ", "`etcd`"),
+        (
+            "[etcd]\nendpoint = \"a:1\"",
+            "p.toml:2:1: ",
+            "`endpoint`, expected one of `endpoints`",
+        ),
         ("[state]\ndirectory = \"\"", "p.toml:1:2: ", "`state`"),
         ("[alerts]", "p.toml:1:2: ", "`alerts`"),
         ("[file]\npath = \"a\"\nwatch = true", "p.toml:3:1: ", "`watch`"),
@@ -413,7 +417,9 @@ fn without_a_source_it_says_what_to_do() {
     for text in ["", "[api]\nlisten = [\"127.0.0.1:1\"]"] {
         let error = with(text, &[("CONSUL_HTTP_ADDR", "127.0.0.1:8500")], Overrides::default()).unwrap_err();
         assert!(matches!(error, ConfigError::NoSource));
-        assert!(error.to_string().contains("--consul") && error.to_string().contains("--file"));
+        for flag in ["--consul", "--etcd", "--file"] {
+            assert!(error.to_string().contains(flag));
+        }
     }
     assert!(matches!(Config::load(&Layers::default()), Err(ConfigError::NoSource)));
 }
@@ -445,6 +451,8 @@ fn flags_replace_lists_and_set_defaults() {
         listen: vec!["127.0.0.1:2".parse().unwrap(), "127.0.0.1:2".parse().unwrap()],
         consul: None,
         consul_services: vec!["b-*".to_owned()],
+        etcd: Vec::new(),
+        etcd_prefixes: Vec::new(),
         file: Some("b.toml".into()),
         strategy: Some(LoadBalancingStrategy::LeastConnections),
     };

@@ -12,13 +12,14 @@
 //! - **An id is used once.** The same id at another address, from a later source, gets `~<source>` behind it.
 //! - **Status**: maintenance anywhere wins, for an operator said so; `unknown` is no opinion; else the first opinion in order of
 //!   priority, and that of a stale source only where no other has one.
+//! - **Provenance**: an instance names every source that lists its address, the one that gave its attributes first.
 //! - **A stale source keeps its vote**: what it listed last stays listed until it says otherwise.
 //!
 //! Pure, and a function of what is listed now: the order in which it came to be so leaves no trace. Instances are shared with
-//! the [`guard`](super::guard), not copied, unless an id or a status has to be changed. Does not know what changed (the core's
+//! the [`guard`](super::guard), not copied, unless an id, a status or the list of sources has to be changed. Does not know what changed (the core's
 //! `diff` finds that) and why a source is stale.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::balancer::{Address, InstanceId, RegistryStatus, ServiceInstance, ServiceName, Source};
@@ -45,6 +46,7 @@ struct Listing {
 struct Entry<'a> {
     registration: &'a Arc<ServiceInstance>,
     registered_by: Source,
+    also_in: Vec<Source>,
     status: StatusVote,
 }
 
@@ -156,30 +158,16 @@ impl Merge {
                 let id = free_id(registered, entry.registered_by, &taken);
                 taken.insert(id.clone());
                 let status = entry.status.verdict();
-                if id == *registered.id() && status == registered.registry_status() {
+                if id == *registered.id() && status == registered.registry_status() && entry.also_in.is_empty() {
                     Arc::clone(registered)
                 } else {
-                    Arc::new(ServiceInstance::clone(registered).with_id(id).with_status(status))
+                    let merged = ServiceInstance::clone(registered).with_id(id).with_status(status);
+                    Arc::new(merged.with_other_sources(entry.also_in))
                 }
             })
             .collect();
         desired.sort_unstable_by(|a, b| a.id().cmp(b.id()));
         desired
-    }
-
-    /// Who lists each address of the service, by priority.
-    #[must_use]
-    pub fn sources_of(&self, service: &ServiceName) -> BTreeMap<Address, Vec<Source>> {
-        let mut sources: BTreeMap<Address, Vec<Source>> = BTreeMap::new();
-        for listing in self.services.get(service).into_iter().flatten() {
-            for instance in &*listing.instances {
-                let of_address = sources.entry(instance.address().clone()).or_default();
-                if of_address.last() != Some(&listing.source) {
-                    of_address.push(listing.source);
-                }
-            }
-        }
-        sources
     }
 
     fn listed_by(&self, source: Source, also: impl Fn(&[Listing]) -> bool) -> Vec<ServiceName> {
@@ -204,10 +192,14 @@ impl Merge {
                     entries.push(Entry {
                         registration: instance,
                         registered_by: listing.source,
+                        also_in: Vec::new(),
                         status: StatusVote::default(),
                     });
                 }
                 if let Some(entry) = entries.get_mut(place) {
+                    if listing.source != *entry.also_in.last().unwrap_or(&entry.registered_by) {
+                        entry.also_in.push(listing.source);
+                    }
                     entry.status.add(instance.registry_status(), is_stale);
                 }
             }
@@ -425,18 +417,38 @@ mod tests {
         assert_eq!(merge.services().collect::<Vec<_>>(), [&web()]);
     }
 
+    fn provenance(merge: &Merge) -> Vec<String> {
+        let sources = |instance: Arc<ServiceInstance>| {
+            let also: Vec<_> = instance.sources().skip(1).map(Source::as_str).collect();
+            format!("{} {}", instance.host(), also.join(","))
+        };
+        merge.desired(&web()).into_iter().map(sources).collect()
+    }
+
     #[test]
     fn provenance_names_each_source_once_by_priority() {
-        let merge = merged(&[(FILE, &["f@h1"]), (CONSUL, &["a@h1", "b@h1", "c@h2"])]);
-        let sources = merge.sources_of(&web());
-        assert_eq!(sources[&Address::new("h1", 80).unwrap()], [CONSUL, FILE]);
-        assert_eq!(sources[&Address::new("h2", 80).unwrap()], [CONSUL]);
+        let mut merge = merged(&[
+            (FILE, &["f@h1"]),
+            (CONSUL, &["a@h1", "b@h1", "c@h2"]),
+            (ETCD, &["e@h1", "g@h1"]),
+        ]);
+        assert_eq!(provenance(&merge), ["h1 etcd,file", "h2 "]);
+        merge.set_stale(ETCD, true);
+        assert_eq!(
+            provenance(&merge),
+            ["h1 etcd,file", "h2 "],
+            "a stale source keeps its vote"
+        );
+        merge.remove(CONSUL, &web());
+        assert_eq!(provenance(&merge), ["h1 file"], "etcd itself is first now");
+        merge.remove(ETCD, &web());
+        assert_eq!(provenance(&merge), ["h1 "]);
     }
 
     #[test]
     fn what_needs_no_change_is_shared() {
         let list = instances(&["a@h passing"]);
-        let mut merge = merged(&[(FILE, &["z@h"])]);
+        let mut merge = merged(&[(FILE, &["z@i"])]);
         merge.set(CONSUL, &web(), vec![Arc::clone(&list[0])]);
         assert!(Arc::ptr_eq(&merge.desired(&web())[0], &list[0]));
     }
@@ -498,7 +510,10 @@ mod tests {
                 let of = |text: &String| text.split(['@', ' ']).nth(1).unwrap().to_owned();
                 let expected: std::collections::BTreeSet<_> = listed.iter().flatten().map(of).collect();
                 prop_assert_eq!(&hosts, &expected.into_iter().collect::<Vec<_>>());
-                prop_assert!(merge.sources_of(&web()).keys().all(|address| hosts.iter().any(|host| host == address.host())));
+                for instance in &desired {
+                    let listing = listed.iter().filter(|list| list.iter().any(|text| of(text) == instance.host())).count();
+                    prop_assert_eq!(instance.sources().count(), listing);
+                }
             }
         }
 

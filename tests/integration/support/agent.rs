@@ -21,7 +21,11 @@ pub(crate) fn pickd() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pickd"));
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("PICKD_") || text.starts_with("CONSUL_") || text.to_lowercase().ends_with("_proxy") {
+        if text.starts_with("PICKD_")
+            || text.starts_with("CONSUL_")
+            || text.starts_with("ETCDCTL_")
+            || text.to_lowercase().ends_with("_proxy")
+        {
             command.env_remove(name);
         }
     }
@@ -175,6 +179,14 @@ impl Agent {
             (self.get("/readyz").status == 200).then_some(())
         });
         self
+    }
+
+    /// Waits until a pick of the service succeeds, and gives the answer.
+    pub(crate) fn picks(&self, service: &str) -> Value {
+        until(SOON, &format!("a pick of {service}"), || {
+            let answer = self.get(&format!("/pick/{service}"));
+            (answer.status == 200).then(|| answer.json())
+        })
     }
 
     /// The value of one series, if it exists: `name{label="value"}`.

@@ -1,12 +1,15 @@
 //! What the tests stand on: real servers, stand-ins for what real ones cannot be made to do, and waiting with a bound.
 
 pub(crate) mod agent;
+pub(crate) mod cable;
 pub(crate) mod consul;
+pub(crate) mod etcd;
 pub(crate) mod fake_consul;
 pub(crate) mod folder;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod metrics;
+pub(crate) mod pool;
 pub(crate) mod proxy;
 
 use std::future::Future;

@@ -1,0 +1,643 @@
+//! Keys and values in etcd, as each ecosystem writes them, become services and instances.
+//!
+//! ```text
+//!   /microservices/helloworld/3f1c-a   {"id":"3f1c-a", "endpoints":["grpc://10.0.0.5:9000"], ...}
+//!   └── prefix ───┘└ service ┘└ id ┘   └ the address, the weight, the metadata: one file a format ┘
+//! ```
+//!
+//! etcd itself knows neither services nor instances. What all conventions share is the key: its last segment is the instance,
+//! the one before it the service. Where a prefix names its service, everything below it is an instance, and the key below the
+//! prefix its id. A prefix ends with a slash, so that `user/` never takes in what belongs to `user-admin/`.
+//!
+//! Pure. Knows nothing of revisions, of time, or of what a key held before. Values are outside data: empty ones, `null`,
+//! `init_dir` and binary have all been seen, and each costs its own key and nothing else.
+
+mod go_micro;
+mod grpc;
+mod json;
+mod kitex;
+mod kratos;
+mod rpcx;
+mod skydns;
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::SOURCE;
+use crate::balancer::{Address, InstanceId, InvalidInstance, ServiceInstance, ServiceName, Weight};
+
+/// How keys and values are written below a prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// Told from each value: JSON by the fields that only one convention has, rpcx by its keys, else `host:port`.
+    #[default]
+    Auto,
+    /// Ours: `{"host", "port", "weight", "tags", "metadata", "status"}`, or `address` in place of host and port.
+    Json,
+    /// `host:port`.
+    Plain,
+    /// etcd's own endpoints manager, used by grpc-go: `{"Op", "Addr", "Metadata"}`.
+    Grpc,
+    /// go-kratos: `{"id", "name", "version", "metadata", "endpoints"}`.
+    Kratos,
+    /// go-zero: `host:port` below the service's key.
+    GoZero,
+    /// go-micro: `{"name", "version", "nodes"}`, of old with a port of its own.
+    GoMicro,
+    /// Kitex: `{"network", "address", "weight", "tags"}`.
+    Kitex,
+    /// rpcx: the address in the key, the rest as a URL's query.
+    Rpcx,
+    /// SkyDNS and CoreDNS: `{"host", "port", "priority", "weight"}` below reversed labels.
+    SkyDns,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Self; 10] = [
+        Self::Auto,
+        Self::Json,
+        Self::Plain,
+        Self::Grpc,
+        Self::Kratos,
+        Self::GoZero,
+        Self::GoMicro,
+        Self::Kitex,
+        Self::Rpcx,
+        Self::SkyDns,
+    ];
+
+    /// The name in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Json => "json",
+            Self::Plain => "plain",
+            Self::Grpc => "grpc",
+            Self::Kratos => "kratos",
+            Self::GoZero => "go-zero",
+            Self::GoMicro => "go-micro",
+            Self::Kitex => "kitex",
+            Self::Rpcx => "rpcx",
+            Self::SkyDns => "skydns",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a prefix was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidPrefix {
+    /// Not the name of a format.
+    #[error("{found:?}: expected auto, json, plain, grpc, kratos, go-zero, go-micro, kitex, rpcx or skydns")]
+    Format {
+        /// The text as it came.
+        found: String,
+    },
+    /// No prefix at all would be every key of the cluster.
+    #[error("\"\": expected the start of the keys to watch, such as \"/services/\"")]
+    Empty,
+}
+
+impl FromStr for Format {
+    type Err = InvalidPrefix;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPrefix> {
+        Self::ALL
+            .into_iter()
+            .find(|format| format.as_str() == text)
+            .ok_or_else(|| InvalidPrefix::Format { found: text.to_owned() })
+    }
+}
+
+/// The keys to watch, and how to read what is below them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    start: String,
+    format: Format,
+    service: Option<ServiceName>,
+    scheme: Option<String>,
+}
+
+impl Prefix {
+    /// The keys that start so, in format [`Format::Auto`]. A slash at the end is added where there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it is empty.
+    pub fn new(start: &str) -> Result<Self, InvalidPrefix> {
+        if start.is_empty() {
+            return Err(InvalidPrefix::Empty);
+        }
+        Ok(Self {
+            start: format!("{}/", start.strip_suffix('/').unwrap_or(start)),
+            format: Format::default(),
+            service: None,
+            scheme: None,
+        })
+    }
+
+    /// Sets the format.
+    #[must_use]
+    pub fn with_format(mut self, format: Format) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Makes everything below an instance of this service, and the key below the prefix its id.
+    #[must_use]
+    pub fn with_service(mut self, service: ServiceName) -> Self {
+        self.service = Some(service);
+        self
+    }
+
+    /// Where an instance has several endpoints (kratos), chooses those of this URL scheme in place of the first one.
+    #[must_use]
+    pub fn with_scheme(mut self, scheme: impl Into<String>) -> Self {
+        self.scheme = Some(scheme.into());
+        self
+    }
+
+    /// How the keys start, with a slash at the end.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.start
+    }
+
+    /// How they are written.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The service of everything below, if it is fixed.
+    #[must_use]
+    pub fn service(&self) -> Option<&ServiceName> {
+        self.service.as_ref()
+    }
+
+    /// Whether the two share keys.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.start.starts_with(&other.start) || other.start.starts_with(&self.start)
+    }
+
+    /// Whether a service of this name could be below.
+    #[must_use]
+    pub fn could_list(&self, service: &str) -> bool {
+        self.service.as_ref().is_none_or(|own| own.as_str() == service)
+    }
+
+    /// Whether a key is below.
+    #[must_use]
+    pub fn covers(&self, key: &[u8]) -> bool {
+        key.len() > self.start.len() && key.starts_with(self.start.as_bytes())
+    }
+
+    /// What a key below this prefix and its value register.
+    ///
+    /// # Errors
+    ///
+    /// When the key or the value makes no sense. That says nothing about any other key.
+    pub fn read(&self, key: &[u8], value: &[u8]) -> Result<Registration, InvalidRegistration> {
+        let key = std::str::from_utf8(key).map_err(|_| InvalidRegistration::KeyNotText)?;
+        let place = self.place(key)?;
+        let instances = match self.format {
+            Format::Auto => self.guess(&place, value),
+            format => self.decode(format, &place, value),
+        }?;
+        Ok(Registration {
+            service: place.service,
+            instances,
+        })
+    }
+
+    fn place<'a>(&self, key: &'a str) -> Result<Place<'a>, InvalidRegistration> {
+        let below = key.strip_prefix(&*self.start).unwrap_or_default();
+        let (service, id) = match &self.service {
+            Some(service) => (service.clone(), below),
+            None => {
+                let (parents, id) = key.rsplit_once('/').ok_or(InvalidRegistration::NoService)?;
+                let service = parents.rsplit('/').next().unwrap_or_default();
+                (service.parse()?, id)
+            }
+        };
+        // A key that ends with a slash is somebody's folder.
+        Ok(Place { service, id })
+    }
+
+    fn decode(&self, format: Format, place: &Place<'_>, value: &[u8]) -> Decoded {
+        match format {
+            Format::Auto => self.guess(place, value),
+            Format::Json => one(json::read(place, object(value)?)?),
+            Format::Plain | Format::GoZero => one(plain(place, value)?),
+            Format::Grpc => grpc::read(place, object(value)?),
+            Format::Kratos => one(kratos::read(place, object(value)?, self.scheme.as_deref())?),
+            Format::GoMicro => go_micro::read(place, object(value)?),
+            Format::Kitex => one(kitex::read(place, object(value)?)?),
+            Format::Rpcx => rpcx::read(place, value),
+            Format::SkyDns => skydns::read(place, object(value)?),
+        }
+    }
+
+    /// By the fields that only one convention has.
+    fn guess(&self, place: &Place<'_>, value: &[u8]) -> Decoded {
+        if value.trim_ascii_start().first() != Some(&b'{') {
+            return match rpcx::address(place.id) {
+                Some(_) => rpcx::read(place, value),
+                None => one(plain(place, value)?),
+            };
+        }
+        let fields = object(value)?;
+        let has = |name: &str| fields.get(name).is_some();
+        let format = if has("Addr") {
+            Format::Grpc
+        } else if has("nodes") {
+            Format::GoMicro
+        } else if has("endpoints") {
+            Format::Kratos
+        } else if has("network") && has("address") {
+            Format::Kitex
+        } else if has("host") && ["priority", "ttl", "text", "targetstrip"].into_iter().any(has) {
+            Format::SkyDns
+        } else if has("host") || has("address") {
+            Format::Json
+        } else {
+            return Err(InvalidRegistration::Unrecognized);
+        };
+        match format {
+            Format::Grpc => grpc::read(place, fields),
+            Format::GoMicro => go_micro::read(place, fields),
+            Format::Kratos => one(kratos::read(place, fields, self.scheme.as_deref())?),
+            Format::Kitex => one(kitex::read(place, fields)?),
+            Format::SkyDns => skydns::read(place, fields),
+            _ => one(json::read(place, fields)?),
+        }
+    }
+}
+
+/// What a key registers: instances of one service. None at all is a key that is no instance, such as a folder's marker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Registration {
+    /// The service.
+    pub service: ServiceName,
+    /// Mostly one; go-micro may write several nodes under a key.
+    pub instances: Vec<ServiceInstance>,
+}
+
+/// Why a key registers nothing, although it should.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidRegistration {
+    /// Keys may be any bytes.
+    #[error("the key is not UTF-8")]
+    KeyNotText,
+    /// Nothing stands before the instance.
+    #[error("the key names no service")]
+    NoService,
+    /// Neither JSON that some convention writes, nor `host:port`.
+    #[error("no format that is known by its fields")]
+    Unrecognized,
+    /// Not an object, or with fields of the wrong type.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// Not UTF-8, where the format is text.
+    #[error("the value is not UTF-8")]
+    ValueNotText,
+    /// The convention's own rules are broken.
+    #[error("{0}")]
+    Value(&'static str),
+    /// A name, address or number that is out of range.
+    #[error(transparent)]
+    Instance(#[from] InvalidInstance),
+}
+
+/// Where a key stands.
+struct Place<'a> {
+    service: ServiceName,
+    id: &'a str,
+}
+
+impl Place<'_> {
+    /// The instance of this key, at this address.
+    fn instance(&self, address: Address) -> Result<ServiceInstance, InvalidRegistration> {
+        Ok(ServiceInstance::at(self.id.parse::<InstanceId>()?, address).with_source(SOURCE))
+    }
+}
+
+type Decoded = Result<Vec<ServiceInstance>, InvalidRegistration>;
+
+fn one(instance: ServiceInstance) -> Decoded {
+    Ok(vec![instance])
+}
+
+/// `host:port`, as registrator, go-zero and people write it.
+fn plain(place: &Place<'_>, value: &[u8]) -> Result<ServiceInstance, InvalidRegistration> {
+    let text = std::str::from_utf8(value).map_err(|_| InvalidRegistration::ValueNotText)?;
+    place.instance(text.trim().parse()?)
+}
+
+fn object(value: &[u8]) -> Result<Value, InvalidRegistration> {
+    Ok(serde_json::from_slice(value)?)
+}
+
+/// `null` for an empty list, map or string is what Go writes.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// A whole number, or one written as text.
+fn number(value: &Value) -> Option<i64> {
+    match value {
+        Value::Number(number) => number.as_i64().or_else(|| {
+            let float = number.as_f64()?;
+            (float.fract() == 0.0 && float.abs() < 1e15).then_some(float as i64)
+        }),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// Metadata of any shape: what is text, a number or a truth value is kept, as text; what is nested is left out.
+fn flat(metadata: &Value) -> impl Iterator<Item = (&str, String)> {
+    metadata
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| match value {
+            Value::String(text) => Some((key.as_str(), text.clone())),
+            Value::Number(_) | Value::Bool(_) => Some((key.as_str(), value.to_string())),
+            Value::Null | Value::Array(_) | Value::Object(_) => None,
+        })
+}
+
+/// `metadata.weight`, where the convention has no other place for a weight. It is only a convention, so one that is no weight
+/// is ignored.
+fn weight_in(metadata: &Value) -> Option<Weight> {
+    Weight::new(number(metadata.get("weight")?)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a key and a value register below a prefix, as `service: id=address*weight ...`.
+    pub(super) fn read(prefix: &str, format: Format, key: &str, value: &str) -> String {
+        let prefix = Prefix::new(prefix).unwrap().with_format(format);
+        assert!(prefix.covers(key.as_bytes()), "{key}");
+        match prefix.read(key.as_bytes(), value.as_bytes()) {
+            Err(error) => format!("error: {error}"),
+            Ok(registration) => {
+                let mut text = format!("{}:", registration.service);
+                for instance in registration.instances {
+                    assert_eq!(instance.source(), SOURCE);
+                    text += &format!(" {}={}*{}", instance.id(), instance.address(), instance.weight().get());
+                }
+                text
+            }
+        }
+    }
+
+    /// The one instance that a key registers.
+    pub(super) fn instance(format: Format, key: &str, value: &str) -> ServiceInstance {
+        let (start, _) = key.rsplit_once('/').unwrap();
+        let prefix = Prefix::new(start).unwrap().with_format(format);
+        let mut instances = prefix.read(key.as_bytes(), value.as_bytes()).unwrap().instances;
+        assert_eq!(instances.len(), 1);
+        instances.remove(0)
+    }
+
+    pub(super) fn metadata<'a>(instance: &'a ServiceInstance, key: &str) -> Option<&'a str> {
+        instance.metadata().get(key).map(AsRef::as_ref)
+    }
+
+    /// As the ecosystems write them: prefix, format, key, value, and what it means.
+    const EXAMPLES: [(&str, Format, &str, &str, &str); 10] = [
+        (
+            "foo/",
+            Format::Grpc,
+            "foo/bar/svc/10.0.0.5:8080",
+            r#"{"Op":0,"Addr":"10.0.0.5:8080","Metadata":{"weight":10}}"#,
+            "svc: 10.0.0.5:8080=10.0.0.5:8080*10",
+        ),
+        (
+            "/microservices",
+            Format::Kratos,
+            "/microservices/helloworld/3f1c-a",
+            r#"{"id":"3f1c-a","name":"helloworld","version":"v1.0.0","metadata":{"weight":"10"},"endpoints":["http://10.0.0.5:8000?isSecure=false","grpc://10.0.0.5:9000?isSecure=false"]}"#,
+            "helloworld: 3f1c-a=10.0.0.5:8000*10",
+        ),
+        (
+            "user.rpc",
+            Format::GoZero,
+            "user.rpc/7587870460981677828",
+            "10.0.0.5:8080",
+            "user.rpc: 7587870460981677828=10.0.0.5:8080*1",
+        ),
+        (
+            "/micro/registry/",
+            Format::GoMicro,
+            "/micro/registry/greeter/greeter-7f",
+            r#"{"name":"greeter","version":"latest","metadata":null,"endpoints":[],"nodes":[{"id":"greeter-7f","address":"10.0.0.5:45123","metadata":{"protocol":"grpc"}}]}"#,
+            "greeter: greeter-7f=10.0.0.5:45123*1",
+        ),
+        (
+            "/micro-registry/",
+            Format::GoMicro,
+            "/micro-registry/greeter/greeter-7f",
+            r#"{"name":"greeter","version":"1","metadata":{},"endpoints":[],"nodes":[{"id":"greeter-7f","address":"10.0.0.5","port":45123,"metadata":{}}]}"#,
+            "greeter: greeter-7f=10.0.0.5:45123*1",
+        ),
+        (
+            "kitex/registry-etcd",
+            Format::Kitex,
+            "kitex/registry-etcd/echo/10.0.0.5:8888",
+            r#"{"network":"tcp","address":"10.0.0.5:8888","weight":10,"tags":null}"#,
+            "echo: 10.0.0.5:8888=10.0.0.5:8888*10",
+        ),
+        (
+            "/rpcx",
+            Format::Rpcx,
+            "/rpcx/Arith/tcp@10.0.0.5:8972",
+            "weight=7&calls=12.00&connections=3.00",
+            "Arith: tcp@10.0.0.5:8972=10.0.0.5:8972*7",
+        ),
+        (
+            "/skydns/local/",
+            Format::SkyDns,
+            "/skydns/local/skydns/x5",
+            r#"{"host":"10.0.0.5","port":8080,"priority":10,"weight":100,"ttl":60}"#,
+            "skydns: x5=10.0.0.5:8080*100",
+        ),
+        (
+            "/services/",
+            Format::Plain,
+            "/services/api/0",
+            "10.0.0.5:9100",
+            "api: 0=10.0.0.5:9100*1",
+        ),
+        (
+            "/services/",
+            Format::Json,
+            "/services/api/1",
+            r#"{"host":"10.0.0.5","port":9100,"weight":3}"#,
+            "api: 1=10.0.0.5:9100*3",
+        ),
+    ];
+
+    #[test]
+    fn each_ecosystems_example_means_what_it_means_there() {
+        for (prefix, format, key, value, expected) in EXAMPLES {
+            assert_eq!(read(prefix, format, key, value), expected);
+        }
+    }
+
+    #[test]
+    fn auto_tells_each_of_them_apart() {
+        for (prefix, _, key, value, expected) in EXAMPLES {
+            assert_eq!(read(prefix, Format::Auto, key, value), expected);
+        }
+    }
+
+    #[test]
+    fn garbage_is_an_error_in_every_format_and_never_a_panic() {
+        let garbage: [&[u8]; 14] = [
+            b"",
+            b"null",
+            b"{}",
+            b"[]",
+            b"init_dir",
+            b"42",
+            b"\"10.0.0.5:80\"",
+            b"\x00\xff\xfe\x80",
+            b"{\"host\":",
+            br#"{"host":7,"port":"x"}"#,
+            br#"{"Addr":{},"Op":"0"}"#,
+            br#"{"endpoints":"http://a:1","nodes":7,"address":[]}"#,
+            br#"{"network":"tcp","address":"10.0.0.5"}"#,
+            br#"{"nodes":[null]}"#,
+        ];
+        for format in Format::ALL {
+            let prefix = Prefix::new("/s/").unwrap().with_format(format);
+            for value in garbage {
+                let read = prefix.read(b"/s/web/a", value);
+                // rpcx keeps its addresses in keys, and markers of folders are no instances there.
+                let nothing = read
+                    .as_ref()
+                    .is_ok_and(|registration| registration.instances.is_empty());
+                assert!(
+                    read.is_err() || nothing && matches!(format, Format::Rpcx | Format::SkyDns),
+                    "{format}: {}: {read:?}",
+                    String::from_utf8_lossy(value)
+                );
+            }
+            for key in [&b"/s/web/\xff"[..], b"/s/we b/a", b"/s//a", b"/s/web/"] {
+                let read = prefix.read(key, b"10.0.0.5:80");
+                assert!(read.is_err() || format == Format::Rpcx, "{format} {key:?}: {read:?}");
+            }
+            assert!(prefix.read(b"/s", b"").is_err() || format == Format::Rpcx);
+        }
+    }
+
+    #[test]
+    fn any_bytes_at_all_are_read_or_refused() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for format in Format::ALL {
+            let prefix = Prefix::new("/s/").unwrap().with_format(format);
+            for (_, _, key, value, _) in EXAMPLES {
+                for _ in 0..200 {
+                    // A known value with a few bytes changed goes deeper than noise does.
+                    let mut mangled = value.as_bytes().to_vec();
+                    for _ in 0..random.usize(1..4) {
+                        let place = random.usize(..mangled.len());
+                        mangled[place] = random.u8(..);
+                    }
+                    mangled.truncate(random.usize(..=mangled.len()));
+                    let _ = prefix.read(format!("/s/{key}").as_bytes(), &mangled);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_prefix_ends_with_a_slash_and_never_takes_in_its_neighbour() {
+        for written in ["user", "user/"] {
+            let prefix = Prefix::new(written).unwrap();
+            assert_eq!(prefix.as_str(), "user/");
+            assert!(prefix.covers(b"user/a") && prefix.covers(b"user/a/b"));
+            for key in [&b"user-admin/a"[..], b"user", b"user/", b"use", b"/user/a", b""] {
+                assert!(!prefix.covers(key), "{}", String::from_utf8_lossy(key));
+            }
+        }
+        assert_eq!(Prefix::new("/").unwrap().as_str(), "/");
+        assert_eq!(Prefix::new(""), Err(InvalidPrefix::Empty));
+    }
+
+    #[test]
+    fn prefixes_overlap_when_one_is_below_the_other() {
+        let overlaps = |a, b| Prefix::new(a).unwrap().overlaps(&Prefix::new(b).unwrap());
+        assert!(overlaps("/services/", "/services/web/") && overlaps("/services/web", "/services"));
+        assert!(overlaps("/a", "/a/") && overlaps("/", "/a"));
+        assert!(!overlaps("user", "user-admin") && !overlaps("/a/b", "/a/c"));
+    }
+
+    #[test]
+    fn a_fixed_service_takes_everything_below_and_the_key_below_is_the_id() {
+        let prefix = Prefix::new("/eu/").unwrap().with_service("web".parse().unwrap());
+        let read = |key: &str| prefix.read(key.as_bytes(), b"10.0.0.5:80").unwrap();
+        for (key, id) in [("/eu/a", "a"), ("/eu/west/1/a", "west/1/a")] {
+            let registration = read(key);
+            assert_eq!(
+                (registration.service.as_str(), registration.instances[0].id().as_str()),
+                ("web", id)
+            );
+        }
+        assert!(prefix.could_list("web") && !prefix.could_list("eu"));
+        assert!(Prefix::new("/eu/").unwrap().could_list("anything"));
+    }
+
+    #[test]
+    fn the_service_is_the_segment_before_the_last_however_deep() {
+        for (key, service) in [("/s/web/a", "web"), ("/s/eu/web/a", "web"), ("/s/a", "s")] {
+            let registration = Prefix::new("/s").unwrap().read(key.as_bytes(), b"10.0.0.5:80").unwrap();
+            assert_eq!(registration.service.as_str(), service, "{key}");
+        }
+        let root = Prefix::new("/").unwrap();
+        assert!(root.read(b"/a", b"10.0.0.5:80").is_err(), "no service stands before it");
+    }
+
+    #[test]
+    fn formats_are_named_as_in_the_configuration() {
+        for format in Format::ALL {
+            assert_eq!(format.as_str().parse(), Ok(format));
+            let refusal = InvalidPrefix::Format { found: "x".to_owned() }.to_string();
+            assert!(refusal.contains(format.as_str()), "{refusal} leaves out {format}");
+        }
+        assert!("dubbo".parse::<Format>().is_err() && "JSON".parse::<Format>().is_err());
+    }
+
+    #[test]
+    fn plain_takes_names_and_ipv6_and_space_around_it() {
+        let plain = |value| read("/s", Format::Plain, "/s/api/0", value);
+        assert_eq!(plain("db.local:5432"), "api: 0=db.local:5432*1");
+        assert_eq!(plain(" [::1]:80\n"), "api: 0=[::1]:80*1");
+        for refused in [
+            "10.0.0.5",
+            "10.0.0.5:",
+            "10.0.0.5:0",
+            "10.0.0.5:70000",
+            "http://a:80",
+            "a b:80",
+        ] {
+            assert!(plain(refused).starts_with("error"), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What etcd says, without the crate it comes through: lists, messages of a watch, and where in etcd's history they stand.
+
+use super::formats::{InvalidRegistration, Registration};
+
+/// A moment in etcd's history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Position {
+    pub(super) cluster: u64,
+    /// Rises with every election.
+    pub(super) term: u64,
+    /// Rises with every change.
+    pub(super) revision: i64,
+}
+
+impl Position {
+    /// What shows that `self` is not a later moment of the same history, if anything does. Zeros come from proxies, which do
+    /// not know.
+    pub(super) fn breaks_with(self, earlier: Self) -> Option<String> {
+        let known = |before: u64, now: u64| before != 0 && now != 0;
+        if known(earlier.cluster, self.cluster) && self.cluster != earlier.cluster {
+            return Some(format!("cluster {:x} after {:x}", self.cluster, earlier.cluster));
+        }
+        if known(earlier.term, self.term) && self.term < earlier.term {
+            return Some(format!("raft term {} after {}", self.term, earlier.term));
+        }
+        (self.revision < earlier.revision).then(|| format!("revision {} after {}", self.revision, earlier.revision))
+    }
+}
+
+/// All keys below all prefixes, as they were at one revision.
+#[derive(Debug)]
+pub(super) struct Listing {
+    pub(super) at: Position,
+    pub(super) keys: Vec<Listed>,
+}
+
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) key: Vec<u8>,
+    pub(super) mod_revision: i64,
+    pub(super) read: Result<Registration, InvalidRegistration>,
+}
+
+/// One response of a watch stream.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Message {
+    pub(super) watch_id: i64,
+    pub(super) created: bool,
+    pub(super) canceled: bool,
+    pub(super) compact_revision: i64,
+    pub(super) cancel_reason: String,
+    /// More of the same follows.
+    pub(super) fragment: bool,
+    pub(super) at: Position,
+    pub(super) events: Vec<Event>,
+}
+
+/// What happened to a key.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Event {
+    pub(super) key: Vec<u8>,
+    pub(super) mod_revision: i64,
+    pub(super) what: What,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum What {
+    Put(Vec<u8>),
+    /// Deregistered or expired: etcd does not say which.
+    Delete,
+    /// Of a kind that this program is too old for.
+    Unknown(i32),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_goes_on_with_the_same_cluster_and_rising_numbers() {
+        let at = |cluster, term, revision| Position {
+            cluster,
+            term,
+            revision,
+        };
+        let before = at(7, 3, 100);
+        for fine in [at(7, 3, 100), at(7, 9, 101), at(0, 0, 100)] {
+            assert_eq!(fine.breaks_with(before), None, "{fine:?}");
+        }
+        for broken in [at(8, 3, 500), at(7, 2, 500), at(7, 3, 99), at(0, 0, 4)] {
+            assert!(broken.breaks_with(before).is_some(), "{broken:?}");
+        }
+        assert_eq!(before.breaks_with(Position::default()), None);
+    }
+}

@@ -1,0 +1,96 @@
+//! `docs/etcd.md`: its commands register what it says, and its configuration is one.
+
+use std::process::Command;
+
+use crate::support::agent::{Agent, SOON, command};
+use crate::support::etcd::{Etcd, etcdctl};
+use crate::support::folder::Folder;
+use crate::support::until;
+
+/// The code blocks of this kind, in order.
+fn blocks(kind: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/etcd.md")).unwrap();
+    let mut found = Vec::new();
+    let mut rest = text.as_str();
+    while let Some((_, after)) = rest.split_once(&format!("```{kind}\n")) {
+        let (block, after) = after.split_once("```").unwrap();
+        found.push(block.to_owned());
+        rest = after;
+    }
+    found
+}
+
+#[test]
+fn its_commands_register_in_every_format() {
+    let etcd = Etcd::start();
+    let prefixes = [
+        "/services",
+        "user.rpc",
+        "grpc",
+        "/microservices",
+        "/micro/registry",
+        "/micro-registry",
+        "kitex",
+        "/rpcx",
+        "/skydns",
+    ];
+    let url = etcd.url(0);
+    let mut arguments = vec!["--etcd", &url];
+    for prefix in prefixes {
+        arguments.extend(["--etcd-prefix", prefix]);
+    }
+    let agent = Agent::run(arguments).ready();
+    let commands = blocks("sh");
+    assert!(commands.len() >= 9, "{commands:?}");
+    let program = etcdctl().get_program().to_owned();
+    for block in &commands {
+        // As a reader would: in a shell, with etcdctl on the path.
+        let script = format!("etcdctl() {{ \"$PROGRAM\" \"$@\"; }}\nset -e\n{block}");
+        let status = Command::new("sh")
+            .args(["-c", &script])
+            .env("PROGRAM", &program)
+            .env("ETCDCTL_API", "3")
+            .env("ETCDCTL_ENDPOINTS", &url)
+            .status()
+            .unwrap();
+        assert!(status.success(), "{block}");
+    }
+    for (service, expected) in [
+        ("user-service", "user-1=10.0.1.10:8080*1"),
+        ("user.rpc", "7587870460981677828=10.0.1.11:8080*1"),
+        ("orders", "orders-1=10.0.1.20:8080*2 orders-2=10.0.1.21:8080*1"),
+        ("payments", "10.0.1.30:8080=10.0.1.30:8080*10"),
+        ("helloworld", "3f1c=10.0.1.40:8000*10"),
+        ("greeter", "greeter-7f=10.0.1.50:45123*1"),
+        ("greeter-old", "greeter-8a=10.0.1.51:45123*1"),
+        ("echo", "10.0.1.60:8888=10.0.1.60:8888*10"),
+        ("Arith", "tcp@10.0.1.70:8972=10.0.1.70:8972*7"),
+        ("dns-web", "x5=10.0.1.80:8080*100"),
+    ] {
+        until(SOON, &format!("{service}: {expected}"), || {
+            let answer = agent.get(&format!("/services/{service}")).json();
+            let instances = answer["instances"].as_object()?;
+            let found: Vec<String> = instances
+                .iter()
+                .map(|(id, it)| format!("{id}={}*{}", it["address"].as_str().unwrap(), it["weight"]))
+                .collect();
+            (found.join(" ") == expected).then_some(())
+        });
+    }
+    let errors = agent.metric(r#"pickd_source_errors_total{reason="invalid_instance",source="etcd"}"#);
+    assert_eq!(errors, Some(0.0));
+}
+
+#[test]
+fn its_configuration_is_accepted() {
+    let folder = Folder::new();
+    for block in blocks("toml") {
+        let path = folder.write("pickd.toml", &block);
+        let output = command(["check", path.to_str().unwrap()]);
+        assert!(
+            output.status.success(),
+            "{block}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
