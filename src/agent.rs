@@ -12,7 +12,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,10 +22,11 @@ use tokio::task::{Id, JoinSet};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::server::Listener;
-use crate::api::{AllowedHosts, Api, JsonBodies, Readiness};
+use crate::api::server::{Listen, Listener, SocketAccess, set_access};
+use crate::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
 use crate::balancer::{
-    Address, Clock, Directory, Monotonic, ServiceName, Source, SourceStatus, Sources, Timestamp, Tools,
+    Address, Clock, Directory, EndedBecause, Monotonic, Override, ServiceName, Source, SourceStatus, Sources,
+    Timestamp, Tools,
 };
 use crate::config::{Config, ConfigError, Layers, SourceConfig};
 use crate::discovery::consul::{self, ConsulWatcher, TokenReloader};
@@ -60,7 +60,7 @@ pub enum AgentError {
     #[error("cannot listen on {address}")]
     Listen {
         /// The address.
-        address: SocketAddr,
+        address: Listen,
         /// Why not.
         source: io::Error,
     },
@@ -79,7 +79,7 @@ pub enum AgentError {
     #[error("the listener on {address} ended: {detail}")]
     ListenerEnded {
         /// The address.
-        address: SocketAddr,
+        address: Listen,
         /// What it said.
         detail: String,
     },
@@ -101,7 +101,7 @@ pub struct Agent {
     clock: Arc<Monotonic>,
     api: Api,
     hosts: AllowedHosts,
-    listeners: Vec<(SocketAddr, Listener)>,
+    listeners: Vec<(Listen, Listener)>,
 }
 
 impl Agent {
@@ -122,12 +122,14 @@ impl Agent {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             readiness: Arc::new(Readiness::new(clock.now(), config.api.ready_timeout)),
             metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str))?),
+            admin: Admin::default(),
         };
         api.metrics.set_instance_series(config.metrics.instance_series);
+        api.admin.token.set_file(config.api.admin_token_file.as_deref());
         let hosts = AllowedHosts::new(config.api.allowed_hosts.iter().cloned());
         let mut listeners = Vec::new();
         for address in &config.api.listen {
-            listeners.push((*address, listen(*address).await?));
+            listeners.push((address.clone(), listen(address, &config.api.socket).await?));
         }
         Ok(Self {
             config,
@@ -140,7 +142,7 @@ impl Agent {
 
     /// The addresses it is bound to, in the order of the configuration.
     #[must_use]
-    pub fn addresses(&self) -> Vec<SocketAddr> {
+    pub fn addresses(&self) -> Vec<Listen> {
         self.listeners.iter().map(|(_, listener)| listener.address()).collect()
     }
 
@@ -187,10 +189,15 @@ impl Agent {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<Listener, AgentError> {
-    Listener::bind(address)
-        .await
-        .map_err(|source| AgentError::Listen { address, source })
+async fn listen(address: &Listen, access: &SocketAccess) -> Result<Listener, AgentError> {
+    let bound = match address {
+        Listen::Tcp(address) => Listener::bind(*address).await,
+        Listen::Unix(path) => Listener::bind_unix(path, access).await,
+    };
+    bound.map_err(|source| AgentError::Listen {
+        address: address.clone(),
+        source,
+    })
 }
 
 /// A source that is being watched.
@@ -203,7 +210,7 @@ struct WatchedSource {
 
 /// A listener that serves.
 struct Serving {
-    configured: SocketAddr,
+    configured: Listen,
     stop: CancellationToken,
 }
 
@@ -211,7 +218,7 @@ struct Serving {
 #[derive(Clone, Debug)]
 enum Job {
     Watch(Source, CancellationToken),
-    Serve(SocketAddr, CancellationToken),
+    Serve(Listen, CancellationToken),
 }
 
 /// A running agent.
@@ -246,9 +253,12 @@ impl Running {
         config_check.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut file = ConfigFile::new(reload.layers.file.clone());
         let mut next: Option<Timestamp> = None;
+        let ordered = Arc::clone(&self.api.admin.ordered);
+        let mut override_ends = None;
         loop {
             let now = self.clock.now();
             let due = next.map_or(Duration::MAX, |next| next.since(now));
+            let until_override_ends = override_ends.map_or(Duration::MAX, |end: Timestamp| end.since(now));
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 Some((status, update)) = inbox.recv() => {
@@ -260,6 +270,8 @@ impl Running {
                     self.try_held();
                 }
                 () = time::sleep(due), if next.is_some() => {}
+                () = time::sleep(until_override_ends), if override_ends.is_some() => override_ends = self.end_overrides(),
+                () = ordered.notified() => override_ends = self.end_overrides(),
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended)?,
                 Some(tried) = self.tries.join_next() => {
                     if let Ok((source, service, address, true)) = tried {
@@ -272,6 +284,7 @@ impl Running {
                 }
                 _ = housekeeping.tick() => {
                     self.api.directory.advance(self.clock.now());
+                    override_ends = self.end_overrides();
                 }
                 _ = config_check.tick(), if file.path.is_some() => {
                     if file.changed().await {
@@ -290,6 +303,25 @@ impl Running {
             }
             next = self.reconciler.advance(self.clock.now());
         }
+    }
+
+    /// Ends the overrides that are due, tells of those that ended, and returns when the next one does.
+    fn end_overrides(&self) -> Option<Timestamp> {
+        let next = self.api.directory.end_overrides(self.clock.now());
+        for (service, ended) in self.api.directory.take_ended() {
+            let (instance, by, reason) = (&ended.id, ended.standing.order().who(), ended.standing.order().reason());
+            let weight = match ended.what {
+                Override::Drain => None,
+                Override::Weight(weight) => Some(weight.get()),
+            };
+            let message = match ended.because {
+                EndedBecause::Expired => "override expired",
+                EndedBecause::InstanceGone => "override forgotten, its instance left a day ago",
+            };
+            let what = if weight.is_some() { "weight" } else { "drain" };
+            tracing::info!(%service, %instance, r#override = what, weight, by, reason, "{message}");
+        }
+        next
     }
 
     /// Starts watching sources that are new or configured anew, keeps the others, stops those that are gone.
@@ -412,7 +444,7 @@ impl Running {
         self.names.insert(id, job);
     }
 
-    fn serve(&mut self, configured: SocketAddr, listener: Listener) {
+    fn serve(&mut self, configured: Listen, listener: Listener) {
         let stop = CancellationToken::new();
         let job = Job::Serve(listener.address(), stop.clone());
         let id = self
@@ -484,12 +516,24 @@ impl Running {
             }
         }
         for address in wanted {
-            bound.push((address, listen(address).await?));
+            let listener = listen(&address, &config.api.socket).await?;
+            bound.push((address, listener));
+        }
+        if config.api.socket != self.config.api.socket {
+            for serving in &self.listeners {
+                if let Listen::Unix(path) = &serving.configured {
+                    set_access(path, &config.api.socket).map_err(|source| AgentError::Listen {
+                        address: serving.configured.clone(),
+                        source,
+                    })?;
+                }
+            }
         }
         self.start_sources(&config.sources)?;
         self.api.directory.configure(config.services.clone());
         self.api.metrics.set_instance_series(config.metrics.instance_series);
         self.hosts.replace(config.api.allowed_hosts.iter().cloned());
+        self.api.admin.token.set_file(config.api.admin_token_file.as_deref());
         let mut listed = config.api.listen.clone();
         self.listeners.retain(
             |serving| match listed.iter().position(|address| *address == serving.configured) {

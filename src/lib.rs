@@ -68,6 +68,8 @@ pub mod config;
 #[cfg(feature = "agent")]
 pub mod discovery;
 #[cfg(feature = "agent")]
+mod duration;
+#[cfg(feature = "agent")]
 pub mod http_client;
 #[cfg(feature = "agent")]
 pub mod metrics;
@@ -75,11 +77,12 @@ pub mod metrics;
 pub mod telemetry;
 
 pub use balancer::{
-    Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, HealthStatus,
-    InstanceId, InstanceStatistics, InvalidConfig, InvalidInstance, LoadBalancer, LoadBalancerConfig,
-    LoadBalancingStrategy, Manual, Mode, Monotonic, NoBodies, Outcome, Pick, PickError, Refusals, RegistryStatus,
-    Render, ServiceConfigs, ServiceInstance, ServiceName, Source, SourceStatus, Sources, Statistics, Timestamp, Tools,
-    Weight,
+    Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, Ended, EndedBecause,
+    ExplainedInstance, ExplainedKey, Explanation, Factors, HealthStatus, InstanceId, InstanceOverrides,
+    InstanceStatistics, InvalidConfig, InvalidInstance, InvalidOrder, Layers, LoadBalancer, LoadBalancerConfig,
+    LoadBalancingStrategy, Manual, Mode, Monotonic, NoBodies, Objection, Order, Outcome, Override, OverrideCounts,
+    Pick, PickError, Refusals, RegistryStatus, Render, Said, Score, ServiceConfigs, ServiceInstance, ServiceName,
+    Source, SourceStatus, Sources, Standing, Statistics, Timestamp, Tools, UnknownInstance, Weight, WeightOrder,
 };
 
 /// The programs in the guide to the library, run as tests.

@@ -80,6 +80,11 @@ const INSTANCE_RESPONSE: Series = gauge(
     INSTANCE,
     "Peak EWMA of reported response times; absent before the first.",
 );
+const OVERRIDES: Series = gauge(
+    "pickd_overrides",
+    &["service", "kind"],
+    "Overrides by operators in force, by kind: drain, weight.",
+);
 const SERIES_DROPPED: Series = gauge(
     "pickd_series_dropped",
     &[],
@@ -260,6 +265,7 @@ impl Metrics {
         for balancer in directory.services() {
             let statistics = balancer.statistics();
             add_service(table, &balancer, &statistics);
+            add_overrides(table, &balancer);
             for (id, instance) in &statistics.instances {
                 match left.checked_sub(1) {
                     Some(rest) => {
@@ -293,6 +299,12 @@ fn add_service(table: &mut Table, balancer: &LoadBalancer, statistics: &Statisti
             .count();
         table.add(&POOL_INSTANCES, &[service, status.as_str()], count as f64);
     }
+}
+
+fn add_overrides(table: &mut Table, balancer: &LoadBalancer) {
+    let (service, counts) = (balancer.service().as_str(), balancer.override_counts());
+    table.add(&OVERRIDES, &[service, "drain"], counts.drains as f64);
+    table.add(&OVERRIDES, &[service, "weight"], counts.weights as f64);
 }
 
 fn add_instance(table: &mut Table, service: &str, id: &InstanceId, instance: &InstanceStatistics) {
@@ -383,6 +395,8 @@ mod tests {
             "pickd_picks_total{result=\"unknown_service\",service=\"(unknown)\"} 0",
             "pickd_pool_instances{service=\"web\",status=\"unknown\"} 2",
             "pickd_pool_instances{service=\"web\",status=\"healthy\"} 0",
+            "pickd_overrides{kind=\"drain\",service=\"web\"} 0",
+            "pickd_overrides{kind=\"weight\",service=\"web\"} 0",
             "pickd_source_up{source=\"consul\"} 0",
             "pickd_source_age_seconds{source=\"consul\"} 0",
             "pickd_source_errors_total{reason=\"denied\",source=\"consul\"} 0",

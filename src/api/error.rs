@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::balancer::{InvalidInstance, PickError};
+use crate::balancer::{InvalidInstance, PickError, UnknownInstance};
 
 /// Why a request is not answered as asked.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,18 @@ pub(crate) enum ApiError {
     /// The route does not know this method.
     #[error("this route answers {allow} only")]
     MethodNotAllowed { allow: &'static str },
+    /// A body, or a list in it, that is larger than this route takes.
+    #[error("{0}")]
+    TooLarge(String),
+    /// A body that does not call itself JSON.
+    #[error("expected a body of Content-Type application/json")]
+    UnsupportedMediaType,
+    /// An id that the service does not list.
+    #[error(transparent)]
+    Instance(#[from] UnknownInstance),
+    /// An override by somebody who may not.
+    #[error("{0}")]
+    Forbidden(&'static str),
     /// A Host header that a browser page of another origin may have sent.
     #[error("host {0:?} is not served here; list it in api.allowed_hosts")]
     Misdirected(String),
@@ -68,6 +80,10 @@ impl ApiError {
             Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, "unknown_parameter"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::Instance(_) => (StatusCode::NOT_FOUND, "unknown_instance"),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
             Self::Misdirected(_) => (StatusCode::MISDIRECTED_REQUEST, "misdirected_request"),
             Self::NotReady { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
@@ -84,7 +100,8 @@ impl IntoResponse for ApiError {
                 | PickError::Unknown { service }
                 | PickError::Empty { service }
                 | PickError::NoneAvailable { service, .. },
-            ) => Some(service.to_string()),
+            )
+            | Self::Instance(UnknownInstance { service, .. }) => Some(service.to_string()),
             _ => None,
         };
         let detail = self.to_string();

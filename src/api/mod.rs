@@ -7,18 +7,25 @@
 //! |---|---|
 //! | `GET /pick/{service}` | [`pick`] |
 //! | `GET /services`, `GET /services/{service}` | [`services`] |
+//! | `GET /explain/{service}` | [`explain`] |
+//! | `PUT`, `DELETE /services/{service}/instances/{id}/drain`, `…/weight` | [`admin`], who may: [`rights`] |
 //! | `GET /healthz`, `GET /readyz` | [`ready`] |
 //! | `GET /metrics` | here, from [`metrics`](crate::metrics) |
 //!
 //! Every route also exists under `/v1`.
 
+mod admin;
+mod body;
 mod error;
+mod explain;
 mod hosts;
 mod pick;
 mod query;
 mod ready;
+mod rights;
 pub mod server;
 mod services;
+mod socket;
 mod wire;
 
 use std::any::Any;
@@ -32,9 +39,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use tower_http::catch_panic::CatchPanicLayer;
 
+pub use self::admin::Admin;
 use self::error::ApiError;
 pub use self::hosts::AllowedHosts;
 pub use self::ready::Readiness;
+pub use self::rights::AdminToken;
 pub use self::wire::JsonBodies;
 use crate::balancer::{Clock, Directory};
 use crate::metrics::Metrics;
@@ -50,6 +59,8 @@ pub struct Api {
     pub readiness: Arc<Readiness>,
     /// What `/metrics` encodes.
     pub metrics: Arc<Metrics>,
+    /// What overrides need besides.
+    pub admin: Admin,
 }
 
 impl std::fmt::Debug for Api {
@@ -67,6 +78,9 @@ impl Api {
             .route("/pick/{service}", any(pick::pick))
             .route("/services", get(services::list))
             .route("/services/{service}", get(services::show))
+            .route("/services/{service}/instances/{id}/drain", any(admin::drain))
+            .route("/services/{service}/instances/{id}/weight", any(admin::weight))
+            .route("/explain/{service}", get(explain::explain))
             .route("/healthz", get(ready::healthz))
             .route("/readyz", get(ready::readyz))
             .route("/metrics", get(metrics));

@@ -15,7 +15,11 @@ const MOST_ENTRIES: usize = 64;
 
 /// The last segment of the path, decoded once.
 pub(super) fn last_segment(uri: &Uri) -> Result<Cow<'_, str>, ApiError> {
-    let raw = uri.path().rsplit('/').next().unwrap_or_default();
+    segment(uri.path().rsplit('/').next().unwrap_or_default())
+}
+
+/// One segment of a path, decoded once.
+pub(super) fn segment(raw: &str) -> Result<Cow<'_, str>, ApiError> {
     percent_decode_str(raw)
         .decode_utf8()
         .map_err(|_| ApiError::InvalidRequest("the path is not UTF-8 once decoded".to_owned()))

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::explain::LayersState;
 use crate::balancer::{
-    Bodies, Described, HealthStatus, InstanceStatistics, LoadBalancer, Mode, RegistryStatus, Render, ServiceInstance,
-    Source, SourceStatus, Sources, Timestamp,
+    Bodies, Described, HealthStatus, InstanceStatistics, LoadBalancer, Mode, Render, ServiceInstance, Source,
+    SourceStatus, Sources, Timestamp,
 };
 
 /// Renders instances as answers carry them.
@@ -95,7 +96,7 @@ struct InstanceDetail {
     /// Why it cannot be picked.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
-    layers: Layers,
+    layers: LayersState,
     host: String,
     port: u16,
     address: String,
@@ -115,12 +116,6 @@ struct InstanceDetail {
     source: &'static str,
     /// All that list its address, by priority.
     sources: Vec<&'static str>,
-}
-
-/// What each layer of health says.
-#[derive(Serialize)]
-struct Layers {
-    registry: &'static str,
 }
 
 /// What is known of a source.
@@ -191,7 +186,7 @@ impl ServiceDetail {
             let numbers = statistics.instances.get(instance.id())?;
             Some((
                 instance.id().to_string(),
-                InstanceDetail::of(instance, *status, numbers),
+                InstanceDetail::of(instance, *status, numbers, now),
             ))
         };
         Self {
@@ -204,14 +199,12 @@ impl ServiceDetail {
 }
 
 impl InstanceDetail {
-    fn of(instance: &ServiceInstance, status: HealthStatus, numbers: &InstanceStatistics) -> Self {
+    fn of(instance: &ServiceInstance, status: HealthStatus, numbers: &InstanceStatistics, now: Timestamp) -> Self {
         Self {
             status: status.as_str(),
             available: numbers.available,
-            reason: reason(instance, status, numbers),
-            layers: Layers {
-                registry: instance.registry_status().as_str(),
-            },
+            reason: numbers.objections.first().map(|objection| objection.as_str()),
+            layers: LayersState::of(&numbers.layers, now),
             host: instance.host().to_owned(),
             port: instance.port(),
             address: instance.address().to_string(),
@@ -233,18 +226,6 @@ impl InstanceDetail {
             source: instance.source().as_str(),
             sources: instance.sources().map(Source::as_str).collect(),
         }
-    }
-}
-
-/// Why an instance cannot be picked.
-fn reason(instance: &ServiceInstance, status: HealthStatus, numbers: &InstanceStatistics) -> Option<&'static str> {
-    match instance.registry_status() {
-        _ if numbers.available => None,
-        RegistryStatus::Critical => Some("registry_critical"),
-        RegistryStatus::Maintenance => Some("registry_maintenance"),
-        _ if instance.weight().get() == 0 => Some("weight_zero"),
-        _ if status == HealthStatus::Degraded => Some("degraded_weight_zero"),
-        _ => None,
     }
 }
 

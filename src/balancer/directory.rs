@@ -18,6 +18,7 @@ use super::diff::Changes;
 use super::error::PickError;
 use super::instance::{ServiceInstance, ServiceName};
 use super::load_balancer::{LoadBalancer, Pick, Tools};
+use super::overrides::{Ended, OverrideCounts};
 use super::pool::Context;
 use super::sources::Sources;
 
@@ -186,13 +187,15 @@ impl Directory {
         *present = configs;
     }
 
-    /// Does what time has made due in every service, and forgets those that have been empty for an hour.
+    /// Does what time has made due in every service, and forgets those that have been empty for an hour and of which nothing is
+    /// ordered.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         let configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = None;
         for balancer in self.services() {
             let service = balancer.service();
             if !configs.services.contains_key(service)
+                && balancer.override_counts() == OverrideCounts::default()
                 && balancer.empty_for(now).is_some_and(|empty| empty >= KNOWN_FOR)
             {
                 self.shard(service.as_str()).rcu(|shard| {
@@ -205,6 +208,22 @@ impl Directory {
             next = balancer.advance(now).into_iter().chain(next).min();
         }
         next
+    }
+
+    /// Ends the overrides that are due, which [`advance`](Self::advance) does as well, and returns when the next one ends.
+    pub fn end_overrides(&self, now: Timestamp) -> Option<Timestamp> {
+        let ends = |balancer: &Arc<LoadBalancer>| balancer.end_overrides(now);
+        self.services().iter().filter_map(ends).min()
+    }
+
+    /// Orders that ended by themselves since this was last asked.
+    #[must_use]
+    pub fn take_ended(&self) -> Vec<(ServiceName, Ended)> {
+        let of = |balancer: Arc<LoadBalancer>| {
+            let ended = balancer.take_ended();
+            ended.into_iter().map(move |ended| (balancer.service().clone(), ended))
+        };
+        self.services().into_iter().flat_map(of).collect()
     }
 
     /// The balancer of a service, made if need be. Called under the writers' lock.

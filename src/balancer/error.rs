@@ -1,6 +1,6 @@
 //! Why there is no pick. Each variant is another answer to the caller.
 
-use super::instance::{ServiceName, Source};
+use super::instance::{InstanceId, ServiceName, Source};
 
 /// Why no instance was picked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,4 +33,14 @@ pub enum PickError {
         /// Its instances.
         total: usize,
     },
+}
+
+/// An id that a service does not list, and has not listed within the last hour.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("service {service} has no instance {id:?}, and had none in the last hour", id = .id.as_str())]
+pub struct UnknownInstance {
+    /// The service asked for.
+    pub service: ServiceName,
+    /// The id asked for.
+    pub id: InstanceId,
 }

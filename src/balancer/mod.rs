@@ -20,9 +20,13 @@ pub mod clock;
 pub mod config;
 pub mod diff;
 pub mod directory;
+pub mod effective;
 pub mod error;
+pub mod explain;
+pub mod health;
 pub mod instance;
 pub mod load_balancer;
+pub mod overrides;
 pub mod pool;
 pub mod sources;
 pub mod statistics;
@@ -32,11 +36,17 @@ pub use clock::{Clock, Manual, Monotonic, Timestamp};
 pub use config::{Choices, InvalidConfig, LoadBalancerConfig};
 pub use diff::{Changes, diff};
 pub use directory::{Directory, KNOWN_FOR, ServiceConfigs};
-pub use error::PickError;
+pub use effective::Factors;
+pub use error::{PickError, UnknownInstance};
+pub use explain::{ExplainedInstance, ExplainedKey, Explanation, Score};
+pub use health::{Layers, Objection, Said};
 pub use instance::{
     Address, HealthStatus, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
 pub use load_balancer::{Acquired, Alternate, LoadBalancer, Pick, Tools};
+pub use overrides::{
+    Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, Standing, WeightOrder,
+};
 pub use pool::{Bodies, Context, Described, NoBodies, Outcome, Render};
 pub use sources::{Scope, SourceStatus, Sources};
 pub use statistics::{InstanceStatistics, Refusals, Statistics};

@@ -4,10 +4,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 
 use super::Exit;
 use crate::balancer::Address;
+use crate::config;
 use crate::http_client::{self, HttpError, Tls};
 
 /// An agent that listens connects at once; one that is not there must not hold a script up.
@@ -39,18 +41,37 @@ pub(super) struct AgentArguments {
     pub(super) url: AgentUrl,
 }
 
-/// Where an agent listens: `http(s)://host:port`, or `host:port` for plain HTTP. Kept without a slash at its end.
+/// Where an agent listens: `http(s)://host:port`, `host:port` for plain HTTP, or `unix:/path`. Kept without a slash at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AgentUrl(String);
 
 #[derive(Debug, thiserror::Error)]
-#[error("expected \"http://host:port\", \"https://host:port\" or \"host:port\"")]
+#[error("expected \"http://host:port\", \"https://host:port\", \"host:port\" or \"unix:/path/to/socket\"")]
 pub(super) struct InvalidAgentUrl;
+
+impl AgentUrl {
+    /// The socket, if it is one.
+    fn socket(&self) -> Option<&str> {
+        self.0.strip_prefix("unix:")
+    }
+
+    /// What paths are appended to.
+    fn base(&self) -> &str {
+        match self.socket() {
+            Some(_) => "http://localhost",
+            None => &self.0,
+        }
+    }
+}
 
 impl FromStr for AgentUrl {
     type Err = InvalidAgentUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidAgentUrl> {
+        if text.starts_with("unix:") {
+            let path = config::socket_path(text).ok_or(InvalidAgentUrl)?;
+            return Ok(Self(format!("unix:{path}")));
+        }
         if let Ok(address) = text.parse::<Address>() {
             return Ok(Self(format!("http://{address}")));
         }
@@ -86,7 +107,7 @@ impl AgentError {
             Self::Unreachable { .. } | Self::NotAnAgent { .. } => Exit::Unreachable,
             Self::Here(_) => Exit::Failed,
             Self::Problem { code, .. } => match code.as_str() {
-                "unknown_service" => Exit::UnknownService,
+                "unknown_service" | "unknown_instance" => Exit::UnknownService,
                 "no_instances" | "none_available" => Exit::NothingToPick,
                 "not_synced" => Exit::NotSynced,
                 "invalid_request" | "unknown_parameter" => Exit::Usage,
@@ -104,6 +125,16 @@ pub(super) struct Answer {
     pub(super) body: String,
 }
 
+/// Something to change.
+pub(super) struct Change<'a> {
+    /// Begins with a slash, encoded.
+    pub(super) path: &'a str,
+    /// What it shall be; `None` takes it back.
+    pub(super) body: Option<Value>,
+    /// The admin token, if one is to be shown.
+    pub(super) token: Option<&'a str>,
+}
+
 /// Asks one agent.
 pub(super) struct AgentClient {
     agent: AgentUrl,
@@ -119,9 +150,15 @@ impl AgentClient {
 
     fn with_deadline(agent: &AgentUrl, total: Duration) -> Result<Self, AgentError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let here = |error: &dyn std::fmt::Display| AgentError::Here(error.to_string());
+        let builder = http_client::builder(CONNECT, &Tls::default()).map_err(|error| here(&error))?;
+        let builder = match agent.socket() {
+            Some(path) => builder.unix_socket(path),
+            None => builder,
+        };
         Ok(Self {
             agent: agent.clone(),
-            http: http_client::client(CONNECT, &Tls::default()).map_err(|error| AgentError::Here(error.to_string()))?,
+            http: builder.build().map_err(|error| here(&error))?,
             runtime: runtime.map_err(|error| AgentError::Here(error.to_string()))?,
             total,
         })
@@ -129,7 +166,28 @@ impl AgentClient {
 
     /// The body of a success; `path` begins with a slash and is encoded already.
     pub(super) fn get(&self, path: &str) -> Result<String, AgentError> {
-        let answer = self.ask(path)?;
+        self.success(self.ask(path)?)
+    }
+
+    /// Has something changed, and gives the body of a success.
+    pub(super) fn change(&self, change: &Change<'_>) -> Result<String, AgentError> {
+        let (method, body) = match &change.body {
+            Some(body) => (Method::PUT, Some(body)),
+            None => (Method::DELETE, None),
+        };
+        let mut request = self
+            .http
+            .request(method, format!("{}{}", self.agent.base(), change.path));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        if let Some(token) = change.token {
+            request = request.bearer_auth(token);
+        }
+        self.success(self.send(request)?)
+    }
+
+    fn success(&self, answer: Answer) -> Result<String, AgentError> {
         match answer.status {
             200..=299 => Ok(answer.body),
             status => Err(problem(&answer).unwrap_or_else(|| self.not_an_agent(format!("it answered {status}")))),
@@ -143,13 +201,12 @@ impl AgentClient {
 
     /// Whatever comes back.
     pub(super) fn ask(&self, path: &str) -> Result<Answer, AgentError> {
+        self.send(self.http.get(format!("{}{path}", self.agent.base())))
+    }
+
+    fn send(&self, request: RequestBuilder) -> Result<Answer, AgentError> {
         let answer = async {
-            let response = self
-                .http
-                .get(format!("{}{path}", self.agent.0))
-                .timeout(self.total)
-                .send()
-                .await?;
+            let response = request.timeout(self.total).send().await?;
             let status = response.status().as_u16();
             let media_type = response.headers().get(reqwest::header::CONTENT_TYPE);
             let is_problem = media_type.is_some_and(|value| value.as_bytes().starts_with(b"application/problem+json"));
@@ -286,6 +343,8 @@ pub(super) mod tests {
     fn every_code_of_the_contract_has_its_exit() {
         for (code, exit) in [
             ("unknown_service", Exit::UnknownService),
+            ("unknown_instance", Exit::UnknownService),
+            ("forbidden", Exit::Failed),
             ("no_instances", Exit::NothingToPick),
             ("none_available", Exit::NothingToPick),
             ("not_synced", Exit::NotSynced),
@@ -352,10 +411,13 @@ pub(super) mod tests {
         assert_eq!(read("[::1]:7425").as_deref(), Some("http://[::1]:7425"));
         assert_eq!(read("http://pickd:7425/").as_deref(), Some("http://pickd:7425"));
         assert_eq!(read("https://gate/pickd/").as_deref(), Some("https://gate/pickd"));
+        assert_eq!(read("unix:/run/p.sock").as_deref(), Some("unix:/run/p.sock"));
+        assert_eq!(read("unix:///run/p.sock").as_deref(), Some("unix:/run/p.sock"));
         for refused in [
             "",
             "localhost",
-            "unix:///run/pickd.sock",
+            "unix:",
+            "unix:pickd.sock",
             "ftp://a:1",
             "http://",
             "http://a?b",

@@ -23,7 +23,7 @@ use super::output::{data, say};
 use super::run::{self, LogArguments};
 use crate::agent::{Agent, AgentError};
 use crate::balancer::{Context, Directory, LoadBalancingStrategy};
-use crate::config::{self, Config, Layers, Overrides};
+use crate::config::{self, Config, Layers, Listen, Overrides};
 
 const EXAMPLES: &str = "\
 Example:
@@ -38,7 +38,7 @@ const LAST_PORT: u16 = 7525;
 #[command(before_help = EXAMPLES)]
 pub(super) struct DemoArguments {
     /// Listen here; without it, on 127.0.0.1:7425 or the next port that is free
-    #[arg(long, value_name = "ADDR", value_parser = config::listen)]
+    #[arg(long, value_name = "ADDR", value_parser = config::listen_tcp)]
     listen: Option<SocketAddr>,
     #[command(flatten)]
     log: LogArguments,
@@ -107,8 +107,8 @@ async fn demo(arguments: &DemoArguments, folder: PathBuf) -> anyhow::Result<()> 
     let directory = Arc::clone(&agent.api().directory);
     let address = agent
         .addresses()
-        .first()
-        .copied()
+        .into_iter()
+        .next()
         .context("the agent listens nowhere")?;
     let mut backends = tokio::task::JoinSet::new();
     for (listener, backend) in listeners {
@@ -118,7 +118,7 @@ async fn demo(arguments: &DemoArguments, folder: PathBuf) -> anyhow::Result<()> 
         for (service, ..) in BACKENDS {
             known(&directory, service).await;
         }
-        data(&world.introduction(address));
+        data(&world.introduction(&address));
     };
     let introduced = async {
         ready.await;
@@ -134,7 +134,7 @@ async fn demo(arguments: &DemoArguments, folder: PathBuf) -> anyhow::Result<()> 
 async fn agent(listen: Option<SocketAddr>, registry: &Path) -> anyhow::Result<Agent> {
     let bind = async |address: SocketAddr| {
         let overrides = Overrides {
-            listen: vec![address],
+            listen: vec![address.into()],
             file: Some(registry.to_owned()),
             strategy: Some(LoadBalancingStrategy::WeightedRoundRobin),
             ..Overrides::default()
@@ -212,7 +212,7 @@ impl World {
         std::fs::rename(new, self.registry())
     }
 
-    fn introduction(&self, agent: SocketAddr) -> String {
+    fn introduction(&self, agent: &Listen) -> String {
         let heaviest = self
             .lock()
             .iter()

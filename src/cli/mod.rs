@@ -6,8 +6,10 @@
 mod agent_client;
 mod check;
 mod demo;
+mod explain;
 mod healthcheck;
 mod output;
+mod overrides;
 mod pick;
 mod run;
 mod services;
@@ -29,6 +31,7 @@ enum Exit {
     Failed = 1,
     /// The command line, a setting or a request is wrong: trying again will not help.
     Usage = 2,
+    /// No such service, or no such instance of it.
     UnknownService = 3,
     /// The service is known, and none of its instances can be picked.
     NothingToPick = 4,
@@ -52,6 +55,8 @@ Examples:
   pickd pick user-service                   who should take the next request?
   curl localhost:7425/pick/user-service     the same, from whatever speaks HTTP
   pickd services                            what the agent knows
+  pickd explain user-service                why picks go where they go
+  pickd drain user-service user-1           no more picks of this instance
   pickd check pickd.toml                    is this configuration right?";
 
 /// The pick daemon: which instance should take the next request?
@@ -68,6 +73,10 @@ enum Command {
     Demo(demo::DemoArguments),
     Pick(pick::PickArguments),
     Services(services::ServicesArguments),
+    Explain(explain::ExplainArguments),
+    Drain(overrides::DrainArguments),
+    Undrain(overrides::UndrainArguments),
+    Weight(overrides::WeightArguments),
     Check(check::CheckArguments),
     Healthcheck(healthcheck::HealthcheckArguments),
 }
@@ -91,6 +100,10 @@ impl Cli {
             Command::Demo(arguments) => demo::execute(&arguments).into(),
             Command::Pick(arguments) => pick::execute(&arguments).into(),
             Command::Services(arguments) => services::execute(&arguments).into(),
+            Command::Explain(arguments) => explain::execute(&arguments).into(),
+            Command::Drain(arguments) => overrides::execute(&arguments.request()).into(),
+            Command::Undrain(arguments) => overrides::execute(&arguments.request()).into(),
+            Command::Weight(arguments) => overrides::execute(&arguments.request()).into(),
             Command::Check(arguments) => check::execute(&arguments).into(),
             Command::Healthcheck(arguments) => healthcheck::execute(&arguments).into(),
         }

@@ -1,6 +1,5 @@
 //! `pickd run`: the agent, until it is told to stop.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use super::Exit;
 use super::output::{say, say_plainly};
 use crate::agent::{Agent, Reload};
 use crate::balancer::LoadBalancingStrategy;
-use crate::config::{self, Config, ConsulAddress, EtcdAddress, Layers, Overrides};
+use crate::config::{self, Config, ConsulAddress, EtcdAddress, Layers, Listen, Overrides};
 use crate::telemetry::{self, TelemetryError};
 
 const EXAMPLES: &str = "\
@@ -39,7 +38,7 @@ pub(super) struct RunArguments {
     config: Option<PathBuf>,
     /// Listen here in place of api.listen; may be repeated
     #[arg(long, value_name = "ADDR", env = "PICKD_LISTEN", hide_env_values = true, value_delimiter = ',', value_parser = config::listen)]
-    listen: Vec<SocketAddr>,
+    listen: Vec<Listen>,
     /// Watch the Consul agent here
     #[arg(long, value_name = "URL", env = "PICKD_CONSUL", hide_env_values = true)]
     consul: Option<ConsulAddress>,
@@ -234,7 +233,7 @@ mod tests {
             "--listen",
             "localhost:1,[::1]:2",
             "--listen",
-            "0.0.0.0:0",
+            "0.0.0.0:0,unix:/run/pickd.sock",
             "--consul",
             "consul:8500",
             "--consul-service",
@@ -259,9 +258,10 @@ mod tests {
             layers.overrides,
             Overrides {
                 listen: vec![
-                    "127.0.0.1:1".parse().unwrap(),
-                    "[::1]:2".parse().unwrap(),
-                    "0.0.0.0:0".parse().unwrap()
+                    config::listen("127.0.0.1:1").unwrap(),
+                    config::listen("[::1]:2").unwrap(),
+                    config::listen("0.0.0.0:0").unwrap(),
+                    config::listen("unix:/run/pickd.sock").unwrap(),
                 ],
                 consul: Some("consul:8500".parse().unwrap()),
                 consul_services: vec!["a-*".to_owned(), "b".to_owned()],
@@ -277,7 +277,7 @@ mod tests {
     fn a_wrong_flag_is_refused_with_what_would_do() {
         for (words, expected) in [
             (["--listen", ":7425"], "localhost:port"),
-            (["--listen", "unix:/run/pickd.sock"], "not supported yet"),
+            (["--listen", "unix:pickd.sock"], "absolute path"),
             (["--consul", "consul"], "http://host:port"),
             (["--etcd", "unix:///run/etcd"], "http://host:port"),
             (["--strategy", "fastest"], "least_response_time"),

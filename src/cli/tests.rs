@@ -64,7 +64,7 @@ mod with_an_agent {
     use std::time::Duration;
 
     use crate::api::server::Listener;
-    use crate::api::{AllowedHosts, Api, JsonBodies, Readiness};
+    use crate::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
     use crate::balancer::{
         Clock, Directory, Manual, RegistryStatus, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources, Tools,
     };
@@ -104,6 +104,7 @@ mod with_an_agent {
                 directory: Arc::new(directory),
                 readiness: Arc::new(Readiness::new(clock.now(), Duration::from_secs(30))),
                 metrics: Arc::new(Metrics::new([]).unwrap()),
+                admin: Admin::default(),
                 clock,
             };
 

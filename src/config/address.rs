@@ -3,19 +3,23 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
+use crate::api::server::Listen;
 use crate::balancer::{Address, InvalidInstance};
 
 /// Why an address was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAddress {
     /// Not something to listen on.
-    #[error("{found:?}: expected \"ip:port\" or \"localhost:port\", such as \"127.0.0.1:7425\" or \"[::]:7425\"")]
+    #[error(
+        "{found:?}: expected \"ip:port\" or \"localhost:port\", such as \"127.0.0.1:7425\" or \"[::]:7425\", or \
+         \"unix:/path/to/socket\""
+    )]
     Listen {
         /// The address as it came.
         found: String,
     },
-    /// A Unix socket, on which the agent cannot listen.
-    #[error("{found:?}: listening on Unix sockets is not supported yet, expected \"ip:port\" or \"localhost:port\"")]
+    /// Not a path for a Unix socket.
+    #[error("{found:?}: expected \"unix:/path/to/socket\", an absolute path of at most {LONGEST_SOCKET} bytes")]
     UnixListen {
         /// The address as it came.
         found: String,
@@ -42,16 +46,36 @@ pub enum InvalidAddress {
     EtcdUser,
 }
 
-/// Reads an address to listen on. `localhost` is 127.0.0.1; port 0 lets the system choose.
+/// Systems take 107 bytes; while it is bound the socket has a name of ours in the same folder.
+const LONGEST_SOCKET: usize = 90;
+
+/// Reads an address to listen on: `unix:/path`, or as [`listen_tcp`] does.
+///
+/// # Errors
+///
+/// When it is none of them, or the path is relative or too long.
+pub fn listen(text: &str) -> Result<Listen, InvalidAddress> {
+    match socket_path(text) {
+        Some(path) if path.len() <= LONGEST_SOCKET && !path.ends_with('/') => Ok(Listen::Unix(path.into())),
+        _ if text.starts_with("unix:") => Err(InvalidAddress::UnixListen { found: text.to_owned() }),
+        _ => listen_tcp(text).map(Listen::Tcp),
+    }
+}
+
+/// The path in `unix:/path` or `unix:///path`.
+#[must_use]
+pub fn socket_path(text: &str) -> Option<&str> {
+    let path = text.strip_prefix("unix:")?;
+    let path = path.strip_prefix("//").unwrap_or(path);
+    (path.starts_with('/') && !path.chars().any(char::is_control)).then_some(path)
+}
+
+/// Reads an IP address and a port to listen on. `localhost` is 127.0.0.1; port 0 lets the system choose.
 ///
 /// # Errors
 ///
 /// When it is neither `ip:port` nor `localhost:port`.
-pub fn listen(text: &str) -> Result<SocketAddr, InvalidAddress> {
-    let found = || text.to_owned();
-    if text.starts_with("unix:") {
-        return Err(InvalidAddress::UnixListen { found: found() });
-    }
+pub fn listen_tcp(text: &str) -> Result<SocketAddr, InvalidAddress> {
     let read = match text.strip_prefix("localhost:") {
         Some(port) => port
             .parse()
@@ -59,7 +83,7 @@ pub fn listen(text: &str) -> Result<SocketAddr, InvalidAddress> {
             .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
         None => text.parse().ok(),
     };
-    read.ok_or_else(|| InvalidAddress::Listen { found: found() })
+    read.ok_or_else(|| InvalidAddress::Listen { found: text.to_owned() })
 }
 
 /// Reads a host that requests may name, in lower case.
@@ -194,10 +218,28 @@ mod tests {
                 "{refused:?}"
             );
         }
-        assert!(matches!(
-            listen("unix:/run/pickd.sock"),
-            Err(InvalidAddress::UnixListen { .. })
-        ));
+    }
+
+    #[test]
+    fn the_agent_listens_on_unix_sockets_at_absolute_paths() {
+        for written in ["unix:/run/pickd/pickd.sock", "unix:///run/pickd/pickd.sock"] {
+            assert_eq!(listen(written).unwrap().to_string(), "unix:/run/pickd/pickd.sock");
+        }
+        let long = format!("unix:/{}", "x".repeat(90));
+        for refused in [
+            "unix:",
+            "unix:/",
+            "unix:pickd.sock",
+            "unix://pickd.sock",
+            "unix:/a\n",
+            "unix:/run/",
+            &long,
+        ] {
+            assert!(
+                matches!(listen(refused), Err(InvalidAddress::UnixListen { .. })),
+                "{refused:?}"
+            );
+        }
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Durations as operators write them: `"250ms"`, `"30s"`, `"5m"`, `"1h"`, or seconds as a number.
 
-use std::fmt;
 use std::time::Duration;
 
 use toml::Value;
+
+use crate::duration::{Readable, with_unit};
 
 /// Why a value is no duration.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -31,42 +32,6 @@ pub(super) fn parse(value: &Value, least: Duration, most: Duration) -> Result<Du
         None => Err(InvalidDuration::Form { found }),
         Some(read) if read < least || read > most => Err(InvalidDuration::Range { found, least, most }),
         Some(read) => Ok(read),
-    }
-}
-
-/// One number, decimals allowed, and one unit right behind it.
-fn with_unit(text: &str) -> Option<Duration> {
-    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-    let (number, unit) = text.split_at(unit_at);
-    let milliseconds: u64 = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    match number.parse::<u64>() {
-        Ok(whole) => whole.checked_mul(milliseconds).map(Duration::from_millis),
-        // Not a whole number: a float may say "1.5", and what is neither ("", ".", "1.2.3") is refused by its parser.
-        Err(_) => {
-            let number = number.parse::<f64>().ok()?;
-            Duration::try_from_secs_f64(number * (milliseconds as f64) / 1_000.0).ok()
-        }
-    }
-}
-
-/// A duration in the largest unit that shows it whole.
-struct Readable(Duration);
-
-impl fmt::Display for Readable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_millis() {
-            0 => write!(f, "0s"),
-            hours if hours.is_multiple_of(3_600_000) => write!(f, "{}h", hours / 3_600_000),
-            minutes if minutes.is_multiple_of(60_000) => write!(f, "{}m", minutes / 60_000),
-            seconds if seconds.is_multiple_of(1_000) => write!(f, "{}s", seconds / 1_000),
-            milliseconds => write!(f, "{milliseconds}ms"),
-        }
     }
 }
 

@@ -23,12 +23,14 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use crate::api::server::SocketAccess;
 use crate::balancer::{Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, ServiceConfigs};
 use crate::discovery::{consul, etcd};
 use crate::http_client::Tls;
 use crate::metrics::INSTANCE_SERIES;
 
-pub use address::{ConsulAddress, EtcdAddress, InvalidAddress, listen};
+pub use crate::api::server::Listen;
+pub use address::{ConsulAddress, EtcdAddress, InvalidAddress, listen, listen_tcp, socket_path};
 pub use error::{ConfigError, Place, Refusal};
 
 use raw::{RawApi, RawBalancer, RawConfig, RawConsul, RawDuration, RawFile, RawMetrics};
@@ -61,11 +63,15 @@ pub struct Config {
 #[non_exhaustive]
 pub struct ApiConfig {
     /// Addresses to listen on, at least one, none twice (port 0 apart).
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Listen>,
     /// Further hosts, in lower case and without a port, that requests over a loopback listener may name.
     pub allowed_hosts: Vec<String>,
     /// After this time one synced source is enough to be ready.
     pub ready_timeout: Duration,
+    /// The file with the token that overrides need over listeners that are neither loopback nor Unix sockets.
+    pub admin_token_file: Option<PathBuf>,
+    /// Who may connect to Unix sockets.
+    pub socket: SocketAccess,
 }
 
 /// `[metrics]`
@@ -112,7 +118,7 @@ pub struct Layers {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Overrides {
     /// In place of `api.listen`, unless empty.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Listen>,
     /// Switches Consul on, at this address.
     pub consul: Option<ConsulAddress>,
     /// In place of `consul.services`, unless empty.
@@ -308,7 +314,7 @@ impl Checker<'_> {
             }
             for address in written.get_ref() {
                 match listen(address.get_ref()) {
-                    Ok(read) if read.port() != 0 && listening.contains(&read) => {
+                    Ok(read) if !is_any_port(&read) && listening.contains(&read) => {
                         self.refuse(address.span(), format!("api.listen: {read} is listed twice"));
                     }
                     Ok(read) => listening.push(read),
@@ -316,12 +322,12 @@ impl Checker<'_> {
                 }
             }
         } else {
-            listening.push(SocketAddr::from(([127, 0, 0, 1], 7425)));
+            listening.push(SocketAddr::from(([127, 0, 0, 1], 7425)).into());
         }
         if !overrides.listen.is_empty() {
             let mut seen = HashSet::new();
             listening = overrides.listen.clone();
-            listening.retain(|address| address.port() == 0 || seen.insert(*address));
+            listening.retain(|address| is_any_port(address) || seen.insert(address.clone()));
         }
 
         let mut allowed_hosts = Vec::new();
@@ -337,11 +343,54 @@ impl Checker<'_> {
             Duration::from_secs(30),
             (Duration::ZERO, DAY),
         );
+        let socket = self.socket(raw, &listening);
         ApiConfig {
             listen: listening,
             allowed_hosts,
             ready_timeout,
+            admin_token_file: self
+                .path_from(None, raw.admin_token_file.as_ref())
+                .map(|given| given.value),
+            socket,
         }
+    }
+
+    /// Who may connect to Unix sockets. Without one these settings would do nothing, which is a mistake somewhere.
+    fn socket(&mut self, raw: &RawApi, listening: &[Listen]) -> SocketAccess {
+        let mut access = SocketAccess::default();
+        if let Some(written) = &raw.socket_mode {
+            let text = written.get_ref();
+            match u32::from_str_radix(text, 8) {
+                Ok(mode @ 0..=0o777) if !text.starts_with('+') => access.mode = mode,
+                _ => {
+                    let message = format!("api.socket_mode {text:?}: expected permissions in octal, such as \"0660\"");
+                    self.refuse(written.span(), message);
+                }
+            }
+        }
+        if let Some(written) = &raw.socket_group {
+            let text = written.get_ref();
+            if text.chars().any(|c| c == ':' || c.is_control() || c.is_whitespace()) {
+                let message = format!("api.socket_group {text:?}: expected a group's name or number");
+                self.refuse(written.span(), message);
+            }
+            access.group = (!text.is_empty()).then(|| text.clone());
+        }
+        let in_file = raw.listen.iter().flat_map(|listen| listen.get_ref());
+        let any = listening.iter().any(|listen| matches!(listen, Listen::Unix(_)))
+            || in_file.map(Spanned::get_ref).any(|listen| listen.starts_with("unix:"));
+        let default = SocketAccess::default();
+        let set = [
+            (&raw.socket_mode, access.mode != default.mode),
+            (&raw.socket_group, access.group != default.group),
+        ];
+        for (written, differs) in set {
+            if let Some(written) = written.as_ref().filter(|_| differs && !any) {
+                let message = "there is no Unix socket in api.listen that this could be for";
+                self.refuse(written.span(), message);
+            }
+        }
+        access
     }
 
     fn metrics(&mut self, raw: &RawMetrics) -> MetricsConfig {
@@ -626,6 +675,11 @@ impl Checker<'_> {
             Err(error) => self.refuse(written.span(), format!("{section}.{error}")),
         }
     }
+}
+
+/// Whether it is a port that the system chooses, of which there may be many.
+fn is_any_port(listen: &Listen) -> bool {
+    matches!(listen, Listen::Tcp(address) if address.port() == 0)
 }
 
 /// Those that stand in the file change places among themselves until they are in its order; the rest stays where it is.

@@ -33,6 +33,9 @@ pub(super) struct RawApi {
     #[serde(default)]
     pub(super) allowed_hosts: Vec<Spanned<String>>,
     pub(super) ready_timeout: Option<RawDuration>,
+    pub(super) admin_token_file: Option<Spanned<String>>,
+    pub(super) socket_mode: Option<Spanned<String>>,
+    pub(super) socket_group: Option<Spanned<String>>,
 }
 
 /// `[consul]`

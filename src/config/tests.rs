@@ -62,7 +62,7 @@ fn consul_flag(address: &str) -> Overrides {
 #[test]
 fn an_empty_consul_table_gets_every_default() {
     let config = read("[consul]");
-    assert_eq!(config.api.listen, ["127.0.0.1:7425".parse().unwrap()]);
+    assert_eq!(config.api.listen, [listen("127.0.0.1:7425").unwrap()]);
     assert_eq!(config.api.ready_timeout, Duration::from_secs(30));
     assert!(config.api.allowed_hosts.is_empty());
     assert_eq!(config.services.defaults, LoadBalancerConfig::default());
@@ -114,7 +114,7 @@ fn every_key_is_read() {
         "#,
     );
     assert_eq!(config.api.listen.len(), 3);
-    assert_eq!(config.api.listen[0], "127.0.0.1:80".parse().unwrap());
+    assert_eq!(config.api.listen[0], listen("127.0.0.1:80").unwrap());
     assert_eq!(config.api.allowed_hosts, ["pickd.local"]);
     assert_eq!(config.api.ready_timeout, Duration::from_secs(5));
     let file = FileConfig {
@@ -180,9 +180,9 @@ fn an_unknown_key_is_refused_where_it_stands() {
             "`adress`, expected one of `address`",
         ),
         (
-            "[api]\nlisten = []\nadmin_token_file = \"\"",
+            "[api]\nlisten = []\nadmin_token = \"\"",
             "p.toml:3:1: ",
-            "`admin_token_file`",
+            "`admin_token`",
         ),
         (
             "[etcd]\nendpoint = \"a:1\"",
@@ -261,12 +261,36 @@ fn settings_of_the_api_are_checked() {
         (
             "[api]\nlisten = [\n  \"127.0.0.1:1\",\n  \":7425\",\n]",
             "p.toml:4:3: api.listen \":7425\": expected \"ip:port\" or \"localhost:port\", such as \"127.0.0.1:7425\" \
-             or \"[::]:7425\"",
+             or \"[::]:7425\", or \"unix:/path/to/socket\"",
         ),
         (
-            "[api]\nlisten = [\"unix:/run/pickd.sock\"]",
-            "p.toml:2:11: api.listen \"unix:/run/pickd.sock\": listening on Unix sockets is not supported yet, \
-             expected \"ip:port\" or \"localhost:port\"",
+            "[api]\nlisten = [\"unix:pickd.sock\"]",
+            "p.toml:2:11: api.listen \"unix:pickd.sock\": expected \"unix:/path/to/socket\", an absolute path of at most 90 \
+             bytes",
+        ),
+        (
+            "[api]\nlisten = [\"unix:/run/p\", \"unix:///run/p\"]",
+            "p.toml:2:26: api.listen: unix:/run/p is listed twice",
+        ),
+        (
+            "[api]\nlisten = [\"unix:/p\"]\nsocket_mode = \"0880\"",
+            "p.toml:3:15: api.socket_mode \"0880\": expected permissions in octal, such as \"0660\"",
+        ),
+        (
+            "[api]\nlisten = [\"unix:/p\"]\nsocket_mode = \"4660\"",
+            "p.toml:3:15: api.socket_mode \"4660\": expected permissions in octal, such as \"0660\"",
+        ),
+        (
+            "[api]\nlisten = [\"unix:/p\"]\nsocket_group = \"a b\"",
+            "p.toml:3:16: api.socket_group \"a b\": expected a group's name or number",
+        ),
+        (
+            "[api]\nsocket_mode = \"0600\"",
+            "p.toml:2:15: there is no Unix socket in api.listen that this could be for",
+        ),
+        (
+            "[api]\nsocket_group = \"ops\"",
+            "p.toml:2:16: there is no Unix socket in api.listen that this could be for",
         ),
         (
             "[api]\nlisten = [\"127.0.0.1:1\", \"localhost:1\"]",
@@ -448,7 +472,7 @@ fn flags_replace_lists_and_set_defaults() {
     let text = "[api]\nlisten = [\"127.0.0.1:1\"]\n[consul]\nservices = [\"a\"]\n[file]\npath = \"a.toml\"\nrequired = false\n\
                 [services.s]\nstrategy = \"random\"";
     let overrides = Overrides {
-        listen: vec!["127.0.0.1:2".parse().unwrap(), "127.0.0.1:2".parse().unwrap()],
+        listen: vec![listen("127.0.0.1:2").unwrap(), listen("127.0.0.1:2").unwrap()],
         consul: None,
         consul_services: vec!["b-*".to_owned()],
         etcd: Vec::new(),
@@ -457,7 +481,7 @@ fn flags_replace_lists_and_set_defaults() {
         strategy: Some(LoadBalancingStrategy::LeastConnections),
     };
     let config = with(text, &[], overrides).unwrap();
-    assert_eq!(config.api.listen, ["127.0.0.1:2".parse().unwrap()]);
+    assert_eq!(config.api.listen, [listen("127.0.0.1:2").unwrap()]);
     assert_eq!(
         consul(&config).services,
         consul::Names::new(&["b-*"], &["consul"]).unwrap()
@@ -605,4 +629,36 @@ fn relative_paths_start_at_the_file_that_names_them() {
         required: true,
     };
     assert_eq!(config.sources, [SourceConfig::File(expected)]);
+}
+
+#[test]
+fn sockets_and_the_admin_token_are_read() {
+    let config = read(
+        "[api]\nlisten = [\"127.0.0.1:1\", \"unix:/run/pickd/pickd.sock\"]\nsocket_mode = \"0600\"\n\
+         socket_group = \"ops\"\nadmin_token_file = \"secrets/admin\"\n[consul]",
+    );
+    assert_eq!(config.api.listen[1], Listen::Unix("/run/pickd/pickd.sock".into()));
+    let socket = SocketAccess {
+        mode: 0o600,
+        group: Some("ops".to_owned()),
+    };
+    assert_eq!(config.api.socket, socket);
+    assert_eq!(config.api.admin_token_file, Some("/etc/pickd/secrets/admin".into()));
+    let config = read("[api]\nadmin_token_file = \"\"\n[consul]");
+    assert_eq!((config.api.admin_token_file, config.api.socket.mode), (None, 0o660));
+}
+
+#[test]
+fn settings_of_sockets_stand_while_a_flag_listens_elsewhere() {
+    let overrides = Overrides {
+        listen: vec![listen("127.0.0.1:2").unwrap()],
+        ..Overrides::default()
+    };
+    let text = "[api]\nlisten = [\"unix:/p\"]\nsocket_mode = \"0600\"\n[consul]";
+    assert!(with(text, &[], overrides).is_ok());
+    let overrides = Overrides {
+        listen: vec![listen("unix:/p").unwrap()],
+        ..Overrides::default()
+    };
+    assert!(with("[api]\nsocket_mode = \"0600\"\n[consul]", &[], overrides).is_ok());
 }

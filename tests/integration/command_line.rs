@@ -166,7 +166,7 @@ fn how_a_pick_ends_says_why() {
         assert_eq!((code, data.as_str()), (2, ""), "{words:?}");
         assert!(!talk.is_empty());
     }
-    let (code, _, talk) = outcome(command(["pick", "user-service", "--agent", "unix:/run/pickd.sock"]));
+    let (code, _, talk) = outcome(command(["pick", "user-service", "--agent", "unix:pickd.sock"]));
     assert!(code == 2 && talk.contains("http://host:port"), "{talk}");
 
     // Nobody there, somebody else there, and an agent that does not know yet.

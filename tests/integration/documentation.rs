@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
-use pickd::api::{Api, Readiness};
+use pickd::api::{Admin, Api, Readiness};
 use pickd::config::{Config, ConfigError, Layers};
 use pickd::discovery::{Reason, file};
 use pickd::metrics::Metrics;
@@ -255,7 +255,18 @@ fn every_variable_and_flag_is_documented_and_every_documented_one_is_one() {
             .collect()
     };
     let mut known = BTreeSet::new();
-    for command in ["run", "demo", "pick", "services", "check", "healthcheck"] {
+    for command in [
+        "run",
+        "demo",
+        "pick",
+        "services",
+        "explain",
+        "drain",
+        "undrain",
+        "weight",
+        "check",
+        "healthcheck",
+    ] {
         known.extend(variables(&help(command)));
     }
     assert_eq!(variables(&read("docs/configuration.md")), known);
@@ -302,6 +313,7 @@ fn api() -> Api {
         readiness: Arc::new(Readiness::new(clock.now(), Duration::ZERO)),
         clock,
         metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str)).unwrap()),
+        admin: Admin::default(),
     }
 }
 
@@ -322,14 +334,16 @@ async fn every_documented_route_is_one_and_every_route_is_documented() {
             let (method, path) = route.split_once(' ').unwrap();
             documented.insert(path.to_owned());
             for prefix in ["", "/v1"] {
-                let path = format!("{prefix}{}", path.replace("{service}", "web"));
+                let path = format!("{prefix}{}", path.replace("{service}", "web").replace("{id}", "web-1"));
                 let request = Request::builder()
                     .method(method)
                     .uri(&path)
                     .body(Body::empty())
                     .unwrap();
                 let response = api().router(None).oneshot(request).await.unwrap();
-                assert_eq!(response.status(), 200, "{page}: {method} {path}");
+                // Who asks is known only to a listener; without one, nobody may change anything.
+                let expected = if method == "PUT" { 403 } else { 200 };
+                assert_eq!(response.status(), expected, "{page}: {method} {path}");
             }
         }
         assert_eq!(documented, made, "{page}");
@@ -351,8 +365,11 @@ fn every_error_is_documented_with_its_status() {
         .collect();
     let status = |name: &str| match name {
         "BAD_REQUEST" => "400",
+        "FORBIDDEN" => "403",
         "NOT_FOUND" => "404",
         "METHOD_NOT_ALLOWED" => "405",
+        "PAYLOAD_TOO_LARGE" => "413",
+        "UNSUPPORTED_MEDIA_TYPE" => "415",
         "MISDIRECTED_REQUEST" => "421",
         "INTERNAL_SERVER_ERROR" => "500",
         "SERVICE_UNAVAILABLE" => "503",

@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 7] = [
     &["agent"],
     &["config"],
     &["api", "discovery"],
-    &["http_client", "telemetry"],
+    &["duration", "http_client", "telemetry"],
     &["metrics"],
     &["balancer"],
 ];

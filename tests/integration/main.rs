@@ -22,5 +22,6 @@ mod etcd_scale;
 mod etcd_secured;
 mod house;
 mod lifecycle;
+mod overrides;
 mod support;
 mod two_registries;

@@ -1,0 +1,256 @@
+//! `PUT` and `DELETE /services/{service}/instances/{id}/drain`, and the same of `…/weight`: what an operator overrides.
+//!
+//! Each is answered with the state of the instance that follows from it, in force from the very next pick, and logged once
+//! with who asked and why.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::{Extension, extract::rejection::ExtensionRejection};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::Notify;
+
+use super::error::ApiError;
+use super::explain::OverriddenInstance;
+use super::rights::{self, AdminToken, Peer};
+use super::{Api, aside, body, query};
+use crate::balancer::{InstanceId, InvalidOrder, LoadBalancer, Order, ServiceName, Weight};
+use crate::duration::{Readable, with_unit};
+
+/// A reason of the longest kind and two numbers fit many times.
+const MOST_BYTES: usize = 16 << 10;
+
+/// What overrides need besides the core.
+#[derive(Clone, Debug, Default)]
+pub struct Admin {
+    /// What those who come over the network have to show.
+    pub token: AdminToken,
+    /// Told when an order was given: the next one to end may be another one now.
+    pub ordered: Arc<Notify>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+struct DrainBody {
+    reason: Option<String>,
+    ttl: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+struct WeightBody {
+    weight: Value,
+    reason: Option<String>,
+    ttl: Option<Value>,
+}
+
+/// Who asks, what of, and of whom.
+struct Request {
+    api: Api,
+    by: String,
+    balancer: Arc<LoadBalancer>,
+    id: InstanceId,
+}
+
+/// All that came.
+type Parts = (
+    State<Api>,
+    Result<Extension<Peer>, ExtensionRejection>,
+    Method,
+    Uri,
+    HeaderMap,
+    Body,
+);
+
+/// `…/drain`
+pub(super) async fn drain(parts: Parts) -> Result<Json<OverriddenInstance>, ApiError> {
+    let (State(api), peer, method, uri, headers, body) = parts;
+    let by = admitted(&api, peer, &method, &uri, &headers).await?;
+    if method == Method::DELETE {
+        let request = Request::new(api, by, &uri)?;
+        return aside(move || request.undrain()).await?;
+    }
+    let body = body::read(body, MOST_BYTES).await?;
+    let order = if body.is_empty() {
+        Order::by(&by)
+    } else {
+        json_only(&headers)?;
+        let DrainBody { reason, ttl } = body::parse(&body)?;
+        order(&by, reason.as_deref(), ttl.as_ref())?
+    };
+    let request = Request::new(api, by, &uri)?;
+    aside(move || request.drain(order)).await?
+}
+
+/// `…/weight`
+pub(super) async fn weight(parts: Parts) -> Result<Json<OverriddenInstance>, ApiError> {
+    let (State(api), peer, method, uri, headers, body) = parts;
+    let by = admitted(&api, peer, &method, &uri, &headers).await?;
+    if method == Method::DELETE {
+        let request = Request::new(api, by, &uri)?;
+        return aside(move || request.clear_weight()).await?;
+    }
+    json_only(&headers)?;
+    let body = body::read(body, MOST_BYTES).await?;
+    let WeightBody { weight, reason, ttl } = body::parse(&body)?;
+    let refused = || ApiError::InvalidRequest(format!("weight {weight}: expected a whole number from 0 to 10000"));
+    let weight = weight
+        .as_i64()
+        .and_then(|weight| Weight::new(weight).ok())
+        .ok_or_else(refused)?;
+    let order = order(&by, reason.as_deref(), ttl.as_ref())?;
+    let request = Request::new(api, by, &uri)?;
+    aside(move || request.set_weight(weight, order)).await?
+}
+
+/// Checks the method, the right and the parameters, in this order, and says who asks.
+async fn admitted(
+    api: &Api,
+    peer: Result<Extension<Peer>, ExtensionRejection>,
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<String, ApiError> {
+    if method != Method::PUT && method != Method::DELETE {
+        return Err(ApiError::MethodNotAllowed { allow: "PUT, DELETE" });
+    }
+    // A listener that does not say who asks lets nobody.
+    let Extension(peer) = peer.map_err(|_| ApiError::Forbidden("who asks is not known"))?;
+    rights::check(&peer, headers, &api.admin.token).await?;
+    query::no_parameters(uri)?;
+    Ok(peer.name.to_string())
+}
+
+fn json_only(headers: &HeaderMap) -> Result<(), ApiError> {
+    match body::is_json(headers) {
+        true => Ok(()),
+        false => Err(ApiError::UnsupportedMediaType),
+    }
+}
+
+fn order(by: &str, reason: Option<&str>, ttl: Option<&Value>) -> Result<Order, ApiError> {
+    let refused = |error: InvalidOrder| ApiError::InvalidRequest(error.to_string());
+    let order = Order::by(by).because(reason.unwrap_or_default()).map_err(refused)?;
+    let Some(ttl) = ttl else { return Ok(order) };
+    let duration = match ttl {
+        Value::String(text) => with_unit(text),
+        Value::Number(seconds) => seconds
+            .as_f64()
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+        _ => None,
+    };
+    let duration = duration.ok_or_else(|| {
+        ApiError::InvalidRequest(format!(
+            "ttl {ttl}: expected a duration such as \"250ms\", \"30s\", \"5m\" or \"1h\", or seconds as a number"
+        ))
+    })?;
+    order.for_the_next(duration).map_err(refused)
+}
+
+/// The service and the instance in a path `…/{service}/instances/{id}/…`.
+fn named(uri: &Uri) -> Result<(Cow<'_, str>, InstanceId), ApiError> {
+    let mut segments = uri.path().rsplit('/').skip(1);
+    let id = query::segment(segments.next().unwrap_or_default())?;
+    let service = query::segment(segments.nth(1).unwrap_or_default())?;
+    Ok((service, id.parse()?))
+}
+
+impl Request {
+    fn new(api: Api, by: String, uri: &Uri) -> Result<Self, ApiError> {
+        let (service, id) = named(uri)?;
+        let Some(balancer) = api.directory.get(&service) else {
+            let service: ServiceName = service.parse()?;
+            return Err(api.directory.why_unknown(service).into());
+        };
+        Ok(Self { api, by, balancer, id })
+    }
+
+    fn drain(self, order: Order) -> Result<Json<OverriddenInstance>, ApiError> {
+        let (ttl, reason) = (order.ttl().map(Readable), order.reason().map(str::to_owned));
+        self.balancer.drain(&self.id, order)?;
+        let (service, instance, by) = (self.balancer.service(), &self.id, &self.by);
+        let ttl = ttl.map(tracing::field::display);
+        tracing::info!(%service, %instance, by, reason, ttl, "instance drained");
+        Ok(self.state())
+    }
+
+    fn undrain(self) -> Result<Json<OverriddenInstance>, ApiError> {
+        if self.balancer.undrain(&self.id)?.is_some() {
+            let (service, instance, by) = (self.balancer.service(), &self.id, &self.by);
+            tracing::info!(%service, %instance, by, "instance undrained");
+        }
+        Ok(self.state())
+    }
+
+    fn set_weight(self, weight: Weight, order: Order) -> Result<Json<OverriddenInstance>, ApiError> {
+        let (ttl, reason) = (order.ttl().map(Readable), order.reason().map(str::to_owned));
+        self.balancer.set_weight(&self.id, weight, order)?;
+        let (service, instance, by) = (self.balancer.service(), &self.id, &self.by);
+        let (ttl, weight) = (ttl.map(tracing::field::display), weight.get());
+        tracing::info!(%service, %instance, weight, by, reason, ttl, "weight overridden");
+        Ok(self.state())
+    }
+
+    fn clear_weight(self) -> Result<Json<OverriddenInstance>, ApiError> {
+        if self.balancer.clear_weight(&self.id)?.is_some() {
+            let (service, instance, by) = (self.balancer.service(), &self.id, &self.by);
+            tracing::info!(%service, %instance, by, "weight of the registry restored");
+        }
+        Ok(self.state())
+    }
+
+    /// What follows from it.
+    fn state(&self) -> Json<OverriddenInstance> {
+        self.api.admin.ordered.notify_one();
+        Json(OverriddenInstance::of(&self.balancer, &self.id, self.api.clock.now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_id_is_one_segment_whatever_it_holds() {
+        let named = |path: &str| {
+            named(&path.parse().unwrap())
+                .map(|(service, id)| format!("{service} {id}"))
+                .ok()
+        };
+        assert_eq!(
+            named("/services/web/instances/a%2Fb%2Cc/drain").as_deref(),
+            Some("web a/b,c")
+        );
+        assert_eq!(
+            named("/v1/services/web/instances/a%252F/weight").as_deref(),
+            Some("web a%2F")
+        );
+        assert_eq!(named("/services/web/instances/%ff/drain"), None);
+        assert_eq!(named("/services/web/instances/%0a/drain"), None);
+    }
+
+    #[test]
+    fn a_ttl_is_seconds_or_a_duration() {
+        let ttl = |ttl: Value| order("ops", None, Some(&ttl)).ok().and_then(|order| order.ttl());
+        assert_eq!(ttl(json!(1.5)), Some(Duration::from_millis(1_500)));
+        assert_eq!(ttl(json!("10m")), Some(Duration::from_secs(600)));
+        for refused in [
+            json!(0),
+            json!(-1),
+            json!("10"),
+            json!("0s"),
+            json!(true),
+            json!({}),
+            json!(1e12),
+        ] {
+            assert_eq!(ttl(refused.clone()), None, "{refused}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Effective weight: what an instance's share of picks is made of.
+//!
+//! ```text
+//! effective weight = weight (the operator's, else the registered one; 1 in strategies that are not weighted) x degraded factor
+//! ```
+//!
+//! Counted in sixteenths, so that schedules stay short. Weight 0 has no share, whatever the factors.
+
+use super::config::LoadBalancerConfig;
+use super::instance::{HealthStatus, ServiceInstance, Weight};
+
+/// What an instance's share is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factors {
+    /// The registered weight.
+    pub weight: Weight,
+    /// The operator's in its place.
+    pub weight_override: Option<Weight>,
+    /// What the factors apply to: the operator's weight, else the registered one; at most 1 in strategies that are not weighted.
+    pub base: u16,
+    /// 1 unless degraded; then `degraded_factor`, or the registry's warning weight as a share of the registered weight.
+    pub degraded: f64,
+    /// The warning weight that the registry gives, while it warns.
+    pub warning_weight: Option<Weight>,
+}
+
+impl Factors {
+    pub(crate) fn of(
+        instance: &ServiceInstance,
+        status: HealthStatus,
+        weight_override: Option<Weight>,
+        config: &LoadBalancerConfig,
+    ) -> Self {
+        let weight = instance.weight();
+        let weighted = config.strategy().is_weighted();
+        let in_force = weight_override.unwrap_or(weight).get();
+        // An operator may give a weight to what has none registered: then there is nothing that it could be a share of.
+        let warning = instance
+            .warning_weight()
+            .filter(|_| status == HealthStatus::Degraded && weight.get() > 0);
+        let degraded = match (status, warning) {
+            (HealthStatus::Degraded, Some(warning)) => {
+                let share = f64::from(warning.get()) / f64::from(weight.get());
+                if weighted { share } else { share.min(1.0) }
+            }
+            (HealthStatus::Degraded, None) => config.degraded_factor(),
+            _ => 1.0,
+        };
+        Self {
+            weight,
+            weight_override,
+            base: if weighted { in_force } else { in_force.min(1) },
+            degraded,
+            warning_weight: warning,
+        }
+    }
+
+    /// The share of picks in 1/16; 0 = never picked.
+    pub(crate) fn units(&self, status: HealthStatus, config: &LoadBalancerConfig) -> u32 {
+        let base = u32::from(self.base);
+        match (self.warning_weight, self.weight_override) {
+            _ if status == HealthStatus::Unhealthy || base == 0 => 0,
+            // The registry has said what the product is.
+            (Some(warning), None) if config.strategy().is_weighted() => u32::from(warning.get()) * 16,
+            (Some(_), Some(_)) if config.strategy().is_weighted() => {
+                at_least_one(f64::from(base) * 16.0 * self.degraded)
+            }
+            _ => base * sixteenths(self.degraded),
+        }
+    }
+}
+
+/// A factor in steps of 1/16, so that tables stay small: at most 16, and above zero if the factor is.
+fn sixteenths(factor: f64) -> u32 {
+    at_least_one(factor.min(1.0) * 16.0)
+}
+
+fn at_least_one(units: f64) -> u32 {
+    if units > 0.0 {
+        units.round().clamp(1.0, f64::from(Weight::MAX.get()) * 16.0) as u32
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balancer::{LoadBalancingStrategy, RegistryStatus};
+
+    fn weight(weight: i64) -> Weight {
+        Weight::new(weight).unwrap()
+    }
+
+    fn units(instance: &ServiceInstance, config: &LoadBalancerConfig, order: Option<i64>) -> u32 {
+        let status = instance.registry_status().into();
+        Factors::of(instance, status, order.map(weight), config).units(status, config)
+    }
+
+    #[test]
+    fn factors_come_in_sixteenths_and_never_vanish() {
+        assert_eq!([0.0, 0.001, 0.25, 0.5, 1.0, 7.0].map(sixteenths), [0, 1, 4, 8, 16, 16]);
+    }
+
+    #[test]
+    fn the_registrys_warning_weight_replaces_the_degraded_factor() {
+        let weighted = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin);
+        let plain = LoadBalancerConfig::default();
+        let instance = ServiceInstance::new("a", "h", 1)
+            .unwrap()
+            .with_weight(weight(8))
+            .with_status(RegistryStatus::Warning);
+        let warned = |warning: i64| instance.clone().with_warning_weight(weight(warning));
+        let units = |instance: &ServiceInstance, config| units(instance, config, None);
+        assert_eq!((units(&instance, &weighted), units(&instance, &plain)), (32, 4));
+        assert_eq!((units(&warned(2), &weighted), units(&warned(2), &plain)), (32, 4));
+        assert_eq!((units(&warned(16), &weighted), units(&warned(16), &plain)), (256, 16));
+        assert_eq!((units(&warned(0), &weighted), units(&warned(0), &plain)), (0, 0));
+    }
+
+    #[test]
+    fn weight_zero_has_no_share_in_any_state() {
+        for strategy in LoadBalancingStrategy::ALL {
+            let config = LoadBalancerConfig::new(strategy);
+            for status in [
+                RegistryStatus::Passing,
+                RegistryStatus::Warning,
+                RegistryStatus::Unknown,
+            ] {
+                let one = ServiceInstance::new("a", "h", 1).unwrap().with_status(status);
+                assert_eq!(units(&one, &config, Some(0)), 0);
+                let drained = one.with_weight(weight(0));
+                let warned = drained.clone().with_warning_weight(Weight::ONE);
+                for instance in [drained, warned] {
+                    assert_eq!(units(&instance, &config, None), 0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_operators_weight_replaces_the_registered_one_and_the_factors_apply_to_it() {
+        let weighted = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin);
+        let plain = LoadBalancerConfig::default();
+        let one = ServiceInstance::new("a", "h", 1).unwrap().with_weight(weight(4));
+        assert_eq!(
+            (units(&one, &weighted, Some(3)), units(&one, &plain, Some(3))),
+            (48, 16)
+        );
+        let warned = one.clone().with_status(RegistryStatus::Warning);
+        assert_eq!(
+            (units(&warned, &weighted, Some(8)), units(&warned, &plain, Some(8))),
+            (32, 4)
+        );
+        // The registry's 1 of 4 is a quarter of the operator's weight, too.
+        let warned = warned.with_warning_weight(Weight::ONE);
+        assert_eq!(
+            (units(&warned, &weighted, Some(8)), units(&warned, &plain, Some(8))),
+            (32, 4)
+        );
+        let none = one.with_weight(weight(0));
+        assert_eq!(
+            (units(&none, &weighted, Some(3)), units(&none, &plain, Some(3))),
+            (48, 16)
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! Why a pick goes where it goes: every instance with what its share is made of, what each layer says, and what the strategy
+//! compares.
+//!
+//! Read from one view and the live state behind it. Asking changes nothing: no turn advances, no pick is counted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::clock::Timestamp;
+use super::effective::Factors;
+use super::health::{Layers, Objection};
+use super::instance::{HealthStatus, InstanceId, ServiceInstance};
+use super::overrides::WeightOrder;
+use super::pool::{Load, Member, View};
+use super::strategy::{LoadBalancingStrategy, Mode};
+
+/// Instances shown in ring order.
+const RING_ORDER: usize = 64;
+
+/// One service, explained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explanation {
+    /// How it is balanced.
+    pub strategy: LoadBalancingStrategy,
+    /// What the strategy does at present.
+    pub mode: Mode,
+    /// How long the present view took to build.
+    pub build_time: Duration,
+    /// Every registered instance, by id.
+    pub instances: Vec<ExplainedInstance>,
+    /// Where the key leads, if one was given and the strategy heeds keys.
+    pub key: Option<ExplainedKey>,
+}
+
+/// One instance, explained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExplainedInstance {
+    /// The instance as registered.
+    pub instance: Arc<ServiceInstance>,
+    /// The derived status.
+    pub status: HealthStatus,
+    /// What each layer says.
+    pub layers: Layers,
+    /// The operator's weight, with who ordered it.
+    pub weight_order: Option<WeightOrder>,
+    /// What its share is made of.
+    pub factors: Factors,
+    /// The product of the factors, in steps of 1/16.
+    pub effective_weight: f64,
+    /// Why it cannot be picked. Empty: it can.
+    pub objections: Vec<Objection>,
+    /// What the strategy compares; `None` for one that cannot be picked.
+    pub score: Option<Score>,
+}
+
+/// What a strategy compares at present.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Score {
+    /// Share of the picks, 0..=1: they are divided by weight.
+    Share(f64),
+    /// `(in flight + 1) / effective weight`; the least is picked.
+    Load(f64),
+    /// Seconds of `response time x (in flight + 1) / effective weight`; the least is picked.
+    Cost(f64),
+    /// Share of the points on the ring, 0..=1, before factors and those who are skipped.
+    RingShare(f64),
+}
+
+impl Score {
+    /// What it is, in a word.
+    #[must_use]
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Share(_) => "share",
+            Self::Load(_) => "in_flight_by_weight",
+            Self::Cost(_) => "response_seconds_by_weight",
+            Self::RingShare(_) => "ring_share",
+        }
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn value(self) -> f64 {
+        match self {
+            Self::Share(value) | Self::Load(value) | Self::Cost(value) | Self::RingShare(value) => value,
+        }
+    }
+}
+
+/// Where a key leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExplainedKey {
+    /// The instance that a pick with this key would be given now.
+    pub instance: Option<InstanceId>,
+    /// The first 64 registered instances in ring order from the key's place, whether they can be picked or not. Those of
+    /// registered weight 0 are not on the ring.
+    pub ring_order: Vec<InstanceId>,
+}
+
+/// What is looked at.
+pub(crate) struct Subject<'a> {
+    pub(crate) view: &'a View,
+    pub(crate) load: &'a Load,
+    pub(crate) mode: Mode,
+    pub(crate) now: Timestamp,
+}
+
+impl Subject<'_> {
+    /// Every instance, or only one.
+    pub(crate) fn instances(&self, only: Option<&InstanceId>) -> Vec<ExplainedInstance> {
+        let members = &self.view.members;
+        let all_units: u64 = members.iter().map(|member| u64::from(member.units)).sum();
+        let points = self.view.ring().map(|ring| ring.points(members.len()));
+        let all_points: u64 = points.iter().flatten().map(|&points| u64::from(points)).sum();
+        let explained = |(index, member): (usize, &Member)| {
+            let ring_share = points.as_ref().map(|points| {
+                let own = points.get(index).copied().unwrap_or_default();
+                f64::from(own) / all_points.max(1) as f64
+            });
+            let share = f64::from(member.units) / all_units.max(1) as f64;
+            self.instance(member, share, ring_share)
+        };
+        let wanted = |(_, member): &(usize, &Member)| only.is_none_or(|id| member.instance.id() == id);
+        members.iter().enumerate().filter(wanted).map(explained).collect()
+    }
+
+    fn instance(&self, member: &Member, share: f64, ring_share: Option<f64>) -> ExplainedInstance {
+        let config = &self.view.config;
+        let weight = f64::from(member.units) / 16.0;
+        let load = || f64::from(member.live.in_flight()) + 1.0;
+        let score = || match (config.strategy(), self.mode) {
+            (LoadBalancingStrategy::ConsistentHash, _) => Score::RingShare(ring_share.unwrap_or_default()),
+            (LoadBalancingStrategy::LeastConnections, Mode::Normal) => Score::Load(load() / weight),
+            (LoadBalancingStrategy::LeastResponseTime, Mode::Normal) => {
+                let latency = member
+                    .live
+                    .response_time(self.now)
+                    .unwrap_or_else(|| self.load.median());
+                Score::Cost(f64::from(latency) * load() / weight)
+            }
+            _ => Score::Share(share),
+        };
+        let verdict = &member.verdict;
+        let weight_override = verdict.weight.as_ref().map(|order| order.weight);
+        ExplainedInstance {
+            instance: Arc::clone(&member.instance),
+            status: member.status,
+            layers: verdict.layers.clone(),
+            weight_order: verdict.weight.clone(),
+            factors: Factors::of(&member.instance, member.status, weight_override, config),
+            effective_weight: weight,
+            objections: objections(member),
+            score: (member.units > 0).then(score),
+        }
+    }
+
+    /// Members in ring order from the key's place, each once.
+    pub(crate) fn ring_order(&self, key: &[u8]) -> Vec<InstanceId> {
+        let mut seen = vec![false; self.view.members.len()];
+        let mut order = Vec::new();
+        for owner in self.view.ring().into_iter().flat_map(|ring| ring.walk_from(key)) {
+            if order.len() == RING_ORDER.min(seen.len()) {
+                break;
+            }
+            if let (Some(member), Some(seen)) = (self.view.members.get(owner), seen.get_mut(owner))
+                && !std::mem::replace(seen, true)
+            {
+                order.push(member.instance.id().clone());
+            }
+        }
+        order
+    }
+}
+
+/// Why a member cannot be picked: the layers that take it out, else a weight of nothing.
+pub(crate) fn objections(member: &Member) -> Vec<Objection> {
+    let mut objections: Vec<_> = member.verdict.layers.objections().collect();
+    if member.units == 0 {
+        match &member.verdict.weight {
+            Some(order) if order.weight.get() == 0 => objections.push(Objection::OverrideWeightZero),
+            None if member.instance.weight().get() == 0 => objections.push(Objection::WeightZero),
+            _ if member.status == HealthStatus::Degraded => objections.push(Objection::DegradedWeightZero),
+            _ => {}
+        }
+    }
+    objections
+}

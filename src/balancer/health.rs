@@ -1,0 +1,157 @@
+//! Health of one instance: layers that are kept apart, and the one status derived from them.
+//!
+//! ```text
+//! admin     drained by an operator's order, or in service  ─┐
+//! registry  unknown, passing, warning, critical, maintenance ├─► HealthStatus
+//! (active, passive, breaker: to come)                       ─┘
+//! ```
+//!
+//! Each layer holds what it says and since when, and none overwrites another: an instance that is drained *and* critical is
+//! still critical when the drain is lifted. A layer takes an instance out, holds it back, or has no objection; the worst counts.
+
+use std::sync::Arc;
+
+use super::clock::Timestamp;
+use super::instance::{HealthStatus, RegistryStatus};
+use super::overrides::Standing;
+
+/// What a layer says, and since when it has said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said<T> {
+    /// What it says.
+    pub state: T,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What each layer says of one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layers {
+    /// The operator's order that takes it out; `None` while it is in service.
+    pub admin: Option<Arc<Standing>>,
+    /// What the registry says.
+    pub registry: Said<RegistryStatus>,
+}
+
+impl Layers {
+    /// What the layers say now. A layer that says what it said before has said so since then.
+    pub(crate) fn following(
+        before: Option<&Self>,
+        admin: Option<Arc<Standing>>,
+        registry: RegistryStatus,
+        now: Timestamp,
+    ) -> Self {
+        let registry = match before {
+            Some(before) if before.registry.state == registry => before.registry,
+            _ => Said {
+                state: registry,
+                since: now,
+            },
+        };
+        Self { admin, registry }
+    }
+
+    /// The status derived from all layers.
+    #[must_use]
+    pub fn status(&self) -> HealthStatus {
+        match self.admin {
+            Some(_) => HealthStatus::Unhealthy,
+            None => self.registry.state.into(),
+        }
+    }
+
+    /// Each layer that takes the instance out.
+    pub(crate) fn objections(&self) -> impl Iterator<Item = Objection> {
+        let admin = self.admin.is_some().then_some(Objection::Drained);
+        let registry = match self.registry.state {
+            RegistryStatus::Critical => Some(Objection::RegistryCritical),
+            RegistryStatus::Maintenance => Some(Objection::RegistryMaintenance),
+            RegistryStatus::Unknown | RegistryStatus::Passing | RegistryStatus::Warning => None,
+        };
+        admin.into_iter().chain(registry)
+    }
+}
+
+/// Why an instance cannot be picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objection {
+    /// An operator drained it.
+    Drained,
+    /// The registry says critical.
+    RegistryCritical,
+    /// The registry says maintenance.
+    RegistryMaintenance,
+    /// Its registered weight is 0.
+    WeightZero,
+    /// An operator gave it weight 0.
+    OverrideWeightZero,
+    /// It is degraded, and `degraded_factor` or the registry's warning weight is 0.
+    DegradedWeightZero,
+}
+
+impl Objection {
+    /// The word for it in answers. Words do not change.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Drained => "drained",
+            Self::RegistryCritical => "registry_critical",
+            Self::RegistryMaintenance => "registry_maintenance",
+            Self::WeightZero => "weight_zero",
+            Self::OverrideWeightZero => "override_weight_zero",
+            Self::DegradedWeightZero => "degraded_weight_zero",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balancer::overrides::{Order, Overrides};
+    use std::time::Duration;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::default() + Duration::from_secs(seconds)
+    }
+
+    fn drained(now: Timestamp) -> Option<Arc<Standing>> {
+        let (mut overrides, id) = (Overrides::default(), "a".parse().unwrap());
+        overrides.drain(&id, Order::by("ops"), now);
+        overrides.of(&id).drain
+    }
+
+    #[test]
+    fn the_worst_layer_counts_and_none_overwrites_another() {
+        for (registry, in_service) in [
+            (RegistryStatus::Unknown, HealthStatus::Unknown),
+            (RegistryStatus::Passing, HealthStatus::Healthy),
+            (RegistryStatus::Warning, HealthStatus::Degraded),
+            (RegistryStatus::Critical, HealthStatus::Unhealthy),
+            (RegistryStatus::Maintenance, HealthStatus::Unhealthy),
+        ] {
+            let before = Layers::following(None, None, registry, at(1));
+            assert_eq!(before.status(), in_service);
+            let out = Layers::following(Some(&before), drained(at(2)), registry, at(2));
+            assert_eq!((out.status(), out.registry.state), (HealthStatus::Unhealthy, registry));
+            assert_eq!(out.registry.since, at(1), "the registry said so before");
+            let back = Layers::following(Some(&out), None, registry, at(3));
+            assert_eq!(back, before);
+        }
+    }
+
+    #[test]
+    fn a_layer_says_so_since_it_began_to() {
+        let passing = Layers::following(None, None, RegistryStatus::Passing, at(1));
+        let still = Layers::following(Some(&passing), None, RegistryStatus::Passing, at(5));
+        assert_eq!(still.registry.since, at(1));
+        let critical = Layers::following(Some(&still), None, RegistryStatus::Critical, at(9));
+        assert_eq!(critical.registry.since, at(9));
+    }
+
+    #[test]
+    fn every_objection_is_told() {
+        let layers = Layers::following(None, drained(at(1)), RegistryStatus::Critical, at(1));
+        let words: Vec<_> = layers.objections().map(Objection::as_str).collect();
+        assert_eq!(words, ["drained", "registry_critical"]);
+    }
+}

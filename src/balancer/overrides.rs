@@ -1,0 +1,448 @@
+//! What an operator orders, in place of what the registry says: drain this instance, give that one another weight.
+//!
+//! Orders belong to the *id* and outlive everything that a registry or a reload does to it: an instance that leaves and comes
+//! back is still drained. An order ends when it is lifted, when its time to live is over, or a day after its id was last
+//! registered. Only ids that are registered, or were within the last hour, can be given orders: a mistyped one is refused.
+//!
+//! Knows nothing of who may give orders; it keeps who did.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::clock::Timestamp;
+use super::instance::{InstanceId, Weight};
+
+/// How long an instance that left can still be given orders.
+const KNOWN_FOR: Duration = Duration::from_secs(3_600);
+/// How long orders wait for an instance that left.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 3_600);
+/// Ids that left and are remembered, at least; above that as many as there are instances.
+const REMEMBERED: usize = 256;
+/// Ends of orders that wait to be told. Nobody may ever ask.
+const UNTOLD: usize = 1_024;
+
+/// Why an order was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidOrder {
+    /// The reason is too long, or more than one line.
+    #[error("reason: expected at most {} characters on one line", Order::LONGEST_REASON)]
+    Reason,
+    /// The time to live is nothing, or more than a year.
+    #[error("ttl: expected 1ms to 8760h")]
+    Ttl,
+}
+
+/// Who orders, why, and for how long.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let order = pickd::Order::by("ops").because("kernel update")?.for_the_next(Duration::from_secs(600))?;
+/// assert_eq!(order.reason(), Some("kernel update"));
+/// # Ok::<(), pickd::InvalidOrder>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    by: Box<str>,
+    reason: Option<Box<str>>,
+    ttl: Option<Duration>,
+}
+
+impl Order {
+    /// Characters of the longest reason.
+    pub const LONGEST_REASON: usize = 256;
+    /// The longest time to live: a year.
+    pub const LONGEST_TTL: Duration = Duration::from_secs(8_760 * 3_600);
+
+    /// An order until further notice, without a reason. What could break a log line is left out of the name.
+    #[must_use]
+    pub fn by(who: &str) -> Self {
+        Self {
+            by: who.chars().filter(|c| !c.is_control()).take(256).collect(),
+            reason: None,
+            ttl: None,
+        }
+    }
+
+    /// Sets the reason. An empty one is none.
+    ///
+    /// # Errors
+    ///
+    /// Above [`LONGEST_REASON`](Self::LONGEST_REASON) characters, or with control characters.
+    pub fn because(mut self, reason: &str) -> Result<Self, InvalidOrder> {
+        if reason.chars().count() > Self::LONGEST_REASON || reason.chars().any(char::is_control) {
+            return Err(InvalidOrder::Reason);
+        }
+        self.reason = (!reason.is_empty()).then(|| reason.into());
+        Ok(self)
+    }
+
+    /// Sets the time after which it ends by itself.
+    ///
+    /// # Errors
+    ///
+    /// Below a millisecond, and above [`LONGEST_TTL`](Self::LONGEST_TTL).
+    pub fn for_the_next(mut self, ttl: Duration) -> Result<Self, InvalidOrder> {
+        if ttl < Duration::from_millis(1) || ttl > Self::LONGEST_TTL {
+            return Err(InvalidOrder::Ttl);
+        }
+        self.ttl = Some(ttl);
+        Ok(self)
+    }
+
+    /// Who orders it.
+    #[must_use]
+    pub fn who(&self) -> &str {
+        &self.by
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// For how long; `None` until it is lifted.
+    #[must_use]
+    pub fn ttl(&self) -> Option<Duration> {
+        self.ttl
+    }
+}
+
+/// An order in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    order: Order,
+    since: Timestamp,
+    until: Option<Timestamp>,
+}
+
+impl Standing {
+    fn new(order: Order, now: Timestamp) -> Self {
+        Self {
+            until: order.ttl.map(|ttl| now + ttl),
+            order,
+            since: now,
+        }
+    }
+
+    /// The order.
+    #[must_use]
+    pub fn order(&self) -> &Order {
+        &self.order
+    }
+
+    /// When it was given.
+    #[must_use]
+    pub fn since(&self) -> Timestamp {
+        self.since
+    }
+
+    /// When it ends by itself.
+    #[must_use]
+    pub fn until(&self) -> Option<Timestamp> {
+        self.until
+    }
+}
+
+/// A weight in place of the registered one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightOrder {
+    /// The weight.
+    pub weight: Weight,
+    /// The order that sets it.
+    pub standing: Arc<Standing>,
+}
+
+/// What is overridden.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Override {
+    /// Whether it can be picked.
+    Drain,
+    /// Its weight.
+    Weight(Weight),
+}
+
+/// An order that ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Whom it was about.
+    pub id: InstanceId,
+    /// What it overrode.
+    pub what: Override,
+    /// The order.
+    pub standing: Arc<Standing>,
+    /// Why it ended.
+    pub because: EndedBecause,
+}
+
+/// Why an order ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedBecause {
+    /// Its time to live is over.
+    Expired,
+    /// Its instance has not been registered for a day.
+    InstanceGone,
+}
+
+/// Orders in force for one service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OverrideCounts {
+    /// Drained instances, registered or not.
+    pub drains: usize,
+    /// Weights in place of registered ones.
+    pub weights: usize,
+}
+
+/// What is ordered of one id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InstanceOverrides {
+    /// The order that drains it.
+    pub drain: Option<Arc<Standing>>,
+    /// The weight in place of the registered one.
+    pub weight: Option<WeightOrder>,
+}
+
+/// The orders of one service, and the ids that left it lately.
+#[derive(Debug, Default)]
+pub(crate) struct Overrides {
+    drains: HashMap<InstanceId, Arc<Standing>>,
+    weights: HashMap<InstanceId, WeightOrder>,
+    left: HashMap<InstanceId, Timestamp>,
+    ended: VecDeque<Ended>,
+}
+
+impl Overrides {
+    pub(crate) fn of(&self, id: &InstanceId) -> InstanceOverrides {
+        InstanceOverrides {
+            drain: self.drains.get(id).cloned(),
+            weight: self.weights.get(id).cloned(),
+        }
+    }
+
+    pub(crate) fn counts(&self) -> OverrideCounts {
+        OverrideCounts {
+            drains: self.drains.len(),
+            weights: self.weights.len(),
+        }
+    }
+
+    /// Whether an id that is not registered can be given orders all the same.
+    pub(crate) fn remembers(&self, id: &InstanceId, now: Timestamp) -> bool {
+        self.has_order(id)
+            || self
+                .left
+                .get(id)
+                .is_some_and(|left_at| now.since(*left_at) <= KNOWN_FOR)
+    }
+
+    fn has_order(&self, id: &InstanceId) -> bool {
+        self.drains.contains_key(id) || self.weights.contains_key(id)
+    }
+
+    pub(crate) fn drain(&mut self, id: &InstanceId, order: Order, now: Timestamp) {
+        self.drains.insert(id.clone(), Arc::new(Standing::new(order, now)));
+    }
+
+    pub(crate) fn undrain(&mut self, id: &InstanceId) -> Option<Arc<Standing>> {
+        self.drains.remove(id)
+    }
+
+    pub(crate) fn set_weight(&mut self, id: &InstanceId, weight: Weight, order: Order, now: Timestamp) {
+        let standing = Arc::new(Standing::new(order, now));
+        self.weights.insert(id.clone(), WeightOrder { weight, standing });
+    }
+
+    pub(crate) fn clear_weight(&mut self, id: &InstanceId) -> Option<WeightOrder> {
+        self.weights.remove(id)
+    }
+
+    pub(crate) fn arrived(&mut self, ids: &[InstanceId]) {
+        for id in ids {
+            self.left.remove(id);
+        }
+    }
+
+    /// Remembers ids that left a service which now has so many instances.
+    pub(crate) fn departed(&mut self, ids: &[InstanceId], now: Timestamp, instances: usize) {
+        self.left.extend(ids.iter().map(|id| (id.clone(), now)));
+        let most = REMEMBERED.max(instances);
+        // Twice as many before any is looked for, so that looking is seldom.
+        if self.left.len() > 2 * most {
+            let mut times: Vec<Timestamp> = self.left.values().copied().collect();
+            let keep_from = times.len() - most;
+            let (_, oldest_kept, _) = times.select_nth_unstable(keep_from);
+            let oldest_kept = *oldest_kept;
+            let (drains, weights) = (&self.drains, &self.weights);
+            self.left
+                .retain(|id, left_at| *left_at >= oldest_kept || drains.contains_key(id) || weights.contains_key(id));
+        }
+    }
+
+    /// Ends what is due. Returns whether any order ended.
+    pub(crate) fn expire(&mut self, now: Timestamp) -> bool {
+        let mut ended = Vec::new();
+        let left = &self.left;
+        let is_over = |id: &InstanceId, standing: &Standing| {
+            if standing.until.is_some_and(|until| until <= now) {
+                Some(EndedBecause::Expired)
+            } else if left.get(id).is_some_and(|left_at| now.since(*left_at) >= KEPT_FOR) {
+                Some(EndedBecause::InstanceGone)
+            } else {
+                None
+            }
+        };
+        self.drains.retain(|id, standing| match is_over(id, standing) {
+            Some(because) => {
+                ended.push(Ended {
+                    id: id.clone(),
+                    what: Override::Drain,
+                    standing: Arc::clone(standing),
+                    because,
+                });
+                false
+            }
+            None => true,
+        });
+        self.weights.retain(|id, order| match is_over(id, &order.standing) {
+            Some(because) => {
+                ended.push(Ended {
+                    id: id.clone(),
+                    what: Override::Weight(order.weight),
+                    standing: Arc::clone(&order.standing),
+                    because,
+                });
+                false
+            }
+            None => true,
+        });
+        let (drains, weights) = (&self.drains, &self.weights);
+        self.left.retain(|id, left_at| {
+            now.since(*left_at) <= KNOWN_FOR || drains.contains_key(id) || weights.contains_key(id)
+        });
+        let any = !ended.is_empty();
+        self.ended.extend(ended);
+        while self.ended.len() > UNTOLD {
+            self.ended.pop_front();
+        }
+        any
+    }
+
+    /// When the next order ends by itself.
+    pub(crate) fn next_end(&self) -> Option<Timestamp> {
+        let drains = self.drains.iter().map(|(id, standing)| (id, &**standing));
+        let weights = self.weights.iter().map(|(id, order)| (id, &*order.standing));
+        let ends = |(id, standing): (&InstanceId, &Standing)| {
+            let forgotten_at = self.left.get(id).map(|left_at| *left_at + KEPT_FOR);
+            standing.until.into_iter().chain(forgotten_at).min()
+        };
+        drains.chain(weights).filter_map(ends).min()
+    }
+
+    /// What ended by itself and was not told yet.
+    pub(crate) fn take_ended(&mut self) -> Vec<Ended> {
+        self.ended.drain(..).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::default() + Duration::from_secs(seconds)
+    }
+
+    fn id(text: &str) -> InstanceId {
+        text.parse().unwrap()
+    }
+
+    fn order(ttl: Option<u64>) -> Order {
+        let order = Order::by("ops");
+        match ttl {
+            Some(seconds) => order.for_the_next(Duration::from_secs(seconds)).unwrap(),
+            None => order,
+        }
+    }
+
+    #[test]
+    fn an_order_ends_when_its_time_is_over_and_is_told_once() {
+        let mut overrides = Overrides::default();
+        overrides.drain(&id("a"), order(Some(10)), at(0));
+        overrides.set_weight(&id("a"), Weight::MAX, order(Some(20)), at(0));
+        overrides.drain(&id("b"), order(None), at(0));
+        assert_eq!(overrides.next_end(), Some(at(10)));
+        assert!(!overrides.expire(at(9)));
+        assert!(overrides.expire(at(10)));
+        assert!(overrides.of(&id("a")).drain.is_none() && overrides.of(&id("a")).weight.is_some());
+        let ended = overrides.take_ended();
+        assert_eq!(
+            (ended.len(), ended[0].what, ended[0].because),
+            (1, Override::Drain, EndedBecause::Expired)
+        );
+        assert!(overrides.take_ended().is_empty());
+        assert_eq!(overrides.next_end(), Some(at(20)));
+        overrides.expire(at(100_000));
+        assert_eq!(
+            overrides.counts(),
+            OverrideCounts { drains: 1, weights: 0 },
+            "b has no end"
+        );
+        assert_eq!(overrides.next_end(), None);
+    }
+
+    #[test]
+    fn an_id_that_left_is_remembered_for_an_hour_and_its_orders_for_a_day() {
+        let mut overrides = Overrides::default();
+        overrides.drain(&id("a"), order(None), at(0));
+        overrides.departed(&[id("a"), id("b")], at(0), 0);
+        assert!(overrides.remembers(&id("b"), at(3_600)) && !overrides.remembers(&id("b"), at(3_601)));
+        assert!(!overrides.expire(at(86_399)));
+        assert!(overrides.remembers(&id("a"), at(86_399)));
+        assert_eq!(overrides.next_end(), Some(at(86_400)));
+        assert!(overrides.expire(at(86_400)));
+        assert_eq!(overrides.take_ended()[0].because, EndedBecause::InstanceGone);
+        assert!(!overrides.remembers(&id("a"), at(86_400)) && overrides.left.is_empty());
+    }
+
+    #[test]
+    fn one_that_came_back_keeps_its_orders() {
+        let mut overrides = Overrides::default();
+        overrides.drain(&id("a"), order(None), at(0));
+        overrides.departed(&[id("a")], at(0), 0);
+        overrides.arrived(&[id("a")]);
+        assert!(!overrides.expire(at(200_000)));
+        assert!(overrides.of(&id("a")).drain.is_some());
+    }
+
+    #[test]
+    fn many_that_left_are_forgotten_oldest_first_and_never_those_with_orders() {
+        let mut overrides = Overrides::default();
+        overrides.departed(&[id("ordered")], at(0), 0);
+        overrides.drain(&id("ordered"), order(None), at(0));
+        for number in 0..5_000_u64 {
+            overrides.departed(&[id(&format!("pod-{number}"))], at(number), 10);
+        }
+        assert!(overrides.left.len() <= 2 * REMEMBERED + 1, "{}", overrides.left.len());
+        assert!(overrides.remembers(&id("pod-4999"), at(5_000)) && overrides.remembers(&id("pod-4800"), at(5_000)));
+        assert!(!overrides.remembers(&id("pod-0"), at(5_000)));
+        assert!(overrides.left.contains_key(&id("ordered")));
+    }
+
+    #[test]
+    fn a_reason_is_one_line_and_a_ttl_has_a_range() {
+        assert_eq!(Order::by("a\nb").who(), "ab");
+        assert_eq!(Order::by("a").because("").unwrap().reason(), None);
+        assert!(Order::by("a").because(&"ä".repeat(256)).is_ok());
+        assert_eq!(Order::by("a").because(&"x".repeat(257)), Err(InvalidOrder::Reason));
+        assert_eq!(Order::by("a").because("x\ny"), Err(InvalidOrder::Reason));
+        assert_eq!(Order::by("a").for_the_next(Duration::ZERO), Err(InvalidOrder::Ttl));
+        assert!(Order::by("a").for_the_next(Order::LONGEST_TTL).is_ok());
+        assert!(
+            Order::by("a")
+                .for_the_next(Order::LONGEST_TTL + Duration::from_secs(1))
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,185 @@
+//! `pickd explain`: why picks go where they go, as a table or as the agent says it.
+
+use serde_json::Value;
+
+use super::Exit;
+use super::agent_client::{AgentArguments, AgentClient, AgentError, encoded, one_line};
+use super::output::{self, Output, say};
+use super::table::{Column, aligned};
+use crate::balancer::ServiceName;
+
+const EXAMPLES: &str = "\
+Examples:
+  pickd explain user-service                    each instance, and why (not)
+  pickd explain user-service --key session-42   and where this key leads
+  pickd explain user-service --output json | jq .instances";
+
+const EXITS: &str = "Exit codes: 0 fine, 3 no such service, 69 the agent cannot be reached, 75 it has not heard of every \
+                     registry yet";
+
+/// Show why picks of a service go where they go.
+#[derive(Debug, clap::Args)]
+#[command(before_help = EXAMPLES, after_help = EXITS)]
+pub(super) struct ExplainArguments {
+    /// The service
+    service: ServiceName,
+    /// Show where this key leads, under consistent_hash
+    #[arg(long)]
+    key: Option<String>,
+    /// A table, or the agent's answer
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    #[command(flatten)]
+    agent: AgentArguments,
+}
+
+pub(super) fn execute(arguments: &ExplainArguments) -> Exit {
+    match explained(arguments) {
+        Ok(text) => output::data(&text),
+        Err(error) => {
+            say(&error);
+            error.exit()
+        }
+    }
+}
+
+/// What to print.
+pub(super) fn explained(arguments: &ExplainArguments) -> Result<String, AgentError> {
+    let client = AgentClient::new(&arguments.agent)?;
+    let mut path = format!("/explain/{}", encoded(arguments.service.as_str()));
+    if let Some(key) = &arguments.key {
+        path.push_str(&format!("?key={}", encoded(key)));
+    }
+    let body = client.get(&path)?;
+    let answer = client.parsed(&body)?;
+    Ok(match arguments.output {
+        Output::Json => body,
+        Output::Text => text(&answer, arguments.key.is_some()),
+    })
+}
+
+fn text(answer: &Value, with_key: bool) -> String {
+    let mut text = format!(
+        "{}: {} ({}), {} of {} instances can be picked\n\n",
+        word(&answer["service"]),
+        word(&answer["strategy"]),
+        word(&answer["mode"]),
+        answer["available_instances"],
+        answer["total_instances"]
+    );
+    let columns = [
+        Column::Left("ID"),
+        Column::Left("STATUS"),
+        Column::Right("WEIGHT"),
+        Column::Right("OVERRIDE"),
+        Column::Right("DEGRADED"),
+        Column::Right("EFFECTIVE"),
+        Column::Right("SCORE"),
+        Column::Left("COMPARED"),
+        Column::Left("WHY"),
+    ];
+    let instances = answer["instances"].as_array().into_iter().flatten();
+    let rows: Vec<_> = instances.map(row).collect();
+    text.push_str(&aligned(columns, &rows));
+    if with_key {
+        text.push('\n');
+        text.push_str(&match &answer["key"] {
+            Value::Object(key) => {
+                let instance = key.get("instance").map(word).filter(|id| !id.is_empty());
+                let order: Vec<_> = key
+                    .get("ring_order")
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                    .map(word)
+                    .collect();
+                format!(
+                    "the key leads to {}; ring order: {}\n",
+                    instance.as_deref().unwrap_or("nobody"),
+                    order.join(", ")
+                )
+            }
+            _ => "this strategy does not heed keys\n".to_owned(),
+        });
+    }
+    text
+}
+
+fn row(instance: &Value) -> [String; 9] {
+    let factors = &instance["factors"];
+    [
+        word(&instance["id"]),
+        word(&instance["status"]),
+        number(&factors["weight"]),
+        number(&factors["weight_override"]["weight"]),
+        number(&factors["degraded"]),
+        number(&instance["effective_weight"]),
+        number(&instance["score"]["value"]),
+        word(&instance["score"]["kind"]),
+        why(instance),
+    ]
+}
+
+/// The words, and what an operator said.
+fn why(instance: &Value) -> String {
+    let words: Vec<_> = instance["why"].as_array().into_iter().flatten().map(word).collect();
+    let reasons = [
+        &instance["layers"]["admin"]["reason"],
+        &instance["factors"]["weight_override"]["reason"],
+    ];
+    let said: Vec<_> = reasons
+        .into_iter()
+        .map(word)
+        .filter(|reason| !reason.is_empty())
+        .collect();
+    match said.is_empty() {
+        true => words.join(", "),
+        false => format!("{} ({})", words.join(", "), said.join("; ")),
+    }
+}
+
+fn word(value: &Value) -> String {
+    one_line(value.as_str().unwrap_or_default())
+}
+
+/// At most four digits behind the point.
+fn number(value: &Value) -> String {
+    let Some(number) = value.as_f64() else {
+        return String::new();
+    };
+    let text = format!("{number:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn instances_are_a_table_with_reasons() {
+        let answer = json!({
+            "service": "web", "strategy": "consistent_hash", "mode": "normal", "available_instances": 1, "total_instances": 2,
+            "instances": [
+                {"id": "a", "status": "healthy", "effective_weight": 2.0, "why": ["registry_passing"],
+                 "score": {"kind": "ring_share", "value": 0.33333333}, "layers": {"admin": {"state": "in_service"}},
+                 "factors": {"weight": 2, "weight_override": null, "degraded": 1.0}},
+                {"id": "b", "status": "unhealthy", "effective_weight": 0.0, "why": ["drained", "registry_critical"],
+                 "score": null, "layers": {"admin": {"state": "drained", "reason": "update"}},
+                 "factors": {"weight": 1, "weight_override": {"weight": 3}, "degraded": 1.0}},
+            ],
+            "key": {"instance": "a", "ring_order": ["b", "a"]},
+        });
+        assert_eq!(
+            text(&answer, true),
+            "web: consistent_hash (normal), 1 of 2 instances can be picked\n\n\
+             ID  STATUS     WEIGHT  OVERRIDE  DEGRADED  EFFECTIVE   SCORE  COMPARED    WHY\n\
+             a   healthy         2         -         1          2  0.3333  ring_share  registry_passing\n\
+             b   unhealthy       1         3         1          0       -  -           drained, registry_critical (update)\n\
+             \nthe key leads to a; ring order: b, a\n"
+        );
+        let answer = json!({"service": "web", "key": null});
+        assert!(text(&answer, true).ends_with("this strategy does not heed keys\n"));
+        assert!(!text(&answer, false).contains("key"));
+    }
+}

@@ -1,0 +1,331 @@
+//! `pickd drain`, `undrain` and `weight`: what an operator overrides, at one agent.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::Exit;
+use super::agent_client::{AgentArguments, AgentClient, AgentError, Change, encoded, one_line};
+use super::output::{self, Output, say};
+use crate::balancer::{InstanceId, Order, ServiceName};
+use crate::duration::with_unit;
+
+const EXITS: &str = "\
+Exit codes:
+  0   done, in force from the next pick  3   no such service or instance
+  1   not allowed, or it failed          69  the agent cannot be reached
+  2   the request is wrong               75  the agent has not heard of every registry yet";
+
+const DRAIN: &str = "\
+Examples:
+  pickd drain user-service user-1@node-a
+  pickd drain user-service user-1 --reason 'kernel update' --ttl 10m";
+
+const UNDRAIN: &str = "\
+Example:
+  pickd undrain user-service user-1@node-a";
+
+const WEIGHT: &str = "\
+Examples:
+  pickd weight user-service user-1 3         in place of the registered weight
+  pickd weight user-service user-1 0         no more picks of it
+  pickd weight user-service user-1 --clear   the registered weight again";
+
+/// Whom it is about, and whom to ask.
+#[derive(Debug, clap::Args)]
+pub(super) struct Target {
+    /// The service
+    service: ServiceName,
+    /// The instance's id
+    instance: InstanceId,
+    /// The instance's state in a few words, or the agent's answer
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// File with the admin token, for agents on other machines
+    #[arg(long, value_name = "FILE", env = "PICKD_ADMIN_TOKEN_FILE", hide_env_values = true)]
+    admin_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    agent: AgentArguments,
+}
+
+/// Why, and for how long.
+#[derive(Debug, clap::Args)]
+struct OrderArguments {
+    /// Why, for the log and for others
+    #[arg(long, value_parser = reason)]
+    reason: Option<String>,
+    /// For how long, such as 30s, 10m or 2h; until taken back without it
+    #[arg(long, value_name = "TIME", value_parser = ttl)]
+    ttl: Option<String>,
+}
+
+/// Have an instance not picked any more, whatever the registry says.
+#[derive(Debug, clap::Args)]
+#[command(before_help = DRAIN, after_help = EXITS)]
+pub(super) struct DrainArguments {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    order: OrderArguments,
+}
+
+/// Have a drained instance picked again.
+#[derive(Debug, clap::Args)]
+#[command(before_help = UNDRAIN, after_help = EXITS)]
+pub(super) struct UndrainArguments {
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Give an instance another weight than the registered one.
+#[derive(Debug, clap::Args)]
+#[command(before_help = WEIGHT, after_help = EXITS)]
+pub(super) struct WeightArguments {
+    #[command(flatten)]
+    target: Target,
+    /// The weight, 0 to 10000
+    #[arg(value_parser = clap::value_parser!(i64).range(0..=10_000), required_unless_present = "clear")]
+    weight: Option<i64>,
+    /// Go back to the registered weight
+    #[arg(long, conflicts_with_all = ["weight", "reason", "ttl"])]
+    clear: bool,
+    #[command(flatten)]
+    order: OrderArguments,
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    let checked = Order::by("").because(text).map_err(|error| error.to_string());
+    checked.map(|_| text.to_owned())
+}
+
+fn ttl(text: &str) -> Result<String, String> {
+    let read = with_unit(text).ok_or_else(|| "expected a number with a unit, such as 30s, 10m or 2h".to_owned())?;
+    let checked = Order::by("").for_the_next(read).map_err(|error| error.to_string());
+    checked.map(|_| text.to_owned())
+}
+
+impl OrderArguments {
+    fn body(&self) -> serde_json::Map<String, Value> {
+        let fields = [("reason", &self.reason), ("ttl", &self.ttl)];
+        let given = fields
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), Value::String(value.clone()?))));
+        given.collect()
+    }
+}
+
+/// What to ask of the agent.
+pub(super) struct Request<'a> {
+    target: &'a Target,
+    /// The last segment of the path.
+    what: &'static str,
+    body: Option<Value>,
+}
+
+impl DrainArguments {
+    pub(super) fn request(&self) -> Request<'_> {
+        Request {
+            target: &self.target,
+            what: "drain",
+            body: Some(Value::Object(self.order.body())),
+        }
+    }
+}
+
+impl UndrainArguments {
+    pub(super) fn request(&self) -> Request<'_> {
+        Request {
+            target: &self.target,
+            what: "drain",
+            body: None,
+        }
+    }
+}
+
+impl WeightArguments {
+    pub(super) fn request(&self) -> Request<'_> {
+        let with_weight = |weight: i64| {
+            let mut body = self.order.body();
+            body.insert("weight".to_owned(), json!(weight));
+            Value::Object(body)
+        };
+        Request {
+            target: &self.target,
+            what: "weight",
+            body: self.weight.map(with_weight),
+        }
+    }
+}
+
+pub(super) fn execute(request: &Request<'_>) -> Exit {
+    match changed(request) {
+        Ok(text) => output::data(&text),
+        Err(error) => {
+            say(&error);
+            error.exit()
+        }
+    }
+}
+
+/// Has the agent do it, and gives what to print.
+pub(super) fn changed(request: &Request<'_>) -> Result<String, AgentError> {
+    let Target {
+        service,
+        instance,
+        output,
+        admin_token_file,
+        agent,
+    } = request.target;
+    let token = match admin_token_file {
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
+            // The file's name, never what is in it.
+            AgentError::Here(format!("{}: {error}", path.display()))
+        })?),
+        None => None,
+    };
+    let path = format!(
+        "/services/{}/instances/{}/{}",
+        encoded(service.as_str()),
+        encoded(instance.as_str()),
+        request.what
+    );
+    let client = AgentClient::new(agent)?;
+    let body = client.change(&Change {
+        path: &path,
+        body: request.body.clone(),
+        token: token.as_deref().map(str::trim),
+    })?;
+    let answer = client.parsed(&body)?;
+    Ok(match output {
+        Output::Json => body,
+        Output::Text => state(&answer),
+    })
+}
+
+/// `user-1: unhealthy (drained), effective weight 0`
+fn state(answer: &Value) -> String {
+    let id = one_line(answer["id"].as_str().unwrap_or_default());
+    let instance = &answer["instance"];
+    if instance.is_null() {
+        return format!("{id}: not registered at present; the order waits for it");
+    }
+    let words: Vec<_> = instance["why"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let status = one_line(instance["status"].as_str().unwrap_or("-"));
+    let why = one_line(&words.join(", "));
+    format!(
+        "{id}: {status} ({why}), effective weight {}",
+        instance["effective_weight"]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Parser, Subcommand};
+
+    use super::super::agent_client::tests::answering;
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: Override,
+    }
+
+    #[derive(Subcommand)]
+    enum Override {
+        Drain(DrainArguments),
+        Undrain(UndrainArguments),
+        Weight(WeightArguments),
+    }
+
+    impl Override {
+        fn request(&self) -> Request<'_> {
+            match self {
+                Self::Drain(arguments) => arguments.request(),
+                Self::Undrain(arguments) => arguments.request(),
+                Self::Weight(arguments) => arguments.request(),
+            }
+        }
+    }
+
+    fn parsed(line: &str) -> Result<Override, clap::Error> {
+        Line::try_parse_from(["pickd"].into_iter().chain(line.split(' '))).map(|line| line.command)
+    }
+
+    #[test]
+    fn an_override_is_asked_for_as_it_was_typed() {
+        let body = |line: &str| parsed(line).unwrap().request().body;
+        assert_eq!(body("drain web a"), Some(json!({})));
+        assert_eq!(
+            body("drain web a --reason update --ttl 10m"),
+            Some(json!({"reason": "update", "ttl": "10m"}))
+        );
+        assert_eq!(body("undrain web a"), None);
+        assert_eq!(body("weight web a 3 --ttl 1s"), Some(json!({"weight": 3, "ttl": "1s"})));
+        assert_eq!(body("weight web a --clear"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_ordered_is_refused_before_asking() {
+        for line in [
+            "drain web",
+            "drain a/b c",
+            "drain web a --ttl 10",
+            "drain web a --ttl 0s",
+            "weight web a",
+            "weight web a 10001",
+            "weight web a -1",
+            "weight web a 1.5",
+            "weight web a 3 --clear",
+            "weight web a --clear --ttl 1m",
+            "undrain web a --ttl 1m",
+        ] {
+            let error = parsed(line).err().unwrap();
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_agents_answer_decides_what_is_printed_and_the_exit() {
+        const PROBLEM: &str = "application/problem+json";
+        for (status, media_type, body, expected) in [
+            (
+                200,
+                "application/json",
+                r#"{"id":"a/b","instance":{"status":"unhealthy","why":["drained"],"effective_weight":0.0}}"#,
+                Ok("a/b: unhealthy (drained), effective weight 0.0"),
+            ),
+            (
+                200,
+                "application/json",
+                r#"{"id":"a/b","instance":null}"#,
+                Ok("a/b: not registered at present; the order waits for it"),
+            ),
+            (
+                404,
+                PROBLEM,
+                r#"{"code":"unknown_instance"}"#,
+                Err(Exit::UnknownService),
+            ),
+            (403, PROBLEM, r#"{"code":"forbidden"}"#, Err(Exit::Failed)),
+            (400, PROBLEM, r#"{"code":"invalid_request"}"#, Err(Exit::Usage)),
+        ] {
+            let (agent, server) = answering(status, media_type, body);
+            let mut command = parsed("drain web a/b").unwrap();
+            if let Override::Drain(arguments) = &mut command {
+                arguments.target.agent = agent;
+            }
+            let printed = changed(&command.request()).map_err(|error| error.exit());
+            assert_eq!(printed.as_deref().map_err(|exit| *exit), expected, "{body}");
+            assert_eq!(
+                server.join().unwrap(),
+                "PUT /services/web/instances/a%2Fb/drain HTTP/1.1"
+            );
+        }
+    }
+}

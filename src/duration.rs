@@ -1,0 +1,40 @@
+//! Durations as people write them: `"250ms"`, `"30s"`, `"5m"`, `"1h"`. In configuration files, request bodies and flags alike.
+
+use std::fmt;
+use std::time::Duration;
+
+/// One number, decimals allowed, and one unit right behind it.
+pub(crate) fn with_unit(text: &str) -> Option<Duration> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (number, unit) = text.split_at(unit_at);
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    match number.parse::<u64>() {
+        Ok(whole) => whole.checked_mul(milliseconds).map(Duration::from_millis),
+        // Not a whole number: a float may say "1.5", and what is neither ("", ".", "1.2.3") is refused by its parser.
+        Err(_) => {
+            let number = number.parse::<f64>().ok()?;
+            Duration::try_from_secs_f64(number * (milliseconds as f64) / 1_000.0).ok()
+        }
+    }
+}
+
+/// A duration in the largest unit that shows it whole.
+pub(crate) struct Readable(pub(crate) Duration);
+
+impl fmt::Display for Readable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_millis() {
+            0 => write!(f, "0s"),
+            hours if hours.is_multiple_of(3_600_000) => write!(f, "{}h", hours / 3_600_000),
+            minutes if minutes.is_multiple_of(60_000) => write!(f, "{}m", minutes / 60_000),
+            seconds if seconds.is_multiple_of(1_000) => write!(f, "{}s", seconds / 1_000),
+            milliseconds => write!(f, "{milliseconds}ms"),
+        }
+    }
+}
