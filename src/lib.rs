@@ -1,6 +1,6 @@
 //! pickd, the pick daemon: which instance should take the next request?
 //!
-//! One balancer a service, in memory, fed by registries (Consul, files) and asked over HTTP (`GET /pick/{service}`), from
+//! One balancer a service, in memory, fed by registries (Consul, etcd, files) and asked over HTTP (`GET /pick/{service}`), from
 //! the command line, or in-process as this library:
 //!
 //! ```

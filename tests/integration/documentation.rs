@@ -103,17 +103,53 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("pickd.toml"), text.as_bytes(), &Layers::default())
 }
 
-/// The keys of a table, from what the parser says it expected in place of one that cannot be.
+/// What stands at `etcd.refresh` or, in the first table of a list, `etcd.prefixes[].format`.
+fn value_at<'a>(file: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
+    let (parents, key) = path.rsplit_once('.')?;
+    let mut table = file;
+    for parent in parents.split('.') {
+        table = match parent.strip_suffix("[]") {
+            Some(list) => table.get(list)?.as_array()?.first()?.as_table()?,
+            None => table.get(parent)?.as_table()?,
+        };
+    }
+    table.get(key)
+}
+
+/// The keys of a table (of a list of tables: `etcd.prefixes[]`), from what the parser says it expected in place of one that
+/// cannot be.
 fn known_keys(table: &str) -> BTreeSet<String> {
-    let text = match table {
-        "" => "no-such-key = 1".to_owned(),
-        table => format!("[{table}]\nno-such-key = 1"),
+    let text = match (table, table.strip_suffix("[]")) {
+        ("", _) => "no-such-key = 1".to_owned(),
+        (_, Some(list)) => format!("[[{list}]]\nno-such-key = 1"),
+        (table, None) => format!("[{table}]\nno-such-key = 1"),
     };
     let refusal = parse(&text).unwrap_err().to_string();
     let expected = refusal.split("expected").nth(1).unwrap_or_else(|| panic!("{refusal}"));
     // The line itself is quoted below the message.
     let expected = expected.lines().next().unwrap_or_default();
     quoted(expected).map(str::to_owned).collect()
+}
+
+/// Every table there is, those within another and lists of tables included: `api`, `etcd`, `etcd.prefixes[]`.
+fn known_tables() -> BTreeSet<String> {
+    let mut found = known_keys("");
+    for table in found.clone() {
+        let name = if table == "services" {
+            "services.user-service"
+        } else {
+            &table
+        };
+        for key in known_keys(name) {
+            for (within, suffix) in [("{ no-such-key = 1 }", ""), ("[{ no-such-key = 1 }]", "[]")] {
+                let refusal = parse(&format!("[{name}]\n{key} = {within}")).unwrap_err().to_string();
+                if refusal.contains("unknown field `no-such-key`") {
+                    found.insert(format!("{table}.{key}{suffix}"));
+                }
+            }
+        }
+    }
+    found
 }
 
 fn text(output: &Output) -> String {
@@ -128,6 +164,8 @@ fn every_key_is_documented_and_every_documented_key_is_one() {
     for (heading, names) in [
         ("### `[api]`", &["api"][..]),
         ("### `[consul]`", &["consul"]),
+        ("### `[etcd]`", &["etcd"]),
+        ("### `[[etcd.prefixes]]`", &["etcd.prefixes[]"]),
         ("### `[file]`", &["file"]),
         ("### `[metrics]`", &["metrics"]),
         (
@@ -142,10 +180,10 @@ fn every_key_is_documented_and_every_documented_key_is_one() {
             .collect();
         for name in names {
             assert_eq!(documented, known_keys(name), "{name}");
-            tables.insert(name.split('.').next().unwrap().to_owned());
+            tables.insert(name.trim_end_matches(".user-service").to_owned());
         }
     }
-    assert_eq!(tables, known_keys(""), "the tables themselves");
+    assert_eq!(tables, known_tables(), "the tables themselves");
 }
 
 #[test]
@@ -158,23 +196,30 @@ fn the_documented_defaults_are_the_defaults() {
         .find(|snippet| snippet.text.contains("[api]"))
         .unwrap();
     let written = whole.text.parse::<toml::Table>().unwrap();
-    for table in known_keys("") {
-        let keys: BTreeSet<String> = match table.as_str() {
-            "services" => continue,
-            table => written[table].as_table().unwrap().keys().cloned().collect(),
-        };
-        assert_eq!(keys, known_keys(&table), "{table}: every key stands in the whole file");
+    // Keys without a default that could be written stand behind a `#`, and are right there.
+    let every = whole.text.replace("\n# ", "\n");
+    parse(&every).unwrap();
+    let every = every.parse::<toml::Table>().unwrap();
+    for table in known_tables().iter().filter(|table| *table != "services") {
+        for key in known_keys(table) {
+            let key = format!("{table}.{key}");
+            assert!(
+                value_at(&every, &key).is_some(),
+                "every key stands in the whole file, but {key}"
+            );
+        }
     }
     let services = "[services.user-service]\nstrategy = \"least_response_time\"";
-    let minimal = format!("[consul]\n[file]\npath = \"services.toml\"\n{services}");
+    let minimal = format!("[consul]\n[etcd]\n[file]\npath = \"services.toml\"\n{services}");
     assert_eq!(parse(&whole.text).unwrap(), parse(&minimal).unwrap());
 
     // The tables of the page and of the README say the same as the whole file.
-    let default_of = |section: &str, key: &str| written[section][key].to_string();
     let mut compared = 0;
     for (page, heading, section) in [
         ("docs/configuration.md", "### `[api]`", "api"),
         ("docs/configuration.md", "### `[consul]`", "consul"),
+        ("docs/configuration.md", "### `[etcd]`", "etcd"),
+        ("docs/configuration.md", "### `[[etcd.prefixes]]`", "etcd.prefixes[]"),
         ("docs/configuration.md", "### `[metrics]`", "metrics"),
         (
             "docs/configuration.md",
@@ -186,15 +231,15 @@ fn the_documented_defaults_are_the_defaults() {
         for cells in rows(&read(page), heading) {
             let (keys, told) = (quoted(cells[0]), quoted(cells[1]));
             for (key, told) in keys.zip(told) {
-                let (section, key) = key.split_once('.').unwrap_or((section, key));
-                if written.get(section).is_some_and(|table| table.get(key).is_some()) {
-                    assert_eq!(default_of(section, key), told, "{page}: {section}.{key}");
+                let (section, key) = key.rsplit_once('.').unwrap_or((section, key));
+                if let Some(value) = value_at(&written, &format!("{section}.{key}")) {
+                    assert_eq!(value.to_string(), told, "{page}: {section}.{key}");
                     compared += 1;
                 }
             }
         }
     }
-    assert!(compared > 25, "{compared}");
+    assert!(compared > 30, "{compared}");
 }
 
 #[test]
@@ -202,7 +247,10 @@ fn every_variable_and_flag_is_documented_and_every_documented_one_is_one() {
     let variables = |text: &str| -> BTreeSet<String> {
         let words = text.split(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
         words
-            .filter(|word| word.len() > 7 && (word.starts_with("PICKD_") || word.starts_with("CONSUL_")))
+            .filter(|word| {
+                let starts = |prefix: &&str| word.starts_with(prefix) && word.len() > prefix.len();
+                ["PICKD_", "CONSUL_", "ETCDCTL_"].iter().any(starts)
+            })
             .map(str::to_owned)
             .collect()
     };
@@ -248,6 +296,7 @@ fn help(command: &str) -> String {
 fn api() -> Api {
     let status = SourceStatus::new(Source::new("consul"), true, Box::new(|_| true));
     status.mark_synced();
+    status.count_relist("start");
     let clock = Arc::new(Monotonic::start());
     let tools = Tools {
         clock: clock.clone(),
@@ -398,6 +447,20 @@ fn every_series_is_documented_with_its_type_and_labels() {
         .map(str::to_owned)
         .collect();
     assert_eq!(told, reasons);
+
+    // Why everything was listed is known to etcd's watcher alone, so this reads the one place where it is said.
+    let made: BTreeSet<String> = read("src/discovery/etcd/mod.rs")
+        .split_once("impl Relist {")
+        .and_then(|(_, rest)| rest.split_once("\n    }\n"))
+        .map(|(names, _)| names.split('"').skip(1).step_by(2).map(str::to_owned).collect())
+        .unwrap();
+    let operations = read("docs/operations.md");
+    let series = rows(&operations, "## Metrics");
+    let row = series
+        .iter()
+        .find(|cells| cells[0] == "`pickd_source_relists_total`")
+        .unwrap();
+    assert_eq!(quoted(row[3]).map(str::to_owned).collect::<BTreeSet<_>>(), made);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `docs/etcd.md`: its commands register what it says, and its configuration is one.
+//! `docs/etcd.md` and the README: their commands register what they say, and the configuration is one.
 
 use std::process::Command;
 
@@ -7,9 +7,9 @@ use crate::support::etcd::{Etcd, etcdctl};
 use crate::support::folder::Folder;
 use crate::support::until;
 
-/// The code blocks of this kind, in order.
-fn blocks(kind: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/etcd.md")).unwrap();
+/// The code blocks of this kind on a page, in order.
+fn blocks(page: &str, kind: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("{}/{page}", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let mut found = Vec::new();
     let mut rest = text.as_str();
     while let Some((_, after)) = rest.split_once(&format!("```{kind}\n")) {
@@ -18,6 +18,48 @@ fn blocks(kind: &str) -> Vec<String> {
         rest = after;
     }
     found
+}
+
+/// As a reader would: in a shell, with etcdctl on the path.
+fn shell(script: &str, url: &str) {
+    let status = Command::new("sh")
+        .args(["-c", &format!("etcdctl() {{ \"$PROGRAM\" \"$@\"; }}\nset -e\n{script}")])
+        .env("PROGRAM", etcdctl().get_program())
+        .env("ETCDCTL_API", "3")
+        .env("ETCDCTL_ENDPOINTS", url)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{script}");
+}
+
+#[test]
+fn the_commands_of_the_readme_register_and_are_picked_by_weight() {
+    let etcd = Etcd::start();
+    let url = etcd.url(0);
+    let commands = blocks("README.md", "sh").join("");
+    let lines: Vec<&str> = commands.lines().filter(|line| line.starts_with("etcdctl ")).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    shell(&lines.join("\n"), &url);
+    let run = commands
+        .lines()
+        .find(|line| line.contains("-- run --etcd http://127.0.0.1:2379 "));
+    let (_, flags) = run.unwrap().split_once("http://127.0.0.1:2379 ").unwrap();
+    let agent = Agent::run(["--etcd", &url].into_iter().chain(flags.split_whitespace())).ready();
+    let mut picked = Vec::new();
+    for _ in 0..30 {
+        let answer = agent.get("/pick/user-service").json();
+        picked.push(format!(
+            "{}={}",
+            answer["id"].as_str().unwrap(),
+            answer["address"].as_str().unwrap()
+        ));
+    }
+    let count = |name: &str| picked.iter().filter(|id| *id == name).count();
+    assert_eq!(
+        (count("user-1=10.0.1.10:8080"), count("user-2=10.0.1.11:8080")),
+        (10, 20),
+        "{picked:?}"
+    );
 }
 
 #[test]
@@ -40,20 +82,10 @@ fn its_commands_register_in_every_format() {
         arguments.extend(["--etcd-prefix", prefix]);
     }
     let agent = Agent::run(arguments).ready();
-    let commands = blocks("sh");
+    let commands = blocks("docs/etcd.md", "sh");
     assert!(commands.len() >= 9, "{commands:?}");
-    let program = etcdctl().get_program().to_owned();
     for block in &commands {
-        // As a reader would: in a shell, with etcdctl on the path.
-        let script = format!("etcdctl() {{ \"$PROGRAM\" \"$@\"; }}\nset -e\n{block}");
-        let status = Command::new("sh")
-            .args(["-c", &script])
-            .env("PROGRAM", &program)
-            .env("ETCDCTL_API", "3")
-            .env("ETCDCTL_ENDPOINTS", &url)
-            .status()
-            .unwrap();
-        assert!(status.success(), "{block}");
+        shell(block, &url);
     }
     for (service, expected) in [
         ("user-service", "user-1=10.0.1.10:8080*1"),
@@ -84,7 +116,7 @@ fn its_commands_register_in_every_format() {
 #[test]
 fn its_configuration_is_accepted() {
     let folder = Folder::new();
-    for block in blocks("toml") {
+    for block in blocks("docs/etcd.md", "toml") {
         let path = folder.write("pickd.toml", &block);
         let output = command(["check", path.to_str().unwrap()]);
         assert!(
