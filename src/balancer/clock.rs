@@ -29,6 +29,12 @@ impl Timestamp {
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// Whether no more than `span` has passed since `earlier`: [`since`](Self::since) and a comparison, without a division.
+    #[inline]
+    pub(crate) fn is_within(self, span: Duration, earlier: Self) -> bool {
+        self.0.saturating_sub(earlier.0) <= nanos(span)
+    }
 }
 
 impl Add<Duration> for Timestamp {
@@ -40,6 +46,7 @@ impl Add<Duration> for Timestamp {
 }
 
 /// A duration in nanoseconds, at most 584 years.
+#[inline]
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -99,6 +106,8 @@ mod tests {
         let (early, late) = (Timestamp::from_nanos(5), Timestamp::from_nanos(12));
         assert_eq!(late.since(early), Duration::from_nanos(7));
         assert_eq!(early.since(late), Duration::ZERO);
+        assert!(late.is_within(Duration::from_nanos(7), early) && !late.is_within(Duration::from_nanos(6), early));
+        assert!(early.is_within(Duration::ZERO, late));
         assert_eq!(early + Duration::MAX, Timestamp::from_nanos(u64::MAX));
     }
 

@@ -43,7 +43,8 @@ pub fn diff<'a>(
             Ordering::Greater => changes.added.extend(new.next().map(|is| is.id().clone())),
             Ordering::Equal => {
                 let (was, is) = (old.next(), new.next());
-                if was != is {
+                let same = was.zip(is).is_some_and(|(was, is)| std::ptr::eq(was, is) || was == is);
+                if !same {
                     changes.updated.extend(is.map(|is| is.id().clone()));
                 }
             }

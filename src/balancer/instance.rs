@@ -395,12 +395,16 @@ pub struct ServiceInstance {
     address: Address,
     weight: Weight,
     warning_weight: Option<Weight>,
-    tags: Box<[Box<str>]>,
-    metadata: BTreeMap<Box<str>, Box<str>>,
+    // Shared, so that a copy (of a watcher, for another id or status) is four counters and no allocation.
+    tags: Arc<[Box<str>]>,
+    /// `None` when there is none, which is one map less for most instances.
+    metadata: Option<Arc<BTreeMap<Box<str>, Box<str>>>>,
     status: RegistryStatus,
     source: Source,
     also_in: Box<[Source]>,
 }
+
+static NO_METADATA: BTreeMap<Box<str>, Box<str>> = BTreeMap::new();
 
 impl ServiceInstance {
     /// An instance of weight 1, without tags or metadata, of which the registry says nothing.
@@ -420,8 +424,8 @@ impl ServiceInstance {
             address,
             weight: Weight::ONE,
             warning_weight: None,
-            tags: Box::default(),
-            metadata: BTreeMap::new(),
+            tags: Arc::default(),
+            metadata: None,
             status: RegistryStatus::Unknown,
             source: Source::LIBRARY,
             also_in: Box::default(),
@@ -465,10 +469,11 @@ impl ServiceInstance {
     /// Sets the metadata.
     #[must_use]
     pub fn with_metadata<K: AsRef<str>, V: AsRef<str>>(mut self, entries: impl IntoIterator<Item = (K, V)>) -> Self {
-        self.metadata = entries
+        let metadata: BTreeMap<Box<str>, Box<str>> = entries
             .into_iter()
             .map(|(key, value)| (key.as_ref().into(), value.as_ref().into()))
             .collect();
+        self.metadata = (!metadata.is_empty()).then(|| Arc::new(metadata));
         self
     }
 
@@ -551,7 +556,7 @@ impl ServiceInstance {
     /// Its metadata.
     #[must_use]
     pub fn metadata(&self) -> &BTreeMap<Box<str>, Box<str>> {
-        &self.metadata
+        self.metadata.as_deref().unwrap_or(&NO_METADATA)
     }
 
     /// What the registry says of its health.

@@ -22,9 +22,7 @@ use super::explain::{ExplainedInstance, ExplainedKey, Explanation, Subject, obje
 use super::health::Layers;
 use super::instance::{Address, HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, Standing, WeightOrder};
-use super::pool::{
-    AlternateDraw, Bodies, Context, Described, Live, Load, Member, NoBodies, Outcome, Render, Verdict, View,
-};
+use super::pool::{Bodies, Context, Described, Live, Load, Member, NoBodies, Outcome, Render, Verdict, View};
 use super::statistics::{InstanceStatistics, Refusals, Statistics};
 use super::strategy::Mode;
 use super::strategy::schedule::Turn;
@@ -90,7 +88,7 @@ pub struct LoadBalancer {
 struct Writer {
     turn: Arc<Turn>,
     /// The live state of each registered address.
-    lives: HashMap<Address, Arc<Live>>,
+    registered: HashMap<Address, Registered>,
     /// That of addresses that left, oldest first.
     departed: VecDeque<(Timestamp, Address, Arc<Live>)>,
     /// What those have counted that are forgotten by now: totals never go back.
@@ -102,6 +100,12 @@ struct Writer {
     overrides: Overrides,
 }
 
+struct Registered {
+    live: Arc<Live>,
+    /// How many instances are at this address.
+    instances: usize,
+}
+
 #[derive(Clone, Copy, Default)]
 struct Counted {
     picks: u64,
@@ -111,7 +115,7 @@ struct Counted {
 
 impl Counted {
     fn add(&mut self, live: &Live) {
-        self.picks += live.picks.total();
+        self.picks += live.picks.load(Ordering::Relaxed);
         self.reported += live.reported.load(Ordering::Relaxed);
         self.failed += live.failed.load(Ordering::Relaxed);
     }
@@ -131,7 +135,7 @@ impl LoadBalancer {
         let view = View::new(config, Box::default(), Arc::clone(&turn), None);
         let writer = Writer {
             turn,
-            lives: HashMap::new(),
+            registered: HashMap::new(),
             departed: VecDeque::new(),
             forgotten: Counted::default(),
             retired: Vec::new(),
@@ -141,7 +145,7 @@ impl LoadBalancer {
         Self {
             service,
             view: ArcSwap::from_pointee(view),
-            load: Arc::default(),
+            load: Arc::new(Load::new(Arc::clone(&tools.clock))),
             tools,
             not_synced: AtomicU64::new(0),
             no_instances: AtomicU64::new(0),
@@ -166,7 +170,7 @@ impl LoadBalancer {
     /// What the strategy does at present.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.view.load().mode(&self.load, &*self.tools.clock)
+        self.view.load().mode(&self.load)
     }
 
     /// Chooses the instance that should take the next request, and counts the pick.
@@ -179,9 +183,9 @@ impl LoadBalancer {
     #[inline]
     pub fn select_instance(&self, context: &Context<'_>) -> Result<Pick, PickError> {
         let view = self.view.load();
-        let chosen = view.choose(context, &self.load, &*self.tools.clock).map(|slot| {
-            slot.live.picks.increment();
-            slot.member
+        let chosen = view.choose(context, &self.load).map(|slot| {
+            view.picks.increment(slot.member);
+            slot.member as usize
         });
         match chosen {
             Some(member) => Ok(Pick { view, member }),
@@ -246,7 +250,7 @@ impl LoadBalancer {
             .filter(|member| member.instance.id() != instance.id());
         let mut all: Vec<Arc<ServiceInstance>> = others.map(|member| Arc::clone(&member.instance)).collect();
         all.push(Arc::new(instance));
-        self.replace(&mut writer, &view, all)
+        self.replace(&mut writer, view, all)
     }
 
     /// Removes an instance. Changes nothing if there is none of this id.
@@ -255,14 +259,14 @@ impl LoadBalancer {
         let view = self.view.load_full();
         let others = view.members.iter().filter(|member| member.instance.id() != id);
         let rest = others.map(|member| Arc::clone(&member.instance)).collect();
-        self.replace(&mut writer, &view, rest)
+        self.replace(&mut writer, view, rest)
     }
 
     /// Makes `all` the registered instances, in one step, however many changes that is. Of two with one id the last counts.
     pub fn apply(&self, all: impl IntoIterator<Item = Arc<ServiceInstance>>) -> Changes {
         let mut writer = self.write();
         let view = self.view.load_full();
-        self.replace(&mut writer, &view, all.into_iter().collect())
+        self.replace(&mut writer, view, all.into_iter().collect())
     }
 
     /// Balances as configured from now on. All that was learned stays.
@@ -271,7 +275,7 @@ impl LoadBalancer {
         let view = self.view.load_full();
         if view.config != config {
             let instances = view.members.iter().map(|member| Arc::clone(&member.instance)).collect();
-            self.publish(&mut writer, &view, config, instances);
+            self.publish(&mut writer, view, config, instances, &Changes::default());
         }
     }
 
@@ -366,7 +370,7 @@ impl LoadBalancer {
         let view = self.view.load_full();
         let subject = self.subject(&view);
         let key = key.filter(|_| view.ring().is_some()).map(|key| {
-            let chosen = view.choose(&Context::new().with_key(key), &self.load, &*self.tools.clock);
+            let chosen = view.choose(&Context::new().with_key(key), &self.load);
             let member = chosen.and_then(|slot| view.members.get(slot.member as usize));
             ExplainedKey {
                 instance: member.map(|member| member.instance.id().clone()),
@@ -393,7 +397,7 @@ impl LoadBalancer {
         Subject {
             view,
             load: &self.load,
-            mode: view.mode(&self.load, &*self.tools.clock),
+            mode: view.mode(&self.load),
             now: self.tools.clock.now(),
         }
     }
@@ -415,8 +419,8 @@ impl LoadBalancer {
             self.republish(&mut writer);
         }
         let instances = self.view.load().members.len();
-        writer.forget(now, instances);
         writer.drop_retired();
+        writer.forget(now, instances);
         let forgotten_at = writer.departed.front().map(|(left_at, _, _)| *left_at + REMEMBERED_FOR);
         let retry_drop = (!writer.retired.is_empty()).then_some(now + Duration::from_secs(1));
         let override_ends = writer.overrides.next_end();
@@ -451,8 +455,8 @@ impl LoadBalancer {
         let now = self.tools.clock.now();
         // The lock keeps writers out, so that members and totals are of one moment.
         let writer = self.write();
-        let view = self.view.load_full();
         let counted = self.counted(&writer);
+        let view = self.view.load_full();
         let instance = |member: &Member| {
             let live = &member.live;
             let statistics = InstanceStatistics {
@@ -461,7 +465,7 @@ impl LoadBalancer {
                 layers: member.verdict.layers.clone(),
                 objections: objections(member),
                 effective_weight: f64::from(member.units) / 16.0,
-                total_requests: live.picks.total(),
+                total_requests: live.picks.load(Ordering::Relaxed),
                 reported_requests: live.reported.load(Ordering::Relaxed),
                 failed_requests: live.failed.load(Ordering::Relaxed),
                 consecutive_failures: live.consecutive_failures.load(Ordering::Relaxed),
@@ -494,19 +498,23 @@ impl LoadBalancer {
     }
 
     fn write(&self) -> MutexGuard<'_, Writer> {
-        // A writer that panicked has not swapped its view in: what is here is whole.
+        // A writer that panicked has not swapped its view in: what is here is whole. At worst an address counts as
+        // registered that is not yet.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Everything counted so far, and settled.
     fn counted(&self, writer: &Writer) -> Counted {
+        writer.retired.iter().for_each(|view| view.settle());
+        self.view.load().settle();
         let mut counted = writer.forgotten;
-        writer.lives.values().for_each(|live| counted.add(live));
+        writer.registered.values().for_each(|at| counted.add(&at.live));
         writer.departed.iter().for_each(|(_, _, live)| counted.add(live));
         counted
     }
 
     /// Publishes a view of `all`, unless it would equal the present one.
-    fn replace(&self, writer: &mut Writer, view: &Arc<View>, mut all: Vec<Arc<ServiceInstance>>) -> Changes {
+    fn replace(&self, writer: &mut Writer, view: Arc<View>, mut all: Vec<Arc<ServiceInstance>>) -> Changes {
         // Stable, so that among equal ids the last given is the last; `dedup_by` keeps the first, hence the swap.
         all.sort_by(|a, b| a.id().cmp(b.id()));
         all.dedup_by(|next, kept| {
@@ -521,7 +529,8 @@ impl LoadBalancer {
             let now = self.tools.clock.now();
             writer.overrides.departed(&changes.removed, now, all.len());
             writer.overrides.arrived(&changes.added);
-            self.publish(writer, view, view.config.clone(), all);
+            let config = view.config.clone();
+            self.publish(writer, view, config, all, &changes);
         }
         changes
     }
@@ -530,53 +539,66 @@ impl LoadBalancer {
     fn republish(&self, writer: &mut Writer) {
         let view = self.view.load_full();
         let instances = view.members.iter().map(|member| Arc::clone(&member.instance)).collect();
-        self.publish(writer, &view, view.config.clone(), instances);
+        let config = view.config.clone();
+        self.publish(writer, view, config, instances, &Changes::default());
     }
 
-    /// Prepares the next view and swaps it in. `instances` are sorted by id, each id once.
+    /// Prepares the next view and swaps it in. `instances` are sorted by id, each id once, and differ from the old ones by
+    /// `changes`.
     fn publish(
         &self,
         writer: &mut Writer,
-        old: &Arc<View>,
+        old: Arc<View>,
         config: LoadBalancerConfig,
         instances: Vec<Arc<ServiceInstance>>,
+        changes: &Changes,
     ) {
         let now = self.tools.clock.now();
         writer.overrides.expire(now);
-        let mut lives = HashMap::with_capacity(instances.len());
+        let mut leaving = Vec::new();
         let mut previous = old.members.iter().peekable();
+        let mut updated = changes.updated.iter().peekable();
         let members: Box<[Member]> = instances
             .into_iter()
             .map(|instance| {
-                while previous
-                    .next_if(|member| member.instance.id() < instance.id())
-                    .is_some()
-                {}
+                while let Some(gone) = previous.next_if(|member| member.instance.id() < instance.id()) {
+                    leaving.push(gone);
+                }
                 let before = previous.next_if(|member| member.instance.id() == instance.id());
-                let live = writer.live(instance.address());
+                let live = match before {
+                    Some(before) if before.instance.address() == instance.address() => Arc::clone(&before.live),
+                    _ => {
+                        leaving.extend(before);
+                        writer.arrive(instance.address())
+                    }
+                };
                 let orders = writer.overrides.of(instance.id());
                 let verdict = verdict(before, &instance, orders, now);
-                lives
-                    .entry(instance.address().clone())
-                    .or_insert_with(|| Arc::clone(&live));
-                self.member(instance, live, verdict, before, &config)
+                let alike = before.filter(|_| updated.next_if(|id| *id == instance.id()).is_none());
+                self.member(instance, live, verdict, alike, &config)
             })
             .collect();
-        writer.depart(lives, now);
+        leaving.extend(previous);
         writer.empty_since = match (members.is_empty(), writer.empty_since) {
             (true, since) => since.or(Some(now)),
             (false, _) => None,
         };
-        writer.forget(now, members.len());
-        let view = View::new(config, members, Arc::clone(&writer.turn), Some(old));
+        let count = members.len();
+        let view = View::new(config, members, Arc::clone(&writer.turn), Some(&old));
         writer.retired.push(self.view.swap(Arc::new(view)));
+        for member in leaving {
+            writer.leave(member.instance.address(), now);
+        }
+        // The last reference but for those of picks, so that the view can go at once.
+        drop(old);
         writer.drop_retired();
+        writer.forget(now, count);
         let took = self.tools.clock.now().since(now);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.build_time.store(nanos, Ordering::Relaxed);
     }
 
-    /// A member of the next view; its bodies are rendered only if it differs from what it was before.
+    /// A member of the next view. Its bodies are those from before if it has the same attributes and status as `before`.
     fn member(
         &self,
         instance: Arc<ServiceInstance>,
@@ -589,7 +611,7 @@ impl LoadBalancer {
         let weight_override = verdict.weight.as_ref().map(|order| order.weight);
         let units = Factors::of(&instance, status, weight_override, config).units(status, config);
         let bodies = match before {
-            Some(before) if before.status == status && before.instance == instance => Arc::clone(&before.bodies),
+            Some(before) if before.status == status => Arc::clone(&before.bodies),
             _ => Arc::new(self.tools.render.render(&Described {
                 service: &self.service,
                 instance: &instance,
@@ -636,24 +658,33 @@ impl fmt::Debug for LoadBalancer {
 }
 
 impl Writer {
-    /// The live state of an address: the present one, that of an address that comes back, or a fresh one.
-    fn live(&mut self, address: &Address) -> Arc<Live> {
-        if let Some(live) = self.lives.get(address) {
-            return Arc::clone(live);
+    /// One more instance at this address. Its live state is the present one, that from before it left, or a fresh one.
+    fn arrive(&mut self, address: &Address) -> Arc<Live> {
+        if let Some(at) = self.registered.get_mut(address) {
+            at.instances += 1;
+            return Arc::clone(&at.live);
         }
-        match self.departed.iter().position(|(_, departed, _)| departed == address) {
-            Some(index) => self.departed.remove(index).map(|(_, _, live)| live).unwrap_or_default(),
-            None => Arc::default(),
-        }
+        let remembered = self.departed.iter().position(|(_, departed, _)| departed == address);
+        let live = remembered.and_then(|index| self.departed.remove(index));
+        let live = live.map(|(_, _, live)| live).unwrap_or_default();
+        let at = Registered {
+            live: Arc::clone(&live),
+            instances: 1,
+        };
+        self.registered.insert(address.clone(), at);
+        live
     }
 
-    /// Takes `lives` as the registered ones, and remembers those that are not among them.
-    fn depart(&mut self, lives: HashMap<Address, Arc<Live>>, now: Timestamp) {
-        let before = std::mem::replace(&mut self.lives, lives);
-        for (address, live) in before {
-            if !self.lives.contains_key(&address) {
-                self.departed.push_back((now, address, live));
-            }
+    /// One instance less at this address, which is remembered for a while if that was the last one.
+    fn leave(&mut self, address: &Address, now: Timestamp) {
+        let Some(at) = self.registered.get_mut(address) else {
+            return;
+        };
+        at.instances -= 1;
+        if at.instances == 0
+            && let Some((address, at)) = self.registered.remove_entry(address)
+        {
+            self.departed.push_back((now, address, at.live));
         }
     }
 
@@ -669,52 +700,54 @@ impl Writer {
         }
     }
 
+    /// Settles all retired views, and drops those that nobody looks at.
     fn drop_retired(&mut self) {
-        // The swap has turned the picks that look at a view into counted references.
-        self.retired.retain(|view| Arc::strong_count(view) > 1);
+        self.retired.retain_mut(|view| {
+            // The swap has turned the picks that look at a view into counted references. Asked before settling, in a way
+            // that orders the last pick before it (`strong_count` would not).
+            let in_use = Arc::get_mut(view).is_none();
+            view.settle();
+            in_use
+        });
     }
 }
 
 /// The answer to one pick: an instance, as it was in the view that was asked.
 pub struct Pick {
     view: Guard<Arc<View>>,
-    member: u32,
+    member: usize,
 }
 
 impl Pick {
     fn member(&self) -> Option<&Member> {
-        self.view.members.get(self.member as usize)
+        self.view.members.get(self.member)
     }
 
     /// The instance. (So does dereferencing.)
     #[must_use]
     #[inline]
     pub fn instance(&self) -> &ServiceInstance {
-        &self.view.members[self.member as usize].instance
+        &self.view.members[self.member].instance
     }
 
     /// Its derived status.
     #[must_use]
     pub fn status(&self) -> HealthStatus {
-        self.view.members[self.member as usize].status
+        self.view.members[self.member].status
     }
 
     /// Its rendered bodies.
     #[must_use]
     #[inline]
     pub fn bodies(&self) -> &Bodies {
-        &self.view.members[self.member as usize].bodies
+        &self.view.members[self.member].bodies
     }
 
     /// Up to `count` other instances to try in turn if this one fails: in ring order for a hashed key, else drawn by weight.
     /// Each differs from the others and fits `context`, which is the one of the pick. Counts no pick, advances no turn.
     #[must_use]
     pub fn alternates(&self, balancer: &LoadBalancer, count: usize, context: &Context<'_>) -> Vec<Alternate<'_>> {
-        let draw = AlternateDraw {
-            load: &balancer.load,
-            clock: &*balancer.tools.clock,
-        };
-        let members = self.view.alternates(self.member, count, context, &draw);
+        let members = self.view.alternates(self.member as u32, count, context, &balancer.load);
         let alternate = |member: u32| {
             self.view
                 .members

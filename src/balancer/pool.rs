@@ -3,12 +3,13 @@
 //! ```text
 //! ArcSwap ──► View ── members: every registered instance, sorted by id ──► Arc<Live>   (by address, outlives views)
 //!              │                                                       └─► Arc<Bodies> (rendered answers)
+//!              ├── picks: how often each member was picked in this view
 //!              ├── all: Candidates = the slots that can be picked + the prepared strategy
 //!              └── tagged: Candidates for a set of tags, made on first use, at most 64 sets
 //! ```
 //!
-//! A view never changes; what moves (load, latency, counts) are atomics behind its `Arc<Live>`s. Readers therefore always see
-//! one view, and a new view keeps all that was learned.
+//! A view never changes; what moves (load, latency, counts) are atomics, behind its `Arc<Live>`s but for the picks, which it
+//! hands over. Readers therefore always see one view, and a new view keeps all that was learned.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -20,7 +21,7 @@ use super::config::LoadBalancerConfig;
 use super::health::Layers;
 use super::instance::{HealthStatus, ServiceInstance, ServiceName};
 use super::overrides::WeightOrder;
-use super::statistics::{Ewma, Striped};
+use super::statistics::{Ewma, PickCounts};
 use super::strategy::consistent_hash::ConsistentHash;
 use super::strategy::ring::Ring;
 use super::strategy::schedule::Turn;
@@ -158,7 +159,8 @@ impl Outcome {
 /// What is learned about one address while it serves. Relaxed atomics: each number is right, together they are a moment's blur.
 #[derive(Debug, Default)]
 pub(crate) struct Live {
-    pub(crate) picks: Striped,
+    /// Those that a view has handed over: see [`View::settle`].
+    pub(crate) picks: AtomicU64,
     in_flight: AtomicU32,
     pub(crate) consecutive_failures: AtomicU32,
     pub(crate) reported: AtomicU64,
@@ -224,14 +226,14 @@ impl Live {
 
     #[inline]
     pub(crate) fn picked_within(&self, span: Duration, now: Timestamp) -> bool {
-        now.since(Timestamp::from_nanos(self.picked_at.load(Ordering::Relaxed))) <= span
+        now.is_within(span, Timestamp::from_nanos(self.picked_at.load(Ordering::Relaxed)))
     }
 
     /// Claims the one try that an instance left alone for `span` is due. One caller wins.
     #[inline]
     pub(crate) fn claim_retry(&self, span: Duration, now: Timestamp) -> bool {
         let last = self.picked_at.load(Ordering::Relaxed);
-        now.since(Timestamp::from_nanos(last)) > span
+        !now.is_within(span, Timestamp::from_nanos(last))
             && self
                 .picked_at
                 .compare_exchange(last, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
@@ -239,9 +241,9 @@ impl Live {
     }
 }
 
-/// What is known of a service as a whole.
-#[derive(Debug)]
+/// What is known of a service as a whole, and the time.
 pub(crate) struct Load {
+    clock: Arc<dyn Clock>,
     /// Requests in flight, over all instances.
     pub(crate) in_flight: AtomicU64,
     /// `f32` seconds: the middle one of the pool's averages.
@@ -251,20 +253,32 @@ pub(crate) struct Load {
     median_at: AtomicU64,
 }
 
-impl Default for Load {
-    fn default() -> Self {
-        Self {
-            in_flight: AtomicU64::new(0),
-            median: AtomicU32::new(0),
-            reported_at: AtomicU64::new(u64::MAX),
-            median_at: AtomicU64::new(u64::MAX),
-        }
+impl fmt::Debug for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Load")
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
     }
 }
 
 impl Load {
     /// How long the median stands before an outcome has it computed again.
     const MEDIAN_FOR: Duration = Duration::from_millis(250);
+
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            in_flight: AtomicU64::new(0),
+            median: AtomicU32::new(0),
+            reported_at: AtomicU64::new(u64::MAX),
+            median_at: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Reads the clock, which costs as much as a pick: for strategies that need the time.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
 
     pub(crate) fn median(&self) -> f32 {
         f32::from_bits(self.median.load(Ordering::Relaxed))
@@ -379,6 +393,7 @@ impl Tagged {
 pub(crate) struct View {
     pub(crate) config: LoadBalancerConfig,
     pub(crate) members: Box<[Member]>,
+    pub(crate) picks: PickCounts,
     all: Candidates,
     ring: Option<Arc<Ring>>,
     tagged: OnceLock<Box<[OnceLock<Tagged>]>>,
@@ -408,6 +423,7 @@ impl View {
         let all = Candidates::new(&config, &members, turn, ring.clone(), &[]);
         Self {
             config,
+            picks: PickCounts::new(members.len()),
             members,
             all,
             ring,
@@ -428,6 +444,15 @@ impl View {
         if same { self.ring.clone() } else { None }
     }
 
+    /// Hands the picks counted here to the live state of whom they chose. One caller at a time.
+    pub(crate) fn settle(&self) {
+        self.picks.take(|member, picks| {
+            if let Some(member) = self.members.get(member) {
+                member.live.picks.fetch_add(picks, Ordering::Relaxed);
+            }
+        });
+    }
+
     /// Instances that can be picked.
     pub(crate) fn available(&self) -> usize {
         self.all.slots.len()
@@ -442,27 +467,27 @@ impl View {
         self.ring.as_deref()
     }
 
-    pub(crate) fn mode(&self, load: &Load, clock: &dyn Clock) -> Mode {
-        self.all.prepared.mode(load, clock)
+    pub(crate) fn mode(&self, load: &Load) -> Mode {
+        self.all.prepared.mode(load)
     }
 
     /// Chooses a candidate, or finds that none is acceptable.
     #[inline]
-    pub(crate) fn choose(&self, context: &Context<'_>, load: &Load, clock: &dyn Clock) -> Option<&Slot> {
+    pub(crate) fn choose(&self, context: &Context<'_>, load: &Load) -> Option<&Slot> {
         if !context.tags.is_empty() {
-            return self.choose_tagged(context, load, clock);
+            return self.choose_tagged(context, load);
         }
-        self.all.choose(&self.members, context, load, clock)
+        self.all.choose(&self.members, context, load)
     }
 
     #[cold]
-    fn choose_tagged(&self, context: &Context<'_>, load: &Load, clock: &dyn Clock) -> Option<&Slot> {
+    fn choose_tagged(&self, context: &Context<'_>, load: &Load) -> Option<&Slot> {
         match self.tagged(context.tags) {
             Some(candidates) => {
                 let rest = Context { tags: &[], ..*context };
-                candidates.choose(&self.members, &rest, load, clock)
+                candidates.choose(&self.members, &rest, load)
             }
-            None => self.all.choose(&self.members, context, load, clock),
+            None => self.all.choose(&self.members, context, load),
         }
     }
 
@@ -499,25 +524,13 @@ impl View {
 
     /// Up to `count` more instances than `first`, each once, in the order in which to try them: ring order for a hashed key,
     /// else drawn by weight. Advances nothing.
-    pub(crate) fn alternates(
-        &self,
-        first: u32,
-        count: usize,
-        context: &Context<'_>,
-        draw: &AlternateDraw<'_>,
-    ) -> Vec<u32> {
+    pub(crate) fn alternates(&self, first: u32, count: usize, context: &Context<'_>, load: &Load) -> Vec<u32> {
         let (candidates, rest) = match (!context.tags.is_empty()).then(|| self.tagged(context.tags)).flatten() {
             Some(candidates) => (candidates, Context { tags: &[], ..*context }),
             None => (&self.all, *context),
         };
-        candidates.alternates(&self.members, first, count, &rest, draw)
+        candidates.alternates(&self.members, first, count, &rest, load)
     }
-}
-
-/// What drawing alternates needs of the balancer.
-pub(crate) struct AlternateDraw<'a> {
-    pub(crate) load: &'a Load,
-    pub(crate) clock: &'a dyn Clock,
 }
 
 fn ring(config: &LoadBalancerConfig, members: &[Member]) -> Ring {
@@ -529,7 +542,7 @@ fn ring(config: &LoadBalancerConfig, members: &[Member]) -> Ring {
 
 impl Candidates {
     #[inline]
-    fn choose(&self, members: &[Member], context: &Context<'_>, load: &Load, clock: &dyn Clock) -> Option<&Slot> {
+    fn choose(&self, members: &[Member], context: &Context<'_>, load: &Load) -> Option<&Slot> {
         if self.slots.is_empty() {
             return None;
         }
@@ -538,25 +551,16 @@ impl Candidates {
             members,
             context,
             load,
-            clock,
         };
         self.slots.get(self.prepared.choose(&draw)?)
     }
 
-    fn alternates(
-        &self,
-        members: &[Member],
-        first: u32,
-        count: usize,
-        context: &Context<'_>,
-        with: &AlternateDraw<'_>,
-    ) -> Vec<u32> {
+    fn alternates(&self, members: &[Member], first: u32, count: usize, context: &Context<'_>, load: &Load) -> Vec<u32> {
         let draw = Draw {
             slots: &self.slots,
             members,
             context,
-            load: with.load,
-            clock: with.clock,
+            load,
         };
         let member_of = |index: usize| self.slots.get(index).map(|slot| slot.member);
         let mut found: Vec<u32> = Vec::with_capacity(count);

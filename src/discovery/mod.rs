@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! Consul ──┐ Watcher::next()                guard           merge         (all of it: reconcile)
-//! file   ──┼──► Update ──► supervise ──► large drops ──► one desired ──► coalesce ──► Directory::apply
-//! ...    ──┘               retry, age     are held       view a service
+//! etcd   ──┼──► Update ──► supervise ──► large drops ──► one desired ──► coalesce ──► Directory::apply
+//! file   ──┘               retry, age     are held       view a service
 //! ```
 //!
 //! A [`Watcher`] is level-triggered: it says what a service *is*, never what changed; one pure

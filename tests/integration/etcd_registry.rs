@@ -91,7 +91,7 @@ fn scenario_34_what_changes_while_it_is_listed_is_neither_lost_nor_kept() {
     etcd.put_many(&pairs);
     let (mut client, runtime) = etcd.client();
     for round in 0..5 {
-        // Five pages to list, and changes in all of them meanwhile.
+        // Several pages to list, and changes in all of them meanwhile.
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let stopped = std::sync::Arc::clone(&stop);
         let mut changing = client.clone();

@@ -8,7 +8,8 @@ use crate::support::etcd::Etcd;
 use crate::support::load::{Oracle, Picker};
 use crate::support::until;
 
-const LATER: Duration = Duration::from_secs(60);
+/// Without optimization, on a machine that may have other things to do.
+const LATER: Duration = Duration::from_secs(180);
 
 #[test]
 fn scenario_33_a_hundred_thousand_keys_are_listed_page_by_page() {
@@ -31,7 +32,7 @@ fn scenario_33_a_hundred_thousand_keys_are_listed_page_by_page() {
     etcd.put_many(&pairs);
     eprintln!("{} keys put in {:.1?}", pairs.len(), started.elapsed());
 
-    // For scale: the same pages, read by a program that does nothing with them.
+    // For scale: the same keys, read a thousand at a time by a program that does nothing with them.
     let (client, runtime) = etcd.client();
     let mut kv = client.kv_client().max_decoding_message_size(64 << 20);
     let bare = runtime.block_on(async {

@@ -230,5 +230,5 @@ fn a_certificate_file_that_is_not_there_is_told_before_anything_starts() {
         crate::support::agent::command(["run", "--listen", "127.0.0.1:0", "--config", config.to_str().unwrap()]);
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(text.contains("etcd: ") && text.contains("nowhere.pem"), "{text}");
+    assert!(text.contains("etcd") && text.contains("nowhere.pem"), "{text}");
 }

@@ -98,7 +98,7 @@ impl ConsistentHash {
 }
 
 impl Strategy for ConsistentHash {
-    #[inline]
+    #[inline(never)]
     fn choose(&self, draw: &Draw<'_>) -> Option<usize> {
         let Some(key) = draw.context.key() else {
             return draw.or_redrawn(self.schedule.draw(), &self.schedule);

@@ -7,9 +7,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::schedule::{Modulo, Schedule, Turn, below};
+use super::schedule::{Modulo, Schedule, Turn, below, other_than};
 use super::{Contenders, Draw, Mode, Strategy, contenders};
-use crate::balancer::clock::Clock;
 use crate::balancer::config::Choices;
 use crate::balancer::pool::{Load, Slot};
 
@@ -20,21 +19,23 @@ const EXACT_UP_TO: usize = 32;
 pub(crate) struct LeastConnections {
     schedule: Schedule,
     turn: Arc<Turn>,
-    choices: Choices,
+    count: Modulo,
+    contenders: Contenders,
 }
 
 impl LeastConnections {
-    pub(crate) fn new(schedule: Schedule, turn: Arc<Turn>, choices: Choices) -> Self {
+    pub(crate) fn new(schedule: Schedule, turn: Arc<Turn>, count: usize, choices: Choices) -> Self {
         Self {
             schedule,
             turn,
-            choices,
+            count: Modulo::new(count as u32),
+            contenders: contenders(count, choices, EXACT_UP_TO),
         }
     }
 
     /// The least loaded of all that the caller accepts, from a place that moves on.
     fn of_all(&self, draw: &Draw<'_>) -> Option<usize> {
-        let start = Modulo::new(draw.slots.len() as u32).of(self.turn.next());
+        let start = self.count.of(self.turn.next());
         let (before, after) = draw.slots.split_at_checked(start)?;
         let in_order = (start..).zip(after).chain((0..).zip(before));
         let mut best: Option<(usize, Cost)> = None;
@@ -56,7 +57,7 @@ impl LeastConnections {
             // The second differs from the first; with more, a repetition costs nothing but a look.
             let index = match contender {
                 0 => first,
-                _ => (first + 1 + below(count - 1)) % count,
+                _ => other_than(first, count),
             };
             let Some(slot) = draw.slots.get(index) else { continue };
             let cost = Cost::of(slot);
@@ -91,18 +92,18 @@ impl Cost {
 }
 
 impl Strategy for LeastConnections {
-    #[inline]
+    #[inline(never)]
     fn choose(&self, draw: &Draw<'_>) -> Option<usize> {
         if draw.load.in_flight.load(Ordering::Relaxed) == 0 {
             return draw.or_redrawn(self.schedule.next(&self.turn), &self.schedule);
         }
-        match contenders(draw.slots.len(), self.choices, EXACT_UP_TO) {
+        match self.contenders {
             Contenders::All => self.of_all(draw),
             Contenders::Some(number) => self.of_some(draw, number),
         }
     }
 
-    fn mode(&self, load: &Load, _clock: &dyn Clock) -> Mode {
+    fn mode(&self, load: &Load) -> Mode {
         if load.in_flight.load(Ordering::Relaxed) == 0 {
             Mode::NothingInFlight
         } else {

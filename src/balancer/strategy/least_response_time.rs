@@ -11,11 +11,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::schedule::{Schedule, Turn, below};
+use super::schedule::{Schedule, Turn, below, other_than};
 use super::{Contenders, Draw, Mode, Strategy, contenders};
-use crate::balancer::clock::{Clock, Timestamp};
+use crate::balancer::clock::Timestamp;
 use crate::balancer::config::Choices;
-use crate::balancer::pool::{Load, Slot};
+use crate::balancer::pool::{Live, Load};
 
 /// Who was not picked for so long is tried once.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
@@ -26,36 +26,64 @@ const REPORTS_WITHIN: Duration = Duration::from_secs(60);
 pub(crate) struct LeastResponseTime {
     schedule: Schedule,
     turn: Arc<Turn>,
-    choices: Choices,
+    contenders: Contenders,
 }
 
 /// A candidate as it looks now.
+#[derive(Clone, Copy)]
 struct Contender<'a> {
     index: usize,
-    slot: &'a Slot,
-    cost: f32,
+    live: &'a Live,
+    /// Latency x (in flight + 1).
+    load: f32,
+    units: f32,
+}
+
+impl Contender<'_> {
+    /// Whether it costs less, `load / units`, than the other one; compared without dividing.
+    #[inline]
+    fn beats(&self, other: &Self) -> bool {
+        self.load * other.units < other.load * self.units
+    }
 }
 
 impl LeastResponseTime {
-    pub(crate) fn new(schedule: Schedule, turn: Arc<Turn>, choices: Choices) -> Self {
+    pub(crate) fn new(schedule: Schedule, turn: Arc<Turn>, count: usize, choices: Choices) -> Self {
         Self {
             schedule,
             turn,
-            choices,
+            contenders: contenders(count, choices, 2),
         }
     }
 
-    fn look<'a>(draw: &Draw<'a>, index: usize, median: f32, now: Timestamp) -> Option<Contender<'a>> {
-        let slot = draw.slots.get(index).filter(|_| draw.admits(index))?;
-        let latency = slot.live.response_time(now).unwrap_or(median);
-        let cost = latency * (slot.live.in_flight() as f32 + 1.0) / slot.units as f32;
-        Some(Contender { index, slot, cost })
+    /// The best of those that the caller accepts.
+    #[inline]
+    fn best_of(draw: &Draw<'_>, indexes: impl Iterator<Item = usize>, now: Timestamp) -> Option<usize> {
+        let median = draw.load.median();
+        let mut best: Option<Contender<'_>> = None;
+        for index in indexes {
+            let Some(slot) = draw.slots.get(index).filter(|_| draw.admits(index)) else {
+                continue;
+            };
+            let latency = slot.live.response_time(now).unwrap_or(median);
+            let next = Contender {
+                index,
+                live: &slot.live,
+                load: latency * (slot.live.in_flight() as f32 + 1.0),
+                units: slot.units as f32,
+            };
+            best = Some(best.map_or(next, |best| Self::better(best, next, now)));
+        }
+        let best = best?;
+        best.live.mark_picked(now);
+        Some(best.index)
     }
 
     /// The better of two, unless the worse one is due to be tried.
+    #[inline]
     fn better<'a>(a: Contender<'a>, b: Contender<'a>, now: Timestamp) -> Contender<'a> {
-        let (winner, loser) = if b.cost < a.cost { (b, a) } else { (a, b) };
-        if winner.slot.live.picked_within(RETRY_AFTER, now) && loser.slot.live.claim_retry(RETRY_AFTER, now) {
+        let (winner, loser) = if b.beats(&a) { (b, a) } else { (a, b) };
+        if winner.live.picked_within(RETRY_AFTER, now) && loser.live.claim_retry(RETRY_AFTER, now) {
             return loser;
         }
         winner
@@ -63,47 +91,34 @@ impl LeastResponseTime {
 }
 
 fn no_reports(load: &Load, now: Timestamp) -> bool {
-    load.reported_at().is_none_or(|at| now.since(at) > REPORTS_WITHIN)
+    load.reported_at().is_none_or(|at| !now.is_within(REPORTS_WITHIN, at))
 }
 
 impl Strategy for LeastResponseTime {
+    #[inline(never)]
     fn choose(&self, draw: &Draw<'_>) -> Option<usize> {
-        let now = draw.clock.now();
+        let now = draw.load.now();
         if no_reports(draw.load, now) {
             return draw.or_redrawn(self.schedule.next(&self.turn), &self.schedule);
         }
         let count = draw.slots.len();
-        let median = draw.load.median();
-        let look = |index| Self::look(draw, index, median, now);
-        let chosen = match contenders(count, self.choices, 2) {
-            Contenders::All => {
-                let start = below(count);
-                (start..count)
-                    .chain(0..start)
-                    .filter_map(look)
-                    .reduce(|a, b| Self::better(a, b, now))
-            }
+        let first = below(count);
+        let best = match self.contenders {
+            Contenders::All => Self::best_of(draw, (first..count).chain(0..first), now),
             Contenders::Some(number) => {
-                let first = below(count);
-                let others = (1..number).map(|_| (first + 1 + below(count - 1)) % count);
-                std::iter::once(first)
-                    .chain(others)
-                    .filter_map(look)
-                    .reduce(|a, b| Self::better(a, b, now))
+                let contender = |number| if number == 0 { first } else { other_than(first, count) };
+                Self::best_of(draw, (0..number).map(contender), now)
             }
         };
-        let index = match chosen {
-            Some(contender) => contender.index,
-            None => draw.redraw(&self.schedule, |_| false)?,
-        };
-        if let Some(slot) = draw.slots.get(index) {
-            slot.live.mark_picked(now);
-        }
-        Some(index)
+        best.or_else(|| {
+            let index = draw.redraw(&self.schedule, |_| false)?;
+            draw.slots.get(index)?.live.mark_picked(now);
+            Some(index)
+        })
     }
 
-    fn mode(&self, load: &Load, clock: &dyn Clock) -> Mode {
-        if no_reports(load, clock.now()) {
+    fn mode(&self, load: &Load) -> Mode {
+        if no_reports(load, load.now()) {
             Mode::NoReports
         } else {
             Mode::Normal

@@ -31,7 +31,6 @@ use self::random::Random;
 use self::ring::Ring;
 use self::round_robin::RoundRobin;
 use self::schedule::{Schedule, Turn};
-use super::clock::Clock;
 use super::config::{Choices, InvalidConfig, LoadBalancerConfig};
 use super::pool::{Context, Load, Member, Slot};
 
@@ -134,8 +133,6 @@ pub(crate) struct Draw<'a> {
     pub(crate) context: &'a Context<'a>,
     /// What is known of the service as a whole.
     pub(crate) load: &'a Load,
-    /// Read only by strategies that need the time.
-    pub(crate) clock: &'a dyn Clock,
 }
 
 impl<'a> Draw<'a> {
@@ -190,7 +187,7 @@ pub(crate) trait Strategy {
     fn choose(&self, draw: &Draw<'_>) -> Option<usize>;
 
     /// What it would do at present.
-    fn mode(&self, _load: &Load, _clock: &dyn Clock) -> Mode {
+    fn mode(&self, _load: &Load) -> Mode {
         Mode::Normal
     }
 
@@ -229,10 +226,10 @@ impl Prepared {
             )),
             (LoadBalancingStrategy::Random, _) => Self::Random(Random::new(schedule)),
             (LoadBalancingStrategy::LeastConnections, _) => {
-                Self::LeastConnections(LeastConnections::new(schedule, turn, config.choices()))
+                Self::LeastConnections(LeastConnections::new(schedule, turn, slots.len(), config.choices()))
             }
             (LoadBalancingStrategy::LeastResponseTime, _) => {
-                Self::LeastResponseTime(LeastResponseTime::new(schedule, turn, config.choices()))
+                Self::LeastResponseTime(LeastResponseTime::new(schedule, turn, slots.len(), config.choices()))
             }
             (
                 LoadBalancingStrategy::RoundRobin
@@ -266,8 +263,8 @@ impl Strategy for Prepared {
         }
     }
 
-    fn mode(&self, load: &Load, clock: &dyn Clock) -> Mode {
-        self.strategy().mode(load, clock)
+    fn mode(&self, load: &Load) -> Mode {
+        self.strategy().mode(load)
     }
 
     fn schedule(&self) -> &Schedule {
@@ -291,6 +288,7 @@ pub(crate) fn contenders(count: usize, choices: Choices, exact_up_to: usize) -> 
 }
 
 /// Who is compared for one pick.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Contenders {
     /// Every candidate.
     All,

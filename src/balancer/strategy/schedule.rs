@@ -63,6 +63,13 @@ pub(crate) fn below(n: usize) -> usize {
     ((u128::from(fastrand::u64(..)) * n as u128) >> 64) as usize
 }
 
+/// A random number in `0..n` other than `first`, which is one of them. For `n` >= 2.
+#[inline]
+pub(crate) fn other_than(first: usize, n: usize) -> usize {
+    let place = first + 1 + below(n - 1);
+    if place < n { place } else { place - n }
+}
+
 /// How picks are divided among candidates.
 #[derive(Debug)]
 pub(crate) enum Schedule {
@@ -233,11 +240,21 @@ impl Alias {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use proptest::prelude::*;
 
     fn names(turns: &[u32]) -> String {
         turns.iter().map(|&index| char::from(b'a' + index as u8)).collect()
+    }
+
+    #[test]
+    fn another_one_is_any_but_the_first() {
+        fastrand::seed(3);
+        let others: BTreeSet<usize> = (0..200).map(|_| other_than(2, 5)).collect();
+        assert_eq!(others, BTreeSet::from([0, 1, 3, 4]));
+        assert_eq!((other_than(0, 2), other_than(1, 2)), (1, 0));
     }
 
     #[test]

@@ -30,8 +30,13 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// A frozen server, or one behind a dead link, is found out by these. etcd hangs up on those who ask more often than every 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Keys a page.
+/// Keys in the first page.
 const PAGE: i64 = 1_000;
+/// Keys in a page at most. For each page etcd 3.4 counts all the keys that are left, so that many small ones cost it the square
+/// of their number: pages that turn out small are followed by larger ones.
+const LARGEST_PAGE: i64 = 10_000;
+/// What a page may weigh for the next to be larger.
+const SMALL_PAGE: usize = 512 << 10;
 /// What one message may be. tonic's own limit of 4 MiB is less than what etcd sends after a few large changes.
 const DECODE_LIMIT: usize = 64 << 20;
 /// A history that is compacted while it is listed is listed anew, so many times.
@@ -122,33 +127,33 @@ impl From<etcd_client::Error> for Trouble {
     fn from(error: etcd_client::Error) -> Self {
         match error {
             etcd_client::Error::GRpcStatus(status) => {
-                let mut detail = format!("{:?}: {}", status.code(), status.message());
-                // tonic's own text stops at "transport error".
-                let mut source = std::error::Error::source(&status);
-                while let Some(error) = source {
-                    detail = format!("{detail}: {error}");
-                    source = error.source();
-                }
-                let cause = Cause::of_text(&detail)
-                    .unwrap_or_else(|| by_code(&format!("{:?}", status.code()), status.message()));
-                Self::new(cause, one_line(&detail))
+                let code = format!("{:?}", status.code());
+                let detail = in_full(format!("{code}: {}", status.message()), &status);
+                let cause = Cause::of_text(&detail).unwrap_or_else(|| by_code(&code, status.message()));
+                Self::new(cause, detail)
             }
-            error @ (etcd_client::Error::TransportError(_)
-            | etcd_client::Error::IoError(_)
-            | etcd_client::Error::EndpointError(_)) => {
-                let mut detail = error.to_string();
-                if let etcd_client::Error::TransportError(error) = &error {
-                    let mut source = std::error::Error::source(error);
-                    while let Some(error) = source {
-                        detail = format!("{detail}: {error}");
-                        source = error.source();
-                    }
-                }
-                Self::new(Cause::Unreachable, one_line(&detail))
+            etcd_client::Error::TransportError(error) => {
+                Self::new(Cause::Unreachable, in_full(error.to_string(), &error))
+            }
+            error @ (etcd_client::Error::IoError(_) | etcd_client::Error::EndpointError(_)) => {
+                Self::new(Cause::Unreachable, one_line(&error.to_string()))
             }
             error => Self::new(Cause::Protocol, one_line(&error.to_string())),
         }
     }
+}
+
+/// With the causes that it does not tell yet: tonic's own text stops at "transport error".
+fn in_full(mut text: String, error: &dyn std::error::Error) -> String {
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    one_line(&text)
 }
 
 /// By the name of gRPC's code: its type belongs to a crate that is not a dependency of this one.
@@ -426,6 +431,14 @@ async fn list_once(link: &Link, consistency: Consistency) -> Result<Listing, Tro
                 });
                 at = Some(first.ok_or_else(|| Trouble::new(Cause::Protocol, "a list without a header"))?);
             }
+            let weight: usize = page
+                .kvs()
+                .iter()
+                .map(|pair| pair.key().len() + pair.value().len())
+                .sum();
+            if weight < SMALL_PAGE {
+                limit = (limit * 2).min(LARGEST_PAGE);
+            }
             let more = page.more();
             let last = page.kvs().last().map(|last| [last.key(), b"\0"].concat());
             for pair in page.take_kvs() {
@@ -557,4 +570,83 @@ async fn read(path: &Path) -> Result<Vec<u8>, String> {
     tokio::fs::read(path)
         .await
         .map_err(|error| format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::formats::Prefix;
+    use super::*;
+
+    #[test]
+    fn trouble_is_told_apart_by_what_it_says_where_codes_do_not() {
+        for (text, cause) in [
+            (
+                "OutOfRange: etcdserver: mvcc: required revision has been compacted",
+                Cause::Compacted,
+            ),
+            (
+                "OutOfRange: Error, decoded message length too large: found 8000244 bytes, the limit is: 4194304 bytes",
+                Cause::TooLarge,
+            ),
+            (
+                "OutOfRange: etcdserver: mvcc: required revision is a future revision",
+                Cause::Rollback,
+            ),
+            ("Unavailable: etcdserver: no leader", Cause::NoLeader),
+            (
+                "Unavailable: etcdserver: rpc not supported for learner",
+                Cause::Unavailable,
+            ),
+            ("Unauthenticated: etcdserver: invalid auth token", Cause::Token),
+            (
+                "InvalidArgument: etcdserver: authentication failed, invalid user ID or password",
+                Cause::Denied,
+            ),
+            ("InvalidArgument: etcdserver: user name is empty", Cause::Denied),
+            ("PermissionDenied: etcdserver: permission denied", Cause::Denied),
+        ] {
+            assert_eq!(Cause::of_text(text), Some(cause), "{text}");
+        }
+        assert_eq!(Cause::of_text("tcp connect error"), None);
+    }
+
+    #[test]
+    fn without_words_that_are_known_the_code_decides() {
+        for (code, message, cause) in [
+            ("Unavailable", "tcp connect error", Cause::Unreachable),
+            ("Unavailable", "etcdserver: too many requests", Cause::Unavailable),
+            (
+                "Unknown",
+                "h2 protocol error: error reading a body from connection",
+                Cause::Unreachable,
+            ),
+            ("Cancelled", "Timeout expired", Cause::Timeout),
+            ("DeadlineExceeded", "", Cause::Timeout),
+            ("Unimplemented", "unknown service", Cause::Protocol),
+            ("PermissionDenied", "", Cause::Denied),
+        ] {
+            assert_eq!(by_code(code, message), cause, "{code}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_range_ends_behind_the_last_key_that_starts_so() {
+        assert_eq!(end_of(b"/services/"), b"/services0");
+        assert_eq!(end_of(b"a\xff\xff"), b"b");
+        assert_eq!(end_of(b"\xff"), b"\0");
+    }
+
+    #[test]
+    fn endpoints_are_urls_without_passwords() {
+        let client = |endpoints: &[&str]| {
+            let settings = Settings::new(endpoints.iter().copied(), vec![Prefix::new("/s").unwrap()]);
+            Client::new(&settings, settings.prefixes.as_slice().into()).map(|_| ())
+        };
+        assert!(client(&["http://127.0.0.1:2379", "https://etcd:2379"]).is_ok());
+        for refused in [&[][..], &["127.0.0.1:2379"], &["unix:///run/etcd"]] {
+            assert!(matches!(client(refused), Err(HttpError::Address { .. })), "{refused:?}");
+        }
+        let error = client(&["http://alice:hunter2@etcd:2379"]).unwrap_err().to_string();
+        assert!(error.contains("etcd:2379") && !error.contains("hunter2"), "{error}");
+    }
 }

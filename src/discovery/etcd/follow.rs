@@ -89,3 +89,131 @@ impl Follow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::What;
+    use super::*;
+
+    const LISTED: Position = Position {
+        cluster: 7,
+        term: 3,
+        revision: 100,
+    };
+
+    fn at(revision: i64) -> Position {
+        Position { revision, ..LISTED }
+    }
+
+    fn events(keys: &[&str]) -> Vec<Event> {
+        let event = |key: &&str| Event {
+            key: key.as_bytes().to_vec(),
+            mod_revision: 101,
+            what: What::Delete,
+        };
+        keys.iter().map(event).collect()
+    }
+
+    fn over(step: Step) -> Cause {
+        match step {
+            Step::Over(trouble) => trouble.cause,
+            step => panic!("not over: {step:?}"),
+        }
+    }
+
+    fn heard(step: Step) -> Vec<Event> {
+        match step {
+            Step::Events(events) => events,
+            Step::Nothing => Vec::new(),
+            Step::Over(trouble) => panic!("over: {trouble:?}"),
+        }
+    }
+
+    #[test]
+    fn scenario_32_a_canceled_watch_is_noticed_from_its_message_whatever_else_stands_there() {
+        // As etcd sends them: created and canceled in one, or with a header that is all zeros, the stream left open.
+        for (reason, compact_revision, cause) in [
+            ("", 120, Cause::Compacted),
+            ("", 0, Cause::Canceled),
+            ("mvcc: required revision has been compacted", 0, Cause::Compacted),
+            (
+                "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+                0,
+                Cause::Token,
+            ),
+            (
+                "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+                0,
+                Cause::Denied,
+            ),
+            ("etcdserver: no leader", 0, Cause::NoLeader),
+            ("something new", 0, Cause::Canceled),
+        ] {
+            for created in [false, true] {
+                let mut follow = Follow::from(LISTED);
+                let step = follow.take(Message {
+                    created,
+                    canceled: true,
+                    compact_revision,
+                    cancel_reason: reason.to_owned(),
+                    ..Message::default()
+                });
+                assert_eq!(over(step), cause, "{reason}");
+                assert_eq!(follow.at(), LISTED, "a header of zeros tells nothing");
+            }
+        }
+    }
+
+    #[test]
+    fn scenario_28_a_watch_on_a_history_that_went_back_is_over_as_soon_as_it_is_created() {
+        let created = |at| {
+            Follow::from(LISTED).take(Message {
+                created: true,
+                at,
+                ..Message::default()
+            })
+        };
+        assert!(matches!(created(at(100)), Step::Nothing) && matches!(created(at(130)), Step::Nothing));
+        for back in [
+            at(4),
+            Position { term: 2, ..at(500) },
+            Position { cluster: 8, ..at(500) },
+        ] {
+            assert_eq!(over(created(back)), Cause::Rollback, "{back:?}");
+        }
+    }
+
+    #[test]
+    fn fragments_are_one_step_and_each_belongs_to_its_own_watch() {
+        let mut follow = Follow::from(LISTED);
+        let mut take = |watch_id, fragment, keys: &[&str]| {
+            let message = Message {
+                watch_id,
+                fragment,
+                at: at(101),
+                events: events(keys),
+                ..Message::default()
+            };
+            heard(follow.take(message))
+        };
+        assert_eq!(take(1, true, &["a"]), []);
+        assert_eq!(take(2, false, &["z"]), events(&["z"]));
+        assert_eq!(take(1, true, &["b"]), []);
+        assert_eq!(take(1, false, &["c"]), events(&["a", "b", "c"]));
+        assert_eq!(take(1, false, &[]), []);
+    }
+
+    #[test]
+    fn a_sign_of_life_moves_the_position_and_never_back() {
+        let mut follow = Follow::from(LISTED);
+        for (revision, expected) in [(150, 150), (120, 150), (0, 150)] {
+            let message = Message {
+                watch_id: -1,
+                at: at(revision),
+                ..Message::default()
+            };
+            assert_eq!(heard(follow.take(message)), []);
+            assert_eq!(follow.at().revision, expected);
+        }
+    }
+}

@@ -395,3 +395,379 @@ impl Skipped {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::super::formats::Prefix;
+    use super::super::wire::{Listed, Position};
+    use super::*;
+
+    /// A view below `/s/`, and what it has told, as `id=port` by service.
+    struct Bench {
+        view: View,
+        status: Arc<SourceStatus>,
+        now: Timestamp,
+    }
+
+    fn bench() -> Bench {
+        let status = Arc::new(SourceStatus::new(SOURCE, true, Box::new(|_| true)));
+        let prefixes: Prefixes = [Prefix::new("/s/").unwrap()].into();
+        Bench {
+            view: View::new(prefixes, Arc::clone(&status)),
+            status,
+            now: Timestamp::default(),
+        }
+    }
+
+    /// `service/id` and a port, which is its value; port 0 is garbage.
+    fn pair(prefix: &Prefix, key: &str, port: u16, mod_revision: i64) -> Listed {
+        let key = format!("/s/{key}").into_bytes();
+        let read = prefix.read(&key, format!("10.0.0.1:{port}").as_bytes());
+        Listed {
+            key,
+            mod_revision,
+            read,
+        }
+    }
+
+    fn listing(revision: i64, pairs: &[(&str, u16, i64)]) -> Listing {
+        let prefix = Prefix::new("/s/").unwrap();
+        Listing {
+            at: Position {
+                revision,
+                ..Position::default()
+            },
+            keys: pairs
+                .iter()
+                .map(|(key, port, revision)| pair(&prefix, key, *port, *revision))
+                .collect(),
+        }
+    }
+
+    fn put(key: &str, port: u16, mod_revision: i64) -> Event {
+        Event {
+            key: format!("/s/{key}").into_bytes(),
+            mod_revision,
+            what: What::Put(format!("10.0.0.1:{port}").into_bytes()),
+        }
+    }
+
+    fn delete(key: &str, mod_revision: i64) -> Event {
+        Event {
+            key: format!("/s/{key}").into_bytes(),
+            mod_revision,
+            what: What::Delete,
+        }
+    }
+
+    impl Bench {
+        /// All that is due, each update as one word; time passes so that pacing holds nothing back.
+        fn told(&mut self) -> Vec<String> {
+            self.now = self.now + PACE;
+            let mut told = Vec::new();
+            while let Some(update) = self.view.news(self.now) {
+                let trust = |trust| match trust {
+                    Trust::Steady => "",
+                    Trust::AfterGap => "?",
+                    Trust::AdditionsOnly => "+",
+                };
+                told.push(match update {
+                    Update::Service(reading) => {
+                        let one = |it: &ServiceInstance| format!("{}={}", it.id(), it.port());
+                        let all: Vec<String> = reading.instances.iter().map(one).collect();
+                        format!("{}{} {}", reading.service, trust(reading.trust), all.join(","))
+                    }
+                    Update::Gone {
+                        service, trust: how, ..
+                    } => format!("{service}{} gone", trust(how)),
+                    Update::Synced => "synced".to_owned(),
+                });
+            }
+            told.sort();
+            told
+        }
+
+        fn replace(&mut self, revision: i64, pairs: &[(&str, u16, i64)]) {
+            self.view.replace(listing(revision, pairs), Trust::AfterGap, self.now);
+        }
+
+        fn follow(&mut self, events: Vec<Event>) {
+            self.view.follow(events, self.now);
+        }
+    }
+
+    #[test]
+    fn everything_is_told_and_then_that_it_is() {
+        let mut bench = bench();
+        assert_eq!(bench.told(), [""; 0]);
+        bench.replace(9, &[("web/a", 1, 3), ("web/b", 2, 4), ("mail/m", 3, 5)]);
+        let now = bench.now;
+        let first: Vec<_> = std::iter::from_fn(|| bench.view.news(now)).collect();
+        assert_eq!(first.len(), 3);
+        assert_eq!(first[2], Update::Synced, "last");
+        bench.replace(10, &[("web/a", 1, 3), ("web/b", 2, 4), ("mail/m", 3, 5)]);
+        assert_eq!(bench.told(), [""; 0], "the same again is no news");
+        assert!(!bench.view.is_owed());
+    }
+
+    #[test]
+    fn none_at_all_is_synced_too() {
+        let mut bench = bench();
+        bench.replace(9, &[]);
+        assert_eq!(bench.told(), ["synced"]);
+    }
+
+    #[test]
+    fn what_one_member_remembers_is_told_but_is_not_everything() {
+        let mut bench = bench();
+        let remembered = listing(9, &[("web/a", 1, 3)]);
+        bench.view.replace(remembered, Trust::AdditionsOnly, bench.now);
+        assert_eq!(bench.told(), ["web+ a=1"]);
+        assert!(!bench.view.is_listed());
+        bench.replace(12, &[("web/b", 2, 11)]);
+        assert_eq!(bench.told(), ["synced", "web? b=2"]);
+    }
+
+    #[test]
+    fn events_are_taken_in_order_and_told_as_one_step() {
+        let mut bench = bench();
+        bench.replace(9, &[("web/a", 1, 3)]);
+        bench.told();
+        bench.follow(vec![
+            put("web/b", 2, 10),
+            delete("web/a", 10),
+            put("mail/m", 3, 10),
+            put("web/b", 4, 11),
+        ]);
+        assert_eq!(bench.told(), ["mail m=3", "web b=4"]);
+        bench.follow(vec![delete("web/b", 12), delete("web/unknown", 12)]);
+        assert_eq!(bench.told(), ["web gone"]);
+        bench.follow(vec![put("web/b", 4, 13)]);
+        assert_eq!(bench.told(), ["web b=4"]);
+    }
+
+    #[test]
+    fn what_a_list_or_a_later_event_holds_already_is_ignored() {
+        let mut bench = bench();
+        bench.replace(20, &[("web/a", 1, 15)]);
+        bench.told();
+        // Deleted and put again before the list: the end of that is in the list.
+        bench.follow(vec![put("web/z", 9, 12), delete("web/a", 14), put("web/a", 9, 15)]);
+        assert_eq!(bench.told(), [""; 0]);
+        bench.follow(vec![put("web/a", 2, 22)]);
+        bench.follow(vec![put("web/a", 3, 21)]);
+        assert_eq!(bench.told(), ["web a=2"]);
+    }
+
+    #[test]
+    fn scenario_36_garbage_keeps_what_was_there_and_is_counted_once() {
+        let mut bench = bench();
+        let errors = |bench: &Bench| {
+            bench
+                .status
+                .errors()
+                .get("invalid_instance")
+                .copied()
+                .unwrap_or_default()
+        };
+        bench.replace(9, &[("web/a", 1, 3), ("web/bad", 0, 4)]);
+        assert_eq!(
+            (bench.told().join(" "), errors(&bench)),
+            ("synced web? a=1".to_owned(), 1)
+        );
+        bench.replace(9, &[("web/a", 1, 3), ("web/bad", 0, 4)]);
+        assert_eq!(errors(&bench), 1, "the same garbage again");
+        bench.follow(vec![put("web/a", 0, 10)]);
+        assert_eq!((bench.told(), errors(&bench)), (vec![], 2));
+        bench.follow(vec![put("web/a", 2, 11), put("web/bad", 3, 11)]);
+        assert_eq!(bench.told(), ["web a=2,bad=3"]);
+        bench.follow(vec![put("web/a", 0, 12), delete("web/a", 13)]);
+        assert_eq!(bench.told(), ["web bad=3"]);
+    }
+
+    #[test]
+    fn what_is_missing_after_a_gap_is_owed_a_second_look() {
+        let mut bench = bench();
+        bench.replace(9, &[("web/a", 1, 3), ("web/b", 2, 4), ("mail/m", 3, 5)]);
+        bench.told();
+        bench.replace(4, &[("web/a", 1, 2), ("new/n", 5, 3)]);
+        assert_eq!(bench.told(), ["mail? gone", "new? n=5", "web? a=1"]);
+        assert!(bench.view.is_owed());
+        // In the meantime one of them changes: that is told at once, and owed all the same.
+        bench.follow(vec![put("web/c", 6, 5)]);
+        assert_eq!(bench.told(), ["web a=1,c=6"]);
+        bench.view.confirm(bench.now);
+        assert_eq!(bench.told(), ["mail gone", "web a=1,c=6"]);
+        assert!(!bench.view.is_owed());
+    }
+
+    #[test]
+    fn a_doubtful_look_makes_the_whole_of_what_is_told_doubtful() {
+        let mut bench = bench();
+        bench.replace(9, &[("web/a", 1, 3), ("web/b", 2, 4)]);
+        bench.told();
+        bench.replace(20, &[("web/a", 1, 3)]);
+        bench.follow(vec![put("web/c", 3, 21)]);
+        assert_eq!(bench.told(), ["web? a=1,c=3"]);
+    }
+
+    #[test]
+    fn a_service_that_changes_all_the_time_is_told_every_50_ms_and_at_once_after_a_pause() {
+        let mut bench = bench();
+        bench.replace(1, &[]);
+        bench.told();
+        let start = bench.now;
+        let mut times = Vec::new();
+        for step in 0..200 {
+            let now = start + Duration::from_millis(step);
+            bench
+                .view
+                .follow(vec![put("web/a", 1 + step as u16, 2 + step as i64)], now);
+            while bench.view.news(now).is_some() {
+                times.push(step);
+            }
+        }
+        assert_eq!(times, [0, 50, 100, 150]);
+        assert_eq!(bench.view.due(), Some(start + Duration::from_millis(200)));
+        assert!(bench.view.news(start + Duration::from_millis(200)).is_some());
+        let later = start + Duration::from_secs(1);
+        bench.view.follow(vec![put("web/a", 9, 900)], later);
+        assert!(bench.view.news(later).is_some(), "at once");
+    }
+
+    #[test]
+    fn a_second_list_repairs_what_the_watch_left_out_and_nothing_else() {
+        let mut bench = bench();
+        bench.replace(
+            10,
+            &[("web/a", 1, 3), ("web/b", 2, 4), ("web/c", 3, 5), ("web/d", 4, 6)],
+        );
+        bench.told();
+        bench.view.expect_list();
+        // After the list was read at 20: these are newer than it.
+        bench.follow(vec![put("web/a", 11, 21), delete("web/b", 22), put("web/new", 5, 23)]);
+        let read = listing(
+            20,
+            &[("web/a", 1, 3), ("web/b", 2, 4), ("web/d", 14, 15), ("web/e", 6, 16)],
+        );
+        assert_eq!(
+            bench.view.repair(read, bench.now),
+            3,
+            "c is gone, d has changed, e is new"
+        );
+        assert_eq!(bench.told(), ["web a=11,d=14,e=6,new=5"]);
+        bench.follow(vec![put("web/c", 3, 19)]);
+        assert_eq!(bench.told(), [""; 0], "late: the list knew of its end");
+    }
+
+    #[test]
+    fn events_of_a_kind_that_is_not_known_change_nothing() {
+        let mut bench = bench();
+        bench.replace(9, &[("web/a", 1, 3)]);
+        bench.told();
+        bench.follow(vec![Event {
+            what: What::Unknown(7),
+            ..delete("web/a", 10)
+        }]);
+        assert_eq!(bench.told(), [""; 0]);
+    }
+
+    /// What an etcd goes through: one change a revision.
+    #[derive(Clone, Debug)]
+    enum Change {
+        Put(u8, u16),
+        Delete(u8),
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            3 => (0..6u8, 0..4u16).prop_map(|(key, port)| Change::Put(key, port)),
+            2 => (0..6u8).prop_map(Change::Delete),
+        ]
+    }
+
+    fn name(key: u8) -> String {
+        format!("s{}/{key}", key % 3)
+    }
+
+    /// The keys as they are at each revision, from 1: (port, revision of the last put).
+    fn history(changes: &[Change]) -> Vec<BTreeMap<u8, (u16, i64)>> {
+        let mut states = vec![BTreeMap::new(), BTreeMap::new()];
+        for (index, change) in changes.iter().enumerate() {
+            let mut state = states.last().unwrap().clone();
+            let revision = index as i64 + 2;
+            match change {
+                Change::Put(key, port) => drop(state.insert(*key, (1 + port, revision))),
+                Change::Delete(key) => drop(state.remove(key)),
+            }
+            states.push(state);
+        }
+        states
+    }
+
+    fn read_at(states: &[BTreeMap<u8, (u16, i64)>], revision: usize) -> Listing {
+        let names: Vec<(String, u16, i64)> = states[revision]
+            .iter()
+            .map(|(key, (port, at))| (name(*key), *port, *at))
+            .collect();
+        let pairs: Vec<_> = names
+            .iter()
+            .map(|(name, port, at)| (name.as_str(), *port, *at))
+            .collect();
+        listing(revision as i64, &pairs)
+    }
+
+    proptest! {
+        #[test]
+        fn lists_and_events_in_any_interleaving_end_in_the_same_state(
+            changes in prop::collection::vec(change(), 1..40),
+            first in 0..40usize,
+            second in 0..40usize,
+            compared in 0..40usize,
+            lost in prop::collection::vec(0..40usize, 0..3),
+        ) {
+            let states = history(&changes);
+            let last = states.len() - 1;
+            let (first, second) = (first.min(last).max(1), second.min(last).max(1));
+            let (first, second) = (first.min(second), first.max(second));
+            // The second list is read at one revision, and compared when the watch has come to another, later one.
+            let compared = compared.min(last).max(second);
+            let mut bench = bench();
+            bench.view.replace(read_at(&states, first), Trust::AfterGap, bench.now);
+            for (index, change) in changes.iter().enumerate() {
+                let revision = index + 2;
+                if revision == second {
+                    bench.view.expect_list();
+                }
+                let (id, at) = (name(match change { Change::Put(key, _) | Change::Delete(key) => *key }), revision as i64);
+                let event = match change {
+                    Change::Put(_, port) => put(&id, 1 + port, at),
+                    Change::Delete(_) => delete(&id, at),
+                };
+                // Up to the second list events may get lost; any may be told twice.
+                if revision > second || !lost.contains(&index) {
+                    bench.follow(vec![event.clone(), event]);
+                }
+                if revision == compared {
+                    bench.view.repair(read_at(&states, second), bench.now);
+                }
+            }
+            if compared < 2 {
+                bench.view.repair(read_at(&states, second), bench.now);
+            }
+            let mut known = BTreeMap::new();
+            for keys in bench.view.services.values() {
+                for instance in keys.values().flatten() {
+                    known.insert(instance.id().to_string(), instance.port());
+                }
+            }
+            let expected: BTreeMap<String, u16> =
+                states[last].iter().map(|(key, (port, _))| (key.to_string(), *port)).collect();
+            prop_assert_eq!(known, expected);
+        }
+    }
+}

@@ -71,3 +71,25 @@ pub(super) enum What {
     /// Of a kind that this program is too old for.
     Unknown(i32),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_goes_on_with_the_same_cluster_and_rising_numbers() {
+        let at = |cluster, term, revision| Position {
+            cluster,
+            term,
+            revision,
+        };
+        let before = at(7, 3, 100);
+        for fine in [at(7, 3, 100), at(7, 9, 101), at(0, 0, 100)] {
+            assert_eq!(fine.breaks_with(before), None, "{fine:?}");
+        }
+        for broken in [at(8, 3, 500), at(7, 2, 500), at(7, 3, 99), at(0, 0, 4)] {
+            assert!(broken.breaks_with(before).is_some(), "{broken:?}");
+        }
+        assert_eq!(before.breaks_with(Position::default()), None);
+    }
+}
