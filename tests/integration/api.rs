@@ -607,7 +607,7 @@ fn services_are_listed_with_what_is_known_of_them() {
             "host": "10.0.1.11", "port": 8080,
             "address": "10.0.1.11:8080", "weight": 2, "effective_weight": 1.0, "total_requests": 3, "reported_requests": 0,
             "failed_requests": 0, "consecutive_failures": 0, "active_connections": 0, "average_response_time": 0.0,
-            "tags": ["v1"], "metadata": {}, "source": "file",
+            "tags": ["v1"], "metadata": {}, "source": "file", "sources": ["file"],
         })
     );
     assert_eq!(service["instances"]["user 3"]["effective_weight"], 0.25, "degraded");
