@@ -32,18 +32,18 @@
 //! | `config` | what an operator writes, and what is meant by it: valid by construction |
 //! | `agent` | the only place where rooms meet: it builds them, joins them, owns every task, timer and the stop |
 //! | `cli` | what is typed becomes a call, what comes of it an exit code |
-//! | `http_client`, `telemetry` | one constructor of HTTP clients; logs, set up once |
+//! | `http_client`, `telemetry`, `duration` | one constructor of HTTP clients; logs, set up once; durations as people write them |
 //!
 //! # The layers, and what holds
 //!
-//! - **Imports point down**: `cli -> agent -> config -> { api | discovery } -> { http_client | telemetry } -> metrics -> balancer`.
+//! - **Imports point down**: `cli -> agent -> config -> { api | discovery } -> { http_client | telemetry | duration } -> metrics -> balancer`.
 //!   Rooms on one floor do not know each other. `tests/integration/house.rs` finds a path that points up.
 //! - **The core is pure**: no I/O, no runtime, no logs. Time comes through a [`Clock`], bytes through a [`Render`]; a transition
 //!   returns what happened, and somebody else reports it.
 //! - **One view.** All that a pick reads is one immutable value in one `ArcSwap`. A pick takes no lock and allocates nothing; readers
 //!   never see half of two views.
 //! - **Live state belongs to the address.** In flight, response time and counters outlive views, weight changes, another strategy,
-//!   and a registration that goes and comes back. Identity (the place on a ring) belongs to the id.
+//!   and a registration that goes and comes back. Identity (the place on a ring) and what an operator orders belong to the id.
 //! - **Nothing empties a pool but a registry that is believed.** One that is away or knows no leader takes nothing away; one that
 //!   has just come back, not at once: what it lacks is held, for a bounded time. The age of its word is on show. Unknown, empty,
 //!   none available and not synced are four answers ([`PickError`]).

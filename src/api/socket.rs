@@ -5,6 +5,7 @@
 //! and the link refuses to replace what came in between. A socket file that nobody answers on is what a process that was killed
 //! leaves behind: it is removed first. Anything else in that place is refused, symbolic links above all.
 
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
@@ -52,11 +53,15 @@ impl Drop for SocketFile {
     }
 }
 
-/// Device and inode.
-type Identity = (u64, u64);
+/// Device, inode and when it was made: a number is given to another file once its own is gone.
+type Identity = (u64, u64, i64, i64);
 
 fn identity(path: &Path) -> io::Result<Identity> {
-    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+    std::fs::symlink_metadata(path).map(|found| identity_of(&found))
+}
+
+fn identity_of(found: &Metadata) -> Identity {
+    (found.dev(), found.ino(), found.mtime(), found.mtime_nsec())
 }
 
 pub(super) async fn bind(path: &Path, access: &SocketAccess) -> io::Result<(UnixListener, SocketFile)> {
@@ -108,7 +113,7 @@ async fn make_way(path: &Path) -> io::Result<()> {
         Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
         _ => return Err(refused(io::ErrorKind::AddrInUse, "somebody answers on it")),
     }
-    if identity(path)? != (found.dev(), found.ino()) {
+    if identity(path)? != identity_of(&found) {
         return Err(refused(io::ErrorKind::AddrInUse, "somebody else has just bound it"));
     }
     std::fs::remove_file(path)

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pickd::{
-    Bodies, Choices, Context, Described, Directory, InstanceId, LeaseId, LoadBalancer, LoadBalancerConfig,
-    LoadBalancingStrategy, Manual, Mode, Outcome, PickError, RegistryStatus, Render, ServiceConfigs, ServiceInstance,
-    Source, SourceStatus, Sources, Tools, Weight,
+    Bodies, Choices, Clock, Context, Described, Directory, EndedBecause, InstanceId, LeaseId, LoadBalancer,
+    LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Objection, Order, Outcome, Override, PickError,
+    RegistryStatus, Render, Score, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources, Tools, Weight,
 };
 use proptest::prelude::*;
 
@@ -788,7 +788,7 @@ fn live_state_survives_weight_change_strategy_change_and_re_registration() {
     );
     drop(held);
     clock.advance(Duration::from_secs(7_200));
-    balancer.advance(pickd::Clock::now(&*clock));
+    balancer.advance(clock.now());
     assert_eq!(
         balancer.statistics().total_requests,
         total,
@@ -954,10 +954,10 @@ fn a_directory_tells_unknown_empty_and_not_synced_apart() {
     directory.apply(&name, []);
     assert!(matches!(refusal("db-1"), PickError::Empty { .. }), "known, and empty");
     clock.advance(Duration::from_secs(3_599));
-    directory.advance(pickd::Clock::now(&*clock));
+    directory.advance(clock.now());
     assert!(matches!(refusal("db-1"), PickError::Empty { .. }));
     clock.advance(Duration::from_secs(1));
-    directory.advance(pickd::Clock::now(&*clock));
+    directory.advance(clock.now());
     assert!(
         matches!(refusal("db-1"), PickError::Unknown { .. }),
         "forgotten after an hour"
@@ -1093,7 +1093,7 @@ proptest! {
                 },
                 Step::Wait(seconds) => {
                     clock.advance(Duration::from_secs(seconds.into()));
-                    balancer.advance(pickd::Clock::now(&*clock));
+                    balancer.advance(clock.now());
                 }
             }
         }
@@ -1114,4 +1114,178 @@ proptest! {
             prop_assert_eq!(counts[&format!("i{number:02}")] as i64, *weight);
         }
     }
+}
+
+fn ten_minutes() -> Order {
+    Order::by("ops")
+        .because("update")
+        .and_then(|order| order.for_the_next(Duration::from_secs(600)))
+        .unwrap()
+}
+
+#[test]
+fn an_order_acts_at_once_in_every_strategy_and_ends_when_time_is_advanced_past_it() {
+    fastrand::seed(41);
+    for strategy in LoadBalancingStrategy::ALL {
+        let (balancer, clock) = timed(
+            LoadBalancerConfig::new(strategy),
+            ["a", "b", "c"].map(|id| instance(id, 2)),
+        );
+        let a: InstanceId = "a".parse().unwrap();
+        let _in_flight = balancer.acquire(&Context::new()).unwrap();
+        assert_eq!(balancer.undrain(&a), Ok(None), "{strategy}");
+        balancer.drain(&a, ten_minutes()).unwrap();
+        for key in 0..60 {
+            let (key, any) = (format!("key-{key}"), Context::new());
+            let context = any.with_key(&key);
+            let pick = balancer.select_instance(&context).unwrap();
+            let alternates = pick.alternates(&balancer, 16, &context);
+            assert!(pick.id().as_str() != "a" && alternates.len() == 1, "{strategy}");
+            assert!(
+                alternates
+                    .iter()
+                    .all(|alternate| alternate.instance().id().as_str() != "a")
+            );
+        }
+        let statistics = balancer.statistics();
+        assert_eq!(
+            (statistics.available_instances, statistics.total_instances),
+            (2, 3),
+            "{strategy}"
+        );
+        assert_eq!(statistics.instances[&a].objections, [Objection::Drained]);
+
+        let end = clock.now() + Duration::from_secs(600);
+        assert_eq!(balancer.end_overrides(clock.now()), Some(end));
+        clock.advance(Duration::from_secs(600));
+        balancer.advance(clock.now());
+        assert_eq!(balancer.statistics().available_instances, 3, "{strategy}");
+        let ended = balancer.take_ended();
+        assert_eq!(
+            (
+                ended.len(),
+                ended[0].what,
+                ended[0].because,
+                ended[0].standing.order().reason()
+            ),
+            (1, Override::Drain, EndedBecause::Expired, Some("update"))
+        );
+        assert_eq!(balancer.end_overrides(clock.now()), None);
+    }
+}
+
+#[test]
+fn orders_are_for_ids_that_are_there_or_were_lately() {
+    let (balancer, clock) = timed(LoadBalancerConfig::default(), ["a", "b"].map(|id| instance(id, 1)));
+    let (a, nobody) = ("a".parse().unwrap(), "nobody".parse().unwrap());
+    assert!(balancer.drain(&nobody, ten_minutes()).is_err() && balancer.undrain(&nobody).is_err());
+    balancer.remove_instance(&a);
+    clock.advance(Duration::from_secs(3_600));
+    balancer.advance(clock.now());
+    balancer.drain(&a, Order::by("ops")).unwrap();
+    balancer.set_weight(&a, Weight::MAX, Order::by("ops")).unwrap();
+    clock.advance(Duration::from_secs(20 * 3_600));
+    balancer.advance(clock.now());
+    balancer.add_instance(instance("a", 1));
+    assert_eq!(shares(&balancer, 10).len(), 1, "the order has waited for it");
+    assert!(balancer.undrain(&a).unwrap().is_some());
+    assert_eq!(shares(&balancer, 10).len(), 2);
+    balancer.remove_instance(&"b".parse().unwrap());
+    clock.advance(Duration::from_secs(3_601));
+    balancer.advance(clock.now());
+    assert!(balancer.drain(&"b".parse().unwrap(), ten_minutes()).is_err());
+}
+
+#[test]
+fn a_service_of_which_something_is_ordered_is_not_forgotten() {
+    let clock = Arc::new(Manual::default());
+    let tools = Tools {
+        clock: clock.clone(),
+        ..Tools::default()
+    };
+    let directory = Directory::new(ServiceConfigs::default(), Sources::default(), tools);
+    for service in ["web", "other"] {
+        directory.apply(&service.parse().unwrap(), [Arc::new(instance("a", 1))]);
+    }
+    directory
+        .get("web")
+        .unwrap()
+        .drain(&"a".parse().unwrap(), Order::by("ops"))
+        .unwrap();
+    for service in ["web", "other"] {
+        directory.apply(&service.parse().unwrap(), []);
+    }
+    clock.advance(Duration::from_secs(2 * 3_600));
+    directory.advance(clock.now());
+    assert!(directory.get("web").is_some() && directory.get("other").is_none());
+    clock.advance(Duration::from_secs(22 * 3_600));
+    directory.advance(clock.now());
+    let ended = directory.take_ended();
+    assert_eq!((ended.len(), ended[0].1.because), (1, EndedBecause::InstanceGone));
+    directory.advance(clock.now());
+    assert!(directory.get("web").is_none());
+}
+
+#[test]
+fn an_override_weight_renders_nothing_and_a_drain_renders_what_it_drains() {
+    let render = Arc::new(Counting::default());
+    let tools = Tools {
+        render: render.clone(),
+        ..Tools::default()
+    };
+    let balancer = LoadBalancer::with_tools("web".parse().unwrap(), LoadBalancerConfig::default(), tools, 0);
+    balancer.apply((0..100).map(|number| Arc::new(instance(&format!("i-{number}"), 1))));
+    let rendered = || render.0.swap(0, Ordering::Relaxed);
+    assert_eq!(rendered(), 100);
+    let id = "i-7".parse().unwrap();
+    balancer
+        .set_weight(&id, Weight::new(3).unwrap(), Order::by("ops"))
+        .unwrap();
+    assert_eq!(rendered(), 0);
+    balancer.drain(&id, Order::by("ops")).unwrap();
+    assert_eq!(rendered(), 1, "its status is another one");
+}
+
+#[test]
+fn explain_tells_what_is_compared() {
+    let score = |balancer: &LoadBalancer, id: &str| balancer.explain_instance(&id.parse().unwrap()).unwrap().score;
+    let close = |found: Option<Score>, kind: &str, value: f64| {
+        let found = found.unwrap();
+        assert_eq!(found.kind(), kind);
+        assert!((found.value() - value).abs() < 1e-3, "{found:?}, not {value}");
+    };
+    let instances = || [instance("a", 1), instance("b", 4)];
+
+    let (balancer, _) = timed(LoadBalancerConfig::new(LeastConnections), instances());
+    close(score(&balancer, "b"), "share", 0.8);
+    assert_eq!(balancer.explain(None).mode, Mode::NothingInFlight);
+    let held: Vec<_> = (0..5).map(|_| balancer.acquire(&Context::new()).unwrap()).collect();
+    let on_b = held.iter().filter(|held| held.id().as_str() == "b").count() as f64;
+    assert_eq!(balancer.explain(None).mode, Mode::Normal);
+    close(score(&balancer, "b"), "in_flight_by_weight", (on_b + 1.0) / 4.0);
+    close(score(&balancer, "a"), "in_flight_by_weight", 6.0 - on_b);
+
+    let (balancer, clock) = timed(LoadBalancerConfig::new(LeastResponseTime), instances());
+    close(score(&balancer, "a"), "share", 0.2);
+    let context = Context::new().with_exclude(&["a"]);
+    let request = balancer.acquire(&context).unwrap();
+    balancer.finish(request, Outcome::Success, Duration::from_millis(200));
+    close(score(&balancer, "b"), "response_seconds_by_weight", 0.2 / 4.0);
+    // No sample of its own: the median of the others.
+    close(score(&balancer, "a"), "response_seconds_by_weight", 0.2);
+    clock.advance(Duration::from_secs(61));
+    close(score(&balancer, "a"), "share", 0.2);
+
+    let (balancer, _) = timed(LoadBalancerConfig::new(ConsistentHash), instances());
+    let (a, b) = (
+        score(&balancer, "a").unwrap().value(),
+        score(&balancer, "b").unwrap().value(),
+    );
+    assert!((a + b - 1.0).abs() < 1e-9 && b > 3.0 * a, "{a} {b}");
+    balancer.drain(&"b".parse().unwrap(), Order::by("ops")).unwrap();
+    assert_eq!(score(&balancer, "b"), None);
+    close(score(&balancer, "a"), "ring_share", a);
+    let key = balancer.explain(Some(b"k")).key.unwrap();
+    assert_eq!((key.instance, key.ring_order.len()), (Some("a".parse().unwrap()), 2));
+    assert_eq!(weighted(RoundRobin, &[("a", 1)]).explain(Some(b"k")).key, None);
 }

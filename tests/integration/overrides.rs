@@ -756,7 +756,12 @@ fn refused(folder: &Folder, listen: &str) -> (Option<i32>, String) {
     let services = folder.path("services.toml");
     let mut program = Program::start(pickd().args(["run", "--listen", listen, "--file"]).arg(services));
     let code = program.exit_code(SOON);
-    (code, program.stderr.all().join("\n"))
+    // It has said it all, and it may still be on its way to here.
+    let said = until(SOON, "what it said", || {
+        let said = program.stderr.all().join("\n");
+        (!said.is_empty()).then_some(said)
+    });
+    (code, said)
 }
 
 fn socket_world() -> (World, PathBuf) {
