@@ -25,7 +25,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`balancer`] | the core: instances, views, strategies, statistics. Start here, with the story of one pick |
+//! | [`balancer`] | the core: instances, views, strategies, statistics, orders. Start here, with the story of one pick |
 //! | `discovery` | registries in: a `Watcher` for each, retried, doubted, merged, coalesced into views |
 //! | `api` | the HTTP interface: parse, ask the core, answer |
 //! | `metrics` | every series in one table, read from the core at scrape time |
@@ -47,6 +47,8 @@
 //! - **Nothing empties a pool but a registry that is believed.** One that is away or knows no leader takes nothing away; one that
 //!   has just come back, not at once: what it lacks is held, for a bounded time. The age of its word is on show. Unknown, empty,
 //!   none available and not synced are four answers ([`PickError`]).
+//! - **An operator's order stands beside what the registry says**, and overwrites none of it. It belongs to the id, ends when it is
+//!   lifted or its time is over, and keeps who gave it and why.
 //! - **Values are valid.** A [`Weight`], a [`ServiceName`], a configuration that exists is in range; what is refused is refused at the
 //!   edge, with its place.
 //! - **Constructors start nothing.** Tasks belong to the agent, which stops and joins them.
