@@ -81,9 +81,10 @@ pub mod telemetry;
 pub use balancer::{
     Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, Ended, EndedBecause,
     ExplainedInstance, ExplainedKey, Explanation, Factors, HealthStatus, InstanceId, InstanceOverrides,
-    InstanceStatistics, InvalidConfig, InvalidInstance, InvalidOrder, Layers, LoadBalancer, LoadBalancerConfig,
-    LoadBalancingStrategy, Manual, Mode, Monotonic, NoBodies, Objection, Order, Outcome, Override, OverrideCounts,
-    Pick, PickError, Refusals, RegistryStatus, Render, Said, Score, ServiceConfigs, ServiceInstance, ServiceName,
+    InstanceStatistics, InvalidConfig, InvalidInstance, InvalidLease, InvalidOrder, Layers, Lease, LeaseDenied,
+    LeaseId, LeaseKey, LeaseStatistics, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode,
+    Monotonic, NoBodies, Objection, Order, Outcome, Override, OverrideCounts, Pick, PickError, Refusals,
+    RegistryStatus, Render, ReportError, ReportStatistics, Said, Score, ServiceConfigs, ServiceInstance, ServiceName,
     Source, SourceStatus, Sources, Standing, Statistics, Timestamp, Tools, UnknownInstance, Weight, WeightOrder,
 };
 

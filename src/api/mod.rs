@@ -5,7 +5,8 @@
 //!
 //! | route | file |
 //! |---|---|
-//! | `GET /pick/{service}` | [`pick`] |
+//! | `GET /pick/{service}`, `POST /pick/{service}` | [`pick`] |
+//! | `POST /report` | [`report`] |
 //! | `GET /services`, `GET /services/{service}` | [`services`] |
 //! | `GET /explain/{service}` | [`explain`] |
 //! | `PUT`, `DELETE /services/{service}/instances/{id}/drain`, `…/weight` | [`admin`], who may: [`rights`] |
@@ -22,6 +23,7 @@ mod hosts;
 mod pick;
 mod query;
 mod ready;
+mod report;
 mod rights;
 pub mod server;
 mod services;
@@ -37,6 +39,7 @@ use axum::http::{Method, Uri, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
+use tokio::sync::Notify;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use self::admin::Admin;
@@ -61,6 +64,8 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// What overrides need besides.
     pub admin: Admin,
+    /// Told when a lease is taken while none was open: from then on there is something to expire.
+    pub leases_begin: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Api {
@@ -76,6 +81,7 @@ impl Api {
     pub fn router(self, hosts: Option<AllowedHosts>) -> Router {
         let routes = Router::new()
             .route("/pick/{service}", any(pick::pick))
+            .route("/report", any(report::report))
             .route("/services", get(services::list))
             .route("/services/{service}", get(services::show))
             .route("/services/{service}/instances/{id}/drain", any(admin::drain))

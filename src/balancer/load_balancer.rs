@@ -15,15 +15,17 @@ use arc_swap::{ArcSwap, Guard};
 
 use super::clock::{Clock, Monotonic, Timestamp};
 use super::config::LoadBalancerConfig;
+use super::credit;
 use super::diff::{Changes, diff};
 use super::effective::Factors;
 use super::error::{PickError, UnknownInstance};
 use super::explain::{ExplainedInstance, ExplainedKey, Explanation, Subject, objections};
 use super::health::Layers;
 use super::instance::{Address, HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
+use super::lease::{LeaseCounts, ReportError};
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, Standing, WeightOrder};
 use super::pool::{Bodies, Context, Described, Live, Load, Member, NoBodies, Outcome, Render, Verdict, View};
-use super::statistics::{InstanceStatistics, Refusals, Statistics};
+use super::statistics::{InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
 use super::strategy::Mode;
 use super::strategy::schedule::Turn;
 
@@ -91,6 +93,9 @@ struct Writer {
     registered: HashMap<Address, Registered>,
     /// That of addresses that left, oldest first.
     departed: VecDeque<(Timestamp, Address, Arc<Live>)>,
+    /// The ids that left, oldest first, and what they stood for: reports about them are still heard.
+    departed_ids: VecDeque<(Timestamp, InstanceId)>,
+    departed_lives: HashMap<InstanceId, (Timestamp, Arc<Live>)>,
     /// What those have counted that are forgotten by now: totals never go back.
     forgotten: Counted,
     /// Views that a pick may still look at.
@@ -137,6 +142,8 @@ impl LoadBalancer {
             turn,
             registered: HashMap::new(),
             departed: VecDeque::new(),
+            departed_ids: VecDeque::new(),
+            departed_lives: HashMap::new(),
             forgotten: Counted::default(),
             retired: Vec::new(),
             empty_since: Some(tools.clock.now()),
@@ -219,25 +226,90 @@ impl LoadBalancer {
     ///
     /// As for `select_instance`.
     pub fn acquire(&self, context: &Context<'_>) -> Result<Acquired, PickError> {
-        let pick = self.select_instance(context)?;
-        let member = pick.member().ok_or_else(|| self.refusal(&pick.view))?;
+        self.select_instance(context).map(|pick| self.begin(&pick))
+    }
+
+    /// Counts what was picked as in flight.
+    pub(crate) fn begin(&self, pick: &Pick) -> Acquired {
+        let member = &pick.view.members[pick.member];
         let (instance, live) = (Arc::clone(&member.instance), Arc::clone(&member.live));
         live.begin();
         self.load.in_flight.fetch_add(1, Ordering::Relaxed);
-        Ok(Acquired {
+        Acquired {
             instance,
             live,
             load: Arc::clone(&self.load),
-        })
+        }
     }
 
     /// Ends a request: frees its place and learns from how it went. `latency` runs from the pick to the answer.
     pub fn finish(&self, acquired: Acquired, outcome: Outcome, latency: Duration) {
+        self.learn(&acquired.live, outcome, Some(latency));
+    }
+
+    /// Learns from how a request went. A success without its latency counts, and leaves the average alone.
+    pub(crate) fn learn(&self, live: &Live, outcome: Outcome, latency: Option<Duration>) {
         let now = self.tools.clock.now();
-        acquired.live.record(outcome, latency, self.load.median(), now);
+        let view = self.view.load();
+        live.record(outcome, latency, self.load.typical(view.slots().len()), now);
         if outcome != Outcome::Cancelled {
-            self.load.reported(self.view.load().slots(), now);
+            self.load.reported(view.slots(), now);
         }
+    }
+
+    /// Learns from an outcome that comes without a lease, as often as there were picks in the last minute.
+    pub(crate) fn learn_on_credit(
+        &self,
+        live: &Live,
+        outcome: Outcome,
+        latency: Option<Duration>,
+    ) -> Result<(), ReportError> {
+        let now = self.tools.clock.now();
+        let take = || live.credit.take(live.picks.load(Ordering::Relaxed), now);
+        // The latest picks may not have been handed over yet: only who seems to have no credit is worth asking for them.
+        let credited = take() || {
+            self.settle(&self.write());
+            take()
+        };
+        if !credited {
+            return Err(ReportError::NoCredit);
+        }
+        self.learn(live, outcome, latency);
+        Ok(())
+    }
+
+    /// The live state of a registered instance, or of one that left lately.
+    pub(crate) fn live(&self, id: &str) -> Option<Arc<Live>> {
+        let view = self.view.load();
+        match view
+            .members
+            .binary_search_by(|member| member.instance.id().as_str().cmp(id))
+        {
+            Ok(index) => view.members.get(index).map(|member| Arc::clone(&member.live)),
+            Err(_) => self.write().departed_lives.get(id).map(|(_, live)| Arc::clone(live)),
+        }
+    }
+
+    pub(crate) fn lease_counts(&self) -> &LeaseCounts {
+        &self.load.leases
+    }
+
+    /// Requests in flight: leases that are open, and what was acquired and is not finished.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.load.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Its leases.
+    #[must_use]
+    pub fn leases(&self) -> LeaseStatistics {
+        self.load.leases.leases()
+    }
+
+    /// Its reports.
+    #[must_use]
+    pub fn reports(&self) -> ReportStatistics {
+        self.load.leases.reports()
     }
 
     /// Adds an instance, or replaces the one with its id.
@@ -411,8 +483,9 @@ impl LoadBalancer {
         writer.overrides.next_end()
     }
 
-    /// Does what time has made due: ends overrides, forgets addresses that left long ago, drops views that nobody looks at.
-    /// Returns when it should be called again, if anything is left to do.
+    /// Does what time has made due: ends overrides, forgets addresses that left long ago, drops views that nobody looks at, notes
+    /// what was picked when (for the credit of reports without a lease). Returns when it should be called again, if anything is
+    /// left to do.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         let mut writer = self.write();
         if writer.overrides.expire(now) {
@@ -424,7 +497,18 @@ impl LoadBalancer {
         let forgotten_at = writer.departed.front().map(|(left_at, _, _)| *left_at + REMEMBERED_FOR);
         let retry_drop = (!writer.retired.is_empty()).then_some(now + Duration::from_secs(1));
         let override_ends = writer.overrides.next_end();
-        forgotten_at.into_iter().chain(retry_drop).chain(override_ends).min()
+        self.settle(&writer);
+        let present = writer.registered.values().map(|at| &at.live);
+        let departed = writer.departed.iter().map(|(_, _, live)| live);
+        let note = |any, live: &Arc<Live>| live.credit.note(live.picks.load(Ordering::Relaxed), now) || any;
+        let noted = present.chain(departed).fold(false, note);
+        let note_at = noted.then_some(now + credit::STEP);
+        let due = forgotten_at
+            .into_iter()
+            .chain(retry_drop)
+            .chain(override_ends)
+            .chain(note_at);
+        due.min()
     }
 
     /// How long the service has been without instances; `None` while it has any.
@@ -503,10 +587,15 @@ impl LoadBalancer {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything counted so far, and settled.
-    fn counted(&self, writer: &Writer) -> Counted {
+    /// Has the live states know every pick so far.
+    fn settle(&self, writer: &Writer) {
         writer.retired.iter().for_each(|view| view.settle());
         self.view.load().settle();
+    }
+
+    /// Everything counted so far, and settled.
+    fn counted(&self, writer: &Writer) -> Counted {
+        self.settle(writer);
         let mut counted = writer.forgotten;
         writer.registered.values().for_each(|at| counted.add(&at.live));
         writer.departed.iter().for_each(|(_, _, live)| counted.add(live));
@@ -579,6 +668,7 @@ impl LoadBalancer {
             })
             .collect();
         leaving.extend(previous);
+        writer.depart_ids(&old.members, &members, now);
         writer.empty_since = match (members.is_empty(), writer.empty_since) {
             (true, since) => since.or(Some(now)),
             (false, _) => None,
@@ -688,8 +778,31 @@ impl Writer {
         }
     }
 
+    /// Remembers the ids of `old` that are not in `new`. Both are sorted by id.
+    fn depart_ids(&mut self, old: &[Member], new: &[Member], now: Timestamp) {
+        let mut present = new.iter().map(|member| member.instance.id()).peekable();
+        for member in old {
+            let id = member.instance.id();
+            while present.next_if(|present| *present < id).is_some() {}
+            if present.peek() != Some(&id) {
+                self.departed_ids.push_back((now, id.clone()));
+                self.departed_lives.insert(id.clone(), (now, Arc::clone(&member.live)));
+            }
+        }
+    }
+
     fn forget(&mut self, now: Timestamp, instances: usize) {
         let most = REMEMBERED.max(instances);
+        while let Some((left_at, id)) = self.departed_ids.front() {
+            if self.departed_ids.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
+                break;
+            }
+            // Who left more than once is forgotten with the last time.
+            if self.departed_lives.get(id).is_some_and(|(last, _)| last == left_at) {
+                self.departed_lives.remove(id);
+            }
+            self.departed_ids.pop_front();
+        }
         while let Some((left_at, _, _)) = self.departed.front() {
             if self.departed.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
                 break;
@@ -719,8 +832,9 @@ pub struct Pick {
 }
 
 impl Pick {
-    fn member(&self) -> Option<&Member> {
-        self.view.members.get(self.member)
+    /// The configuration by which it was picked.
+    pub(crate) fn config(&self) -> &LoadBalancerConfig {
+        &self.view.config
     }
 
     /// The instance. (So does dereferencing.)
@@ -798,6 +912,12 @@ pub struct Acquired {
     instance: Arc<ServiceInstance>,
     live: Arc<Live>,
     load: Arc<Load>,
+}
+
+impl Acquired {
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
 }
 
 impl Deref for Acquired {
