@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinSet};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::server::Listener;
 use crate::api::{AllowedHosts, Api, JsonBodies, Readiness};
 use crate::balancer::{
-    Address, Clock, Directory, Monotonic, ServiceName, Source, SourceStatus, Sources, Timestamp, Tools,
+    Address, Clock, Directory, LeaseKey, Monotonic, ServiceName, Source, SourceStatus, Sources, Timestamp, Tools,
 };
 use crate::config::{Config, ConfigError, Layers, SourceConfig};
 use crate::discovery::consul::{self, ConsulWatcher, TokenReloader};
@@ -42,8 +42,10 @@ use crate::metrics::Metrics;
 const QUEUE: usize = 1_024;
 /// How often ages are looked at, and held instances tried.
 const TICK: Duration = Duration::from_secs(1);
-/// How often services do what time has made due.
-const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// How often services do what time has made due. The credit of reports without a lease counts in these steps.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often leases are looked at while any is open.
+const EXPIRY: Duration = Duration::from_millis(50);
 /// How often the configuration file is compared with what was loaded.
 const CONFIG_CHECK: Duration = Duration::from_secs(1);
 /// How long requests being answered may take when the agent stops. Five seconds in all are promised.
@@ -72,6 +74,9 @@ pub enum AgentError {
         /// Why not.
         source: HttpError,
     },
+    /// The system gives no random bits for the key of the leases.
+    #[error("the system gives no random bits")]
+    NoEntropy,
     /// The metrics' definitions were refused.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -116,12 +121,14 @@ impl Agent {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             render: Arc::new(JsonBodies),
         };
-        let directory = Arc::new(Directory::new(config.services.clone(), Sources::default(), tools));
+        let directory = Directory::new(config.services.clone(), Sources::default(), tools).with_lease_key(lease_key()?);
+        let directory = Arc::new(directory);
         let api = Api {
             directory,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             readiness: Arc::new(Readiness::new(clock.now(), config.api.ready_timeout)),
             metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str))?),
+            leases_begin: Arc::default(),
         };
         api.metrics.set_instance_series(config.metrics.instance_series);
         let hosts = AllowedHosts::new(config.api.allowed_hosts.iter().cloned());
@@ -176,8 +183,10 @@ impl Agent {
             tasks: JoinSet::new(),
             names: HashMap::new(),
             tries: JoinSet::new(),
+            stop_expiry: CancellationToken::new(),
         };
         running.start_sources(&self.config.sources)?;
+        running.expire_leases();
         for (configured, listener) in self.listeners {
             running.serve(configured, listener);
         }
@@ -185,6 +194,29 @@ impl Agent {
         running.shut_down().await;
         outcome
     }
+}
+
+/// Nobody but this process knows it, and the next one makes another: leases end with the agent that gave them out.
+fn lease_key() -> Result<LeaseKey, AgentError> {
+    let mut bits = [0; 16];
+    match rustls::crypto::ring::default_provider().secure_random.fill(&mut bits) {
+        Ok(()) => Ok(LeaseKey::new(bits)),
+        Err(_) => Err(AgentError::NoEntropy),
+    }
+}
+
+/// Ends leases when their time is over. Sleeps while none is open.
+async fn expire_leases(directory: Arc<Directory>, clock: Arc<Monotonic>, begin: Arc<Notify>, stop: CancellationToken) {
+    let expire = async {
+        loop {
+            match directory.expire_leases(clock.now()) {
+                // One that is taken meanwhile may be due before.
+                Some(due) => time::sleep(due.since(clock.now()).min(EXPIRY)).await,
+                None => begin.notified().await,
+            }
+        }
+    };
+    stop.run_until_cancelled(expire).await;
 }
 
 async fn listen(address: SocketAddr) -> Result<Listener, AgentError> {
@@ -212,6 +244,7 @@ struct Serving {
 enum Job {
     Watch(Source, CancellationToken),
     Serve(SocketAddr, CancellationToken),
+    ExpireLeases(CancellationToken),
 }
 
 /// A running agent.
@@ -229,6 +262,7 @@ struct Running {
     names: HashMap<Id, Job>,
     /// Connections to held instances; true: refused.
     tries: JoinSet<(Source, ServiceName, Address, bool)>,
+    stop_expiry: CancellationToken,
 }
 
 impl Running {
@@ -423,6 +457,17 @@ impl Running {
         self.listeners.push(Serving { configured, stop });
     }
 
+    fn expire_leases(&mut self) {
+        let stop = self.stop_expiry.clone();
+        let (directory, begin) = (Arc::clone(&self.api.directory), Arc::clone(&self.api.leases_begin));
+        let task = expire_leases(directory, Arc::clone(&self.clock), begin, stop.clone());
+        let id = self.tasks.spawn(async move {
+            task.await;
+            Ok(())
+        });
+        self.names.insert(id.id(), Job::ExpireLeases(stop));
+    }
+
     /// Acts on a task that ended: on purpose, or by itself.
     fn ended(&mut self, ended: Result<(Id, io::Result<()>), tokio::task::JoinError>) -> Result<(), AgentError> {
         let (id, detail) = match ended {
@@ -434,6 +479,11 @@ impl Running {
             Some(Job::Watch(source, stop)) if !stop.is_cancelled() => {
                 tracing::error!(%source, detail, "a watcher ended by itself; starting another");
                 self.restart(source);
+                Ok(())
+            }
+            Some(Job::ExpireLeases(stop)) if !stop.is_cancelled() => {
+                tracing::error!(detail, "nothing ends leases any more; starting another task");
+                self.expire_leases();
                 Ok(())
             }
             Some(Job::Serve(address, stop)) if !stop.is_cancelled() => {
@@ -528,6 +578,7 @@ impl Running {
     async fn shut_down(mut self) {
         tracing::info!("shutting down");
         self.api.readiness.drain();
+        self.stop_expiry.cancel();
         for source in &self.sources {
             source.stop.cancel();
         }

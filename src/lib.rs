@@ -76,10 +76,10 @@ pub mod telemetry;
 
 pub use balancer::{
     Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, HealthStatus,
-    InstanceId, InstanceStatistics, InvalidConfig, InvalidInstance, LoadBalancer, LoadBalancerConfig,
-    LoadBalancingStrategy, Manual, Mode, Monotonic, NoBodies, Outcome, Pick, PickError, Refusals, RegistryStatus,
-    Render, ServiceConfigs, ServiceInstance, ServiceName, Source, SourceStatus, Sources, Statistics, Timestamp, Tools,
-    Weight,
+    InstanceId, InstanceStatistics, InvalidConfig, InvalidInstance, InvalidLease, Lease, LeaseDenied, LeaseId,
+    LeaseKey, LeaseStatistics, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Monotonic,
+    NoBodies, Outcome, Pick, PickError, Refusals, RegistryStatus, Render, ReportError, ReportStatistics,
+    ServiceConfigs, ServiceInstance, ServiceName, Source, SourceStatus, Sources, Statistics, Timestamp, Tools, Weight,
 };
 
 /// The programs in the guide to the library, run as tests.

@@ -80,6 +80,22 @@ const INSTANCE_RESPONSE: Series = gauge(
     INSTANCE,
     "Peak EWMA of reported response times; absent before the first.",
 );
+const LEASES_ACTIVE: Series = gauge("pickd_leases_active", &[], "Leases open now, over all services.");
+const LEASES_EXPIRED: Series = counter(
+    "pickd_leases_expired_total",
+    SERVICE,
+    "Leases whose time was over before anybody reported how the request ended.",
+);
+const LEASES_DENIED: Series = counter(
+    "pickd_leases_denied_total",
+    SERVICE,
+    "Picks that got no lease, because too many were open.",
+);
+const REPORTS: Series = counter(
+    "pickd_reports_total",
+    &["service", "result"],
+    "Reports by result: accepted, or the code of the refusal. Those that name nothing known count under service \"(unknown)\".",
+);
 const SERIES_DROPPED: Series = gauge(
     "pickd_series_dropped",
     &[],
@@ -131,6 +147,7 @@ const RELOAD_SUCCESSFUL: Series = gauge(
     "Whether the last reload of the configuration was accepted.",
 );
 
+const SERVICE: &[&str] = &["service"];
 const INSTANCE: &[&str] = &["service", "instance"];
 const SOURCE: &[&str] = &["source"];
 
@@ -146,6 +163,7 @@ pub struct Metrics {
     convergence: Histogram,
     process: prometheus::process_collector::ProcessCollector,
     reload_successful: AtomicBool,
+    invalid_reports: AtomicU64,
     instance_series: AtomicU64,
     /// The reasons for which a source can fail, so that each starts at zero.
     error_reasons: Mutex<Vec<&'static str>>,
@@ -169,6 +187,7 @@ impl Metrics {
             convergence: Histogram::with_opts(options)?,
             process: prometheus::process_collector::ProcessCollector::for_self(),
             reload_successful: AtomicBool::new(true),
+            invalid_reports: AtomicU64::new(0),
             instance_series: AtomicU64::new(INSTANCE_SERIES as u64),
             error_reasons: Mutex::new(error_reasons.into_iter().collect()),
         })
@@ -182,6 +201,11 @@ impl Metrics {
     /// Records whether the last reload was accepted.
     pub fn set_reload_successful(&self, successful: bool) {
         self.reload_successful.store(successful, Ordering::Relaxed);
+    }
+
+    /// Records a report that says nothing that could be understood.
+    pub fn count_invalid_report(&self) {
+        self.invalid_reports.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Sets how many instances get series of their own; 0 turns those series off.
@@ -250,16 +274,31 @@ impl Metrics {
         }
     }
 
+    fn add_lease_totals(&self, table: &mut Table, directory: &Directory) {
+        let (unknown_lease, unknown_service) = directory.unknown_reports();
+        let invalid = self.invalid_reports.load(Ordering::Relaxed);
+        table.add(&LEASES_ACTIVE, &[], directory.open_leases() as f64);
+        for (result, count) in [
+            ("unknown_lease", unknown_lease),
+            ("unknown_service", unknown_service),
+            ("invalid", invalid),
+        ] {
+            table.add(&REPORTS, &[UNKNOWN, result], count as f64);
+        }
+    }
+
     fn add_services(&self, table: &mut Table, directory: &Directory) {
         let (unknown, not_synced) = directory.unknown_picks();
         table.add(&PICKS, &[UNKNOWN, "unknown_service"], unknown as f64);
         table.add(&PICKS, &[UNKNOWN, "not_synced"], not_synced as f64);
+        self.add_lease_totals(table, directory);
         let mut left = self.instance_series.load(Ordering::Relaxed) as usize;
         let turned_off = left == 0;
         let mut dropped = 0;
         for balancer in directory.services() {
             let statistics = balancer.statistics();
             add_service(table, &balancer, &statistics);
+            add_leases(table, &balancer);
             for (id, instance) in &statistics.instances {
                 match left.checked_sub(1) {
                     Some(rest) => {
@@ -271,6 +310,20 @@ impl Metrics {
             }
         }
         table.add(&SERIES_DROPPED, &[], if turned_off { 0.0 } else { f64::from(dropped) });
+    }
+}
+
+fn add_leases(table: &mut Table, balancer: &LoadBalancer) {
+    let service = balancer.service().as_str();
+    let (leases, reports) = (balancer.leases(), balancer.reports());
+    table.add(&LEASES_EXPIRED, &[service], leases.expired as f64);
+    table.add(&LEASES_DENIED, &[service], leases.denied as f64);
+    for (result, count) in [
+        ("accepted", reports.accepted),
+        ("unknown_instance", reports.unknown_instance),
+        ("no_credit", reports.no_credit),
+    ] {
+        table.add(&REPORTS, &[service, result], count as f64);
     }
 }
 
@@ -381,6 +434,13 @@ mod tests {
             "pickd_picks_total{result=\"ok\",service=\"web\"} 0",
             "pickd_picks_total{result=\"none_available\",service=\"web\"} 0",
             "pickd_picks_total{result=\"unknown_service\",service=\"(unknown)\"} 0",
+            "pickd_leases_active 0",
+            "pickd_leases_expired_total{service=\"web\"} 0",
+            "pickd_leases_denied_total{service=\"web\"} 0",
+            "pickd_reports_total{result=\"accepted\",service=\"web\"} 0",
+            "pickd_reports_total{result=\"no_credit\",service=\"web\"} 0",
+            "pickd_reports_total{result=\"unknown_lease\",service=\"(unknown)\"} 0",
+            "pickd_reports_total{result=\"invalid\",service=\"(unknown)\"} 0",
             "pickd_pool_instances{service=\"web\",status=\"unknown\"} 2",
             "pickd_pool_instances{service=\"web\",status=\"healthy\"} 0",
             "pickd_source_up{source=\"consul\"} 0",

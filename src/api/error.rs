@@ -29,6 +29,12 @@ pub(crate) enum ApiError {
     /// The route does not know this method.
     #[error("this route answers {allow} only")]
     MethodNotAllowed { allow: &'static str },
+    /// A body, or a list in it, that is larger than this route takes.
+    #[error("{0}")]
+    TooLarge(String),
+    /// A body that does not call itself JSON.
+    #[error("expected a body of Content-Type application/json")]
+    UnsupportedMediaType,
     /// A Host header that a browser page of another origin may have sent.
     #[error("host {0:?} is not served here; list it in api.allowed_hosts")]
     Misdirected(String),
@@ -68,6 +74,8 @@ impl ApiError {
             Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, "unknown_parameter"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Misdirected(_) => (StatusCode::MISDIRECTED_REQUEST, "misdirected_request"),
             Self::NotReady { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),

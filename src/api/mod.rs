@@ -5,7 +5,8 @@
 //!
 //! | route | file |
 //! |---|---|
-//! | `GET /pick/{service}` | [`pick`] |
+//! | `GET /pick/{service}`, `POST /pick/{service}` | [`pick`] |
+//! | `POST /report` | [`report`] |
 //! | `GET /services`, `GET /services/{service}` | [`services`] |
 //! | `GET /healthz`, `GET /readyz` | [`ready`] |
 //! | `GET /metrics` | here, from [`metrics`](crate::metrics) |
@@ -17,6 +18,7 @@ mod hosts;
 mod pick;
 mod query;
 mod ready;
+mod report;
 pub mod server;
 mod services;
 mod wire;
@@ -30,6 +32,7 @@ use axum::http::{Method, Uri, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
+use tokio::sync::Notify;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
@@ -50,6 +53,8 @@ pub struct Api {
     pub readiness: Arc<Readiness>,
     /// What `/metrics` encodes.
     pub metrics: Arc<Metrics>,
+    /// Told when a lease is taken while none was open: from then on there is something to expire.
+    pub leases_begin: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Api {
@@ -65,6 +70,7 @@ impl Api {
     pub fn router(self, hosts: Option<AllowedHosts>) -> Router {
         let routes = Router::new()
             .route("/pick/{service}", any(pick::pick))
+            .route("/report", any(report::report))
             .route("/services", get(services::list))
             .route("/services/{service}", get(services::show))
             .route("/healthz", get(ready::healthz))

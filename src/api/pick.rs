@@ -1,16 +1,22 @@
-//! `GET /pick/{service}`: which instance should take the next request?
+//! `GET /pick/{service}`: which instance should take the next request? `POST` asks the same and takes a lease on the answer.
+
+use std::io::Write as _;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 
 use super::Api;
 use super::error::ApiError;
 use super::query;
-use crate::balancer::{Context, LoadBalancer, Pick, ServiceName, Source};
+use crate::balancer::{Context, Lease, LeaseDenied, LoadBalancer, Pick, ServiceName, Source};
 
 const KNOWN: &str = "key, n, exclude, tag, format";
+const KNOWN_TO_POST: &str = "key, n, exclude, tag, format, ttl";
+/// Where a text answer has its lease.
+const LEASE_HEADER: HeaderName = HeaderName::from_static("x-pickd-lease");
 /// Most instances in one answer, the primary included.
 const MOST: usize = 16;
 
@@ -22,6 +28,25 @@ struct Request {
     exclude: Vec<String>,
     tags: Vec<String>,
     format: Option<Format>,
+    ttl: Option<Duration>,
+}
+
+/// Whether the answer is to be in flight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    /// `GET`
+    Plain,
+    /// `POST`
+    Leased,
+}
+
+impl Kind {
+    fn known(self) -> &'static str {
+        match self {
+            Self::Plain => KNOWN,
+            Self::Leased => KNOWN_TO_POST,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,7 +56,7 @@ enum Format {
 }
 
 impl Request {
-    fn parse(uri: &Uri, headers: &HeaderMap) -> Result<Self, ApiError> {
+    fn parse(kind: Kind, uri: &Uri, headers: &HeaderMap) -> Result<Self, ApiError> {
         let mut request = Self::default();
         for (name, raw) in query::parameters(uri) {
             match name {
@@ -40,7 +65,8 @@ impl Request {
                 "exclude" => query::extend(&mut request.exclude, "exclude", raw)?,
                 "tag" => query::extend(&mut request.tags, "tag", raw)?,
                 "format" => query::once(&mut request.format, "format", format(raw)?)?,
-                other => return Err(query::unknown(other, KNOWN)),
+                "ttl" if kind == Kind::Leased => query::once(&mut request.ttl, "ttl", ttl(raw)?)?,
+                other => return Err(query::unknown(other, kind.known())),
             }
         }
         request.key = request.key.filter(|key| !key.is_empty());
@@ -60,6 +86,14 @@ impl Request {
 fn count(raw: &str) -> Result<usize, ApiError> {
     let count = raw.parse().ok().filter(|count| (1..=MOST).contains(count));
     count.ok_or_else(|| ApiError::InvalidRequest(format!("n must be a number from 1 to {MOST}")))
+}
+
+/// Seconds, fractions of them included.
+fn ttl(raw: &str) -> Result<Duration, ApiError> {
+    let seconds = raw.parse().ok().filter(|seconds| (0.1..=3_600.0).contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| ApiError::InvalidRequest("ttl must be a number of seconds from 0.1 to 3600".to_owned()))
 }
 
 fn format(raw: &str) -> Result<Format, ApiError> {
@@ -82,18 +116,20 @@ fn prefers_text(headers: &HeaderMap) -> bool {
         .is_some_and(|first| first.trim().eq_ignore_ascii_case("text/plain"))
 }
 
-/// The route. `GET` only: axum would answer `HEAD` with it, and a pick without its answer is a pick for nothing.
+/// The route, without `HEAD`: axum would answer it with `GET`, and a pick without its answer is a pick for nothing.
 pub(super) async fn pick(
     State(api): State<Api>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    if method != Method::GET {
-        return Err(ApiError::MethodNotAllowed { allow: "GET" });
-    }
+    let kind = match method {
+        Method::GET => Kind::Plain,
+        Method::POST => Kind::Leased,
+        _ => return Err(ApiError::MethodNotAllowed { allow: "GET, POST" }),
+    };
     let service = query::last_segment(&uri)?;
-    let request = Request::parse(&uri, &headers)?;
+    let request = Request::parse(kind, &uri, &headers)?;
     let Some(balancer) = api.directory.get(&service) else {
         let service: ServiceName = service.parse()?;
         return Err(api.directory.refuse_unknown(service).into());
@@ -104,7 +140,16 @@ pub(super) async fn pick(
     if let Some(key) = &request.key {
         context = context.with_key(key);
     }
-    let pick = api.directory.select_instance(&balancer, &context)?;
+    let (pick, lease) = match kind {
+        Kind::Plain => (api.directory.select_instance(&balancer, &context)?, None),
+        Kind::Leased => {
+            let (pick, lease) = api.directory.lease(&balancer, &context, request.ttl)?;
+            if lease.is_ok_and(|lease| lease.first) {
+                api.leases_begin.notify_one();
+            }
+            (pick, Some(lease))
+        }
+    };
     let alternates = request
         .instances
         .filter(|&instances| instances > 1)
@@ -115,9 +160,18 @@ pub(super) async fn pick(
         pick: &pick,
         context: &context,
         alternates,
+        lease,
     };
     Ok(match request.format {
-        Some(Format::Text) => respond("text/plain; charset=utf-8", answer.text()),
+        Some(Format::Text) => {
+            let mut response = respond("text/plain; charset=utf-8", answer.text());
+            if let Some(Ok(lease)) = lease
+                && let Ok(id) = HeaderValue::try_from(lease.id.to_string())
+            {
+                response.headers_mut().insert(LEASE_HEADER, id);
+            }
+            response
+        }
         Some(Format::Json) | None => respond("application/json", answer.json()),
     })
 }
@@ -138,6 +192,8 @@ struct Answer<'a> {
     context: &'a Context<'a>,
     /// How many alternates were asked for.
     alternates: Option<usize>,
+    /// What became of the lease, if one was asked for.
+    lease: Option<Result<Lease, LeaseDenied>>,
 }
 
 impl Answer<'_> {
@@ -155,8 +211,17 @@ impl Answer<'_> {
     /// The rendered body, then the fields of this answer alone, then the brace.
     fn json(&self) -> Vec<u8> {
         let rendered = &self.pick.bodies().json;
-        let mut body = Vec::with_capacity(rendered.len() + 64);
+        let mut body = Vec::with_capacity(rendered.len() + 96);
         body.extend_from_slice(rendered);
+        match self.lease {
+            None => {}
+            Some(Ok(lease)) => {
+                let milliseconds = lease.ttl.as_millis();
+                // Writing to memory does not fail.
+                let _ok = write!(body, ",\"lease\":\"{}\",\"lease_ttl_ms\":{milliseconds}", lease.id);
+            }
+            Some(Err(LeaseDenied)) => body.extend_from_slice(b",\"lease_denied\":true"),
+        }
         if let Some(count) = self.alternates {
             body.extend_from_slice(b",\"alternates\":[");
             for (index, alternate) in self
@@ -198,7 +263,32 @@ mod tests {
     use super::*;
 
     fn parse(uri: &str) -> Result<Request, ApiError> {
-        Request::parse(&uri.parse().unwrap(), &HeaderMap::new())
+        Request::parse(Kind::Plain, &uri.parse().unwrap(), &HeaderMap::new())
+    }
+
+    #[test]
+    fn a_lease_has_a_time_and_a_plain_pick_has_none() {
+        let parse = |uri: &str| Request::parse(Kind::Leased, &uri.parse().unwrap(), &HeaderMap::new());
+        assert_eq!(parse("/pick/a").unwrap().ttl, None);
+        for (uri, milliseconds) in [("?ttl=30", 30_000), ("?ttl=0.25&n=2", 250), ("?ttl=3600", 3_600_000)] {
+            let request = parse(&format!("/pick/a{uri}")).unwrap();
+            assert_eq!(request.ttl, Some(Duration::from_millis(milliseconds)), "{uri}");
+        }
+        for uri in [
+            "?ttl=0",
+            "?ttl=3601",
+            "?ttl=",
+            "?ttl=NaN",
+            "?ttl=inf",
+            "?ttl=-1",
+            "?ttl=5s",
+            "?ttl=1&ttl=1",
+        ] {
+            let refusal = parse(&format!("/pick/a{uri}"));
+            assert!(matches!(refusal, Err(ApiError::InvalidRequest(_))), "{uri}");
+        }
+        let refusal = Request::parse(Kind::Plain, &"/pick/a?ttl=3".parse().unwrap(), &HeaderMap::new());
+        assert!(matches!(refusal, Err(ApiError::UnknownParameter { .. })));
     }
 
     #[test]
@@ -248,7 +338,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("x-pickd-key", HeaderValue::from_static("from-header"));
         headers.insert(header::ACCEPT, HeaderValue::from_static("text/plain, */*"));
-        let parse = |uri: &str| Request::parse(&uri.parse().unwrap(), &headers).unwrap();
+        let parse = |uri: &str| Request::parse(Kind::Plain, &uri.parse().unwrap(), &headers).unwrap();
         assert_eq!(parse("/pick/a").key.as_deref(), Some(&b"from-header"[..]));
         assert_eq!(parse("/pick/a?key=").key.as_deref(), Some(&b"from-header"[..]));
         assert_eq!(parse("/pick/a?key=q").key.as_deref(), Some(&b"q"[..]));
@@ -256,7 +346,9 @@ mod tests {
         assert_eq!(parse("/pick/a?format=json").format, Some(Format::Json));
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/plain"));
         assert_eq!(
-            Request::parse(&"/pick/a".parse().unwrap(), &headers).unwrap().format,
+            Request::parse(Kind::Plain, &"/pick/a".parse().unwrap(), &headers)
+                .unwrap()
+                .format,
             None
         );
     }

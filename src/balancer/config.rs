@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::strategy::LoadBalancingStrategy;
 
@@ -31,6 +32,18 @@ pub enum InvalidConfig {
     HashBalanceFactor {
         /// The number as it came.
         found: f64,
+    },
+    /// The time of a lease is not in 1 s..=1 h.
+    #[error("lease_ttl {found:?}: expected 1s to 1h")]
+    LeaseTtl {
+        /// The time as it came.
+        found: Duration,
+    },
+    /// The number of leases is not in 1..=1,000,000.
+    #[error("max_leases {found}: expected 1 to 1000000")]
+    MaxLeases {
+        /// The number as it came.
+        found: i64,
     },
     /// The number of choices is not "auto", "all" or 2..=32.
     #[error("choices {found}: expected \"auto\", \"all\" or a number from 2 to 32")]
@@ -108,10 +121,13 @@ pub struct LoadBalancerConfig {
     virtual_nodes: u32,
     hash_balance_factor: f64,
     choices: Choices,
+    lease_ttl: Duration,
+    max_leases: u32,
 }
 
 impl Default for LoadBalancerConfig {
-    /// Round robin; degraded instances at a quarter; 100 virtual nodes; no bound on hash load; choices "auto".
+    /// Round robin; degraded instances at a quarter; 100 virtual nodes; no bound on hash load; choices "auto"; leases of 30 s,
+    /// at most 100,000.
     fn default() -> Self {
         Self {
             strategy: LoadBalancingStrategy::RoundRobin,
@@ -119,6 +135,8 @@ impl Default for LoadBalancerConfig {
             virtual_nodes: 100,
             hash_balance_factor: 0.0,
             choices: Choices::Auto,
+            lease_ttl: Duration::from_secs(30),
+            max_leases: 100_000,
         }
     }
 }
@@ -184,6 +202,32 @@ impl LoadBalancerConfig {
         self
     }
 
+    /// Sets how long a lease is open unless it is renewed or says otherwise, 1 s to 1 h.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_lease_ttl(mut self, ttl: Duration) -> Result<Self, InvalidConfig> {
+        if !(Duration::from_secs(1)..=Duration::from_secs(3_600)).contains(&ttl) {
+            return Err(InvalidConfig::LeaseTtl { found: ttl });
+        }
+        self.lease_ttl = ttl;
+        Ok(self)
+    }
+
+    /// Sets how many leases of the service may be open, 1 to 1,000,000. In the defaults: also how many over all services.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_max_leases(mut self, leases: i64) -> Result<Self, InvalidConfig> {
+        match u32::try_from(leases) {
+            Ok(leases @ 1..=1_000_000) => self.max_leases = leases,
+            _ => return Err(InvalidConfig::MaxLeases { found: leases }),
+        }
+        Ok(self)
+    }
+
     /// The strategy.
     #[must_use]
     pub fn strategy(&self) -> LoadBalancingStrategy {
@@ -213,6 +257,18 @@ impl LoadBalancerConfig {
     pub fn choices(&self) -> Choices {
         self.choices
     }
+
+    /// How long a lease is open unless it is renewed or says otherwise.
+    #[must_use]
+    pub fn lease_ttl(&self) -> Duration {
+        self.lease_ttl
+    }
+
+    /// How many leases of the service may be open.
+    #[must_use]
+    pub fn max_leases(&self) -> u32 {
+        self.max_leases
+    }
 }
 
 #[cfg(test)]
@@ -233,6 +289,12 @@ mod tests {
                 config().with_hash_balance_factor(0.5).unwrap_err(),
                 "hash_balance_factor 0.5",
             ),
+            (
+                config().with_lease_ttl(Duration::from_millis(999)).unwrap_err(),
+                "lease_ttl 999ms",
+            ),
+            (config().with_max_leases(0).unwrap_err(), "max_leases 0"),
+            (config().with_max_leases(1_000_001).unwrap_err(), "max_leases 1000001"),
             (Choices::random(33).unwrap_err(), "choices 33"),
             ("some".parse::<Choices>().unwrap_err(), "choices \"some\""),
             (

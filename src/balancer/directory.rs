@@ -17,8 +17,9 @@ use super::config::LoadBalancerConfig;
 use super::diff::Changes;
 use super::error::PickError;
 use super::instance::{ServiceInstance, ServiceName};
+use super::lease::{Completed, InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey, Leases, ReportError};
 use super::load_balancer::{LoadBalancer, Pick, Tools};
-use super::pool::Context;
+use super::pool::{Context, Outcome};
 use super::sources::Sources;
 
 const SHARDS: usize = 64;
@@ -50,8 +51,11 @@ pub struct Directory {
     shards: [ArcSwap<Shard>; SHARDS],
     sources: ArcSwap<Sources>,
     tools: Tools,
+    leases: Leases,
     unknown: AtomicU64,
     unknown_not_synced: AtomicU64,
+    unknown_leases: AtomicU64,
+    reports_of_unknown: AtomicU64,
     /// Also the lock of all writers.
     configs: Mutex<ServiceConfigs>,
 }
@@ -60,16 +64,28 @@ impl Directory {
     /// A directory of the services that the configuration names, all without instances.
     #[must_use]
     pub fn new(configs: ServiceConfigs, sources: Sources, tools: Tools) -> Self {
+        let most = configs.defaults.max_leases() as usize;
         let directory = Self {
             shards: std::array::from_fn(|_| ArcSwap::default()),
             sources: ArcSwap::from_pointee(sources),
             tools,
+            leases: Leases::new(LeaseKey::new(fastrand::u128(..).to_le_bytes()), most),
             unknown: AtomicU64::new(0),
             unknown_not_synced: AtomicU64::new(0),
+            unknown_leases: AtomicU64::new(0),
+            reports_of_unknown: AtomicU64::new(0),
             configs: Mutex::default(),
         };
         directory.configure(configs);
         directory
+    }
+
+    /// Signs leases with this key. Without it the key is a random one, but not one that nobody could ever find out.
+    #[must_use]
+    pub fn with_lease_key(mut self, key: LeaseKey) -> Self {
+        let most = self.configs.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.leases = Leases::new(key, most.defaults.max_leases() as usize);
+        self
     }
 
     fn shard(&self, service: &str) -> &ArcSwap<Shard> {
@@ -183,13 +199,138 @@ impl Directory {
         for balancer in self.services() {
             balancer.configure(configs.of(balancer.service()).clone());
         }
+        self.leases.limit(configs.defaults.max_leases() as usize);
         *present = configs;
     }
 
-    /// Does what time has made due in every service, and forgets those that have been empty for an hour.
+    /// Picks as [`select_instance`](Self::select_instance) does, and counts the pick as in flight until it is
+    /// [`report`](Self::report)ed, or for `ttl` (the service's `lease_ttl` if none is given) from now or the last
+    /// [`renew`](Self::renew).
+    ///
+    /// # Errors
+    ///
+    /// As for `select_instance`. A pick whose lease is denied stands: it is an answer like any other, only not in flight.
+    pub fn lease(
+        &self,
+        balancer: &Arc<LoadBalancer>,
+        context: &Context<'_>,
+        ttl: Option<Duration>,
+    ) -> Result<(Pick, Result<Lease, LeaseDenied>), PickError> {
+        let pick = self.select_instance(balancer, context)?;
+        let ttl = ttl.unwrap_or(pick.config().lease_ttl());
+        let most = pick.config().max_leases() as usize;
+        let now = self.tools.clock.now();
+        let lease = self.leases.take(balancer, most, ttl, now, || balancer.begin(&pick));
+        Ok((pick, lease))
+    }
+
+    /// Reads a lease that a caller hands back. Text that is none counts as an unknown one.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError::UnknownLease`].
+    pub fn read_lease(&self, text: &str) -> Result<LeaseId, ReportError> {
+        text.parse().map_err(|InvalidLease| self.unknown_lease())
+    }
+
+    /// Ends a lease, and learns from how its request went. A lease that has expired counts as a report without one; each
+    /// counts once.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError::UnknownLease`], or [`ReportError::NoCredit`] for an expired one.
+    pub fn report(&self, lease: LeaseId, outcome: Outcome, latency: Option<Duration>) -> Result<(), ReportError> {
+        let completed = self.leases.complete(lease, self.tools.clock.now());
+        let (subject, result) = match completed {
+            None => return Err(self.unknown_lease()),
+            Some(Completed::InTime(subject)) => {
+                subject.balancer.learn(&subject.live, outcome, latency);
+                (subject, Ok(()))
+            }
+            Some(Completed::Late(subject)) => {
+                let result = subject.balancer.learn_on_credit(&subject.live, outcome, latency);
+                (subject, result)
+            }
+        };
+        subject.balancer.lease_counts().reported(&result);
+        result
+    }
+
+    /// Starts a lease's time again, with the time to live that it was taken with.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError::UnknownLease`]: ended, expired, or never handed out.
+    pub fn renew(&self, lease: LeaseId) -> Result<(), ReportError> {
+        match self.leases.renew(lease, self.tools.clock.now()) {
+            Some(balancer) => {
+                balancer.lease_counts().reported::<()>(&Ok(()));
+                Ok(())
+            }
+            None => Err(self.unknown_lease()),
+        }
+    }
+
+    /// Learns from how a request went that nobody holds a lease of: as often as its instance was picked in the last minute.
+    ///
+    /// # Errors
+    ///
+    /// When the service or the instance is not known (instances that left are for a while), or there were fewer picks.
+    pub fn report_without_lease(
+        &self,
+        service: &str,
+        instance: &str,
+        outcome: Outcome,
+        latency: Option<Duration>,
+    ) -> Result<(), ReportError> {
+        let Some(balancer) = self.get(service) else {
+            self.reports_of_unknown.fetch_add(1, Ordering::Relaxed);
+            return Err(ReportError::UnknownService);
+        };
+        let result = match balancer.live(instance) {
+            Some(live) => balancer.learn_on_credit(&live, outcome, latency),
+            None => Err(ReportError::UnknownInstance),
+        };
+        balancer.lease_counts().reported(&result);
+        result
+    }
+
+    fn unknown_lease(&self) -> ReportError {
+        self.unknown_leases.fetch_add(1, Ordering::Relaxed);
+        ReportError::UnknownLease
+    }
+
+    /// Ends the leases whose time is over. Returns when the next one is due, if none is taken or renewed before.
+    pub fn expire_leases(&self, now: Timestamp) -> Option<Timestamp> {
+        self.leases.advance(now)
+    }
+
+    /// Leases open now.
+    #[must_use]
+    pub fn open_leases(&self) -> usize {
+        self.leases.open()
+    }
+
+    /// Places for leases that memory is held for: as many as were open at a time, and those expired that are still known.
+    #[must_use]
+    pub fn lease_capacity(&self) -> usize {
+        self.leases.capacity()
+    }
+
+    /// Reports that name nothing known so far: (unknown lease, unknown service).
+    #[must_use]
+    pub fn unknown_reports(&self) -> (u64, u64) {
+        (
+            self.unknown_leases.load(Ordering::Relaxed),
+            self.reports_of_unknown.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Does what time has made due in every service and with the leases, and forgets services that have been empty for an
+    /// hour.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
+        let mut next = self.leases.advance(now);
         let configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = None;
         for balancer in self.services() {
             let service = balancer.service();
             if !configs.services.contains_key(service)

@@ -15,13 +15,15 @@ use arc_swap::{ArcSwap, Guard};
 
 use super::clock::{Clock, Monotonic, Timestamp};
 use super::config::LoadBalancerConfig;
+use super::credit;
 use super::diff::{Changes, diff};
 use super::error::PickError;
 use super::instance::{Address, HealthStatus, InstanceId, ServiceInstance, ServiceName};
+use super::lease::{LeaseCounts, ReportError};
 use super::pool::{
     AlternateDraw, Bodies, Context, Described, Live, Load, Member, NoBodies, Outcome, Render, View, units,
 };
-use super::statistics::{InstanceStatistics, Refusals, Statistics};
+use super::statistics::{InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
 use super::strategy::Mode;
 use super::strategy::schedule::Turn;
 
@@ -87,6 +89,9 @@ struct Writer {
     lives: HashMap<Address, Arc<Live>>,
     /// That of addresses that left, oldest first.
     departed: VecDeque<(Timestamp, Address, Arc<Live>)>,
+    /// The ids that left, oldest first, and what they stood for: reports about them are still heard.
+    departed_ids: VecDeque<(Timestamp, InstanceId)>,
+    departed_lives: HashMap<InstanceId, (Timestamp, Arc<Live>)>,
     /// What those have counted that are forgotten by now: totals never go back.
     forgotten: Counted,
     /// Views that a pick may still look at.
@@ -126,6 +131,8 @@ impl LoadBalancer {
             turn,
             lives: HashMap::new(),
             departed: VecDeque::new(),
+            departed_ids: VecDeque::new(),
+            departed_lives: HashMap::new(),
             forgotten: Counted::default(),
             retired: Vec::new(),
             empty_since: Some(tools.clock.now()),
@@ -206,25 +213,83 @@ impl LoadBalancer {
     ///
     /// As for `select_instance`.
     pub fn acquire(&self, context: &Context<'_>) -> Result<Acquired, PickError> {
-        let pick = self.select_instance(context)?;
-        let member = pick.member().ok_or_else(|| self.refusal(&pick.view))?;
+        self.select_instance(context).map(|pick| self.begin(&pick))
+    }
+
+    /// Counts what was picked as in flight.
+    pub(crate) fn begin(&self, pick: &Pick) -> Acquired {
+        let member = &pick.view.members[pick.member as usize];
         let (instance, live) = (Arc::clone(&member.instance), Arc::clone(&member.live));
         live.begin();
         self.load.in_flight.fetch_add(1, Ordering::Relaxed);
-        Ok(Acquired {
+        Acquired {
             instance,
             live,
             load: Arc::clone(&self.load),
-        })
+        }
     }
 
     /// Ends a request: frees its place and learns from how it went. `latency` runs from the pick to the answer.
     pub fn finish(&self, acquired: Acquired, outcome: Outcome, latency: Duration) {
+        self.learn(&acquired.live, outcome, Some(latency));
+    }
+
+    /// Learns from how a request went. A success without its latency counts, and leaves the average alone.
+    pub(crate) fn learn(&self, live: &Live, outcome: Outcome, latency: Option<Duration>) {
         let now = self.tools.clock.now();
-        acquired.live.record(outcome, latency, self.load.median(), now);
+        let view = self.view.load();
+        live.record(outcome, latency, self.load.typical(view.slots().len()), now);
         if outcome != Outcome::Cancelled {
-            self.load.reported(self.view.load().slots(), now);
+            self.load.reported(view.slots(), now);
         }
+    }
+
+    /// Learns from an outcome that comes without a lease, as often as there were picks in the last minute.
+    pub(crate) fn learn_on_credit(
+        &self,
+        live: &Live,
+        outcome: Outcome,
+        latency: Option<Duration>,
+    ) -> Result<(), ReportError> {
+        if !live.credit.take(&live.picks, self.tools.clock.now()) {
+            return Err(ReportError::NoCredit);
+        }
+        self.learn(live, outcome, latency);
+        Ok(())
+    }
+
+    /// The live state of a registered instance, or of one that left lately.
+    pub(crate) fn live(&self, id: &str) -> Option<Arc<Live>> {
+        let view = self.view.load();
+        match view
+            .members
+            .binary_search_by(|member| member.instance.id().as_str().cmp(id))
+        {
+            Ok(index) => view.members.get(index).map(|member| Arc::clone(&member.live)),
+            Err(_) => self.write().departed_lives.get(id).map(|(_, live)| Arc::clone(live)),
+        }
+    }
+
+    pub(crate) fn lease_counts(&self) -> &LeaseCounts {
+        &self.load.leases
+    }
+
+    /// Requests in flight: leases that are open, and what was acquired and is not finished.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.load.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Its leases.
+    #[must_use]
+    pub fn leases(&self) -> LeaseStatistics {
+        self.load.leases.leases()
+    }
+
+    /// Its reports.
+    #[must_use]
+    pub fn reports(&self) -> ReportStatistics {
+        self.load.leases.reports()
     }
 
     /// Adds an instance, or replaces the one with its id.
@@ -266,8 +331,8 @@ impl LoadBalancer {
         }
     }
 
-    /// Does what time has made due: forgets addresses that left long ago, drops views that nobody looks at. Returns when it
-    /// should be called again, if anything is left to do.
+    /// Does what time has made due: forgets addresses that left long ago, drops views that nobody looks at, notes what was picked
+    /// when (for the credit of reports without a lease). Returns when it should be called again, if anything is left to do.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         let mut writer = self.write();
         let instances = self.view.load().members.len();
@@ -275,7 +340,14 @@ impl LoadBalancer {
         writer.drop_retired();
         let forgotten_at = writer.departed.front().map(|(left_at, _, _)| *left_at + REMEMBERED_FOR);
         let retry_drop = (!writer.retired.is_empty()).then_some(now + Duration::from_secs(1));
-        forgotten_at.into_iter().chain(retry_drop).min()
+        let departed = writer.departed.iter().map(|(_, _, live)| live);
+        let noted = writer
+            .lives
+            .values()
+            .chain(departed)
+            .fold(false, |any, live| live.credit.note(&live.picks, now) || any);
+        let note_at = noted.then_some(now + credit::STEP);
+        forgotten_at.into_iter().chain(retry_drop).chain(note_at).min()
     }
 
     /// How long the service has been without instances; `None` while it has any.
@@ -403,6 +475,7 @@ impl LoadBalancer {
             })
             .collect();
         writer.depart(lives, now);
+        writer.depart_ids(&old.members, &members, now);
         writer.empty_since = match (members.is_empty(), writer.empty_since) {
             (true, since) => since.or(Some(now)),
             (false, _) => None,
@@ -472,8 +545,31 @@ impl Writer {
         }
     }
 
+    /// Remembers the ids of `old` that are not in `new`. Both are sorted by id.
+    fn depart_ids(&mut self, old: &[Member], new: &[Member], now: Timestamp) {
+        let mut present = new.iter().map(|member| member.instance.id()).peekable();
+        for member in old {
+            let id = member.instance.id();
+            while present.next_if(|present| *present < id).is_some() {}
+            if present.peek() != Some(&id) {
+                self.departed_ids.push_back((now, id.clone()));
+                self.departed_lives.insert(id.clone(), (now, Arc::clone(&member.live)));
+            }
+        }
+    }
+
     fn forget(&mut self, now: Timestamp, instances: usize) {
         let most = REMEMBERED.max(instances);
+        while let Some((left_at, id)) = self.departed_ids.front() {
+            if self.departed_ids.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
+                break;
+            }
+            // Who left more than once is forgotten with the last time.
+            if self.departed_lives.get(id).is_some_and(|(last, _)| last == left_at) {
+                self.departed_lives.remove(id);
+            }
+            self.departed_ids.pop_front();
+        }
         while let Some((left_at, _, _)) = self.departed.front() {
             if self.departed.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
                 break;
@@ -497,8 +593,9 @@ pub struct Pick {
 }
 
 impl Pick {
-    fn member(&self) -> Option<&Member> {
-        self.view.members.get(self.member as usize)
+    /// The configuration by which it was picked.
+    pub(crate) fn config(&self) -> &LoadBalancerConfig {
+        &self.view.config
     }
 
     /// The instance. (So does dereferencing.)
@@ -580,6 +677,12 @@ pub struct Acquired {
     instance: Arc<ServiceInstance>,
     live: Arc<Live>,
     load: Arc<Load>,
+}
+
+impl Acquired {
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
 }
 
 impl Deref for Acquired {

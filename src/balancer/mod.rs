@@ -18,15 +18,18 @@
 
 pub mod clock;
 pub mod config;
+pub(crate) mod credit;
 pub mod diff;
 pub mod directory;
 pub mod error;
 pub mod instance;
+pub mod lease;
 pub mod load_balancer;
 pub mod pool;
 pub mod sources;
 pub mod statistics;
 pub mod strategy;
+mod sync;
 
 pub use clock::{Clock, Manual, Monotonic, Timestamp};
 pub use config::{Choices, InvalidConfig, LoadBalancerConfig};
@@ -36,8 +39,9 @@ pub use error::PickError;
 pub use instance::{
     Address, HealthStatus, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
+pub use lease::{InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey, ReportError};
 pub use load_balancer::{Acquired, Alternate, LoadBalancer, Pick, Tools};
 pub use pool::{Bodies, Context, Described, NoBodies, Outcome, Render};
 pub use sources::{Scope, SourceStatus, Sources};
-pub use statistics::{InstanceStatistics, Refusals, Statistics};
+pub use statistics::{InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
 pub use strategy::{LoadBalancingStrategy, Mode};

@@ -17,12 +17,15 @@ use std::time::Duration;
 
 use super::clock::{Clock, Timestamp, nanos};
 use super::config::LoadBalancerConfig;
+use super::credit::Credit;
 use super::instance::{HealthStatus, ServiceInstance, ServiceName};
+use super::lease::LeaseCounts;
 use super::statistics::{Ewma, Striped};
 use super::strategy::consistent_hash::ConsistentHash;
 use super::strategy::ring::Ring;
 use super::strategy::schedule::Turn;
 use super::strategy::{Draw, LoadBalancingStrategy, Mode, Prepared, Strategy};
+use super::sync::{CountU32, CountU64};
 
 /// Sets of tags that get a view of their own; further ones are served by redrawing.
 const TAG_SETS: usize = 64;
@@ -157,14 +160,18 @@ impl Outcome {
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     pub(crate) picks: Striped,
-    in_flight: AtomicU32,
+    in_flight: CountU32,
     pub(crate) consecutive_failures: AtomicU32,
     pub(crate) reported: AtomicU64,
     pub(crate) failed: AtomicU64,
+    /// Outcomes that told how long the request took.
+    timed: AtomicU64,
     latency_nanos: AtomicU64,
     ewma: Ewma,
     /// Nanoseconds of the last pick by `least_response_time`.
     picked_at: AtomicU64,
+    /// What reports without a lease may still say.
+    pub(crate) credit: Credit,
 }
 
 impl Live {
@@ -184,24 +191,33 @@ impl Live {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
     }
 
-    /// Records an outcome. A failure is as bad as twice the pool's median, however fast it came.
-    pub(crate) fn record(&self, outcome: Outcome, latency: Duration, median: f32, now: Timestamp) {
+    /// Records an outcome. A failure is as bad as twice what is `typical` of the pool, however fast it came. Without a latency a
+    /// success counts and leaves the average alone.
+    pub(crate) fn record(&self, outcome: Outcome, latency: Option<Duration>, typical: f32, now: Timestamp) {
         match outcome {
             Outcome::Cancelled => return,
             Outcome::Success => {
                 self.consecutive_failures.store(0, Ordering::Relaxed);
-                self.ewma.observe(latency, now);
+                if let Some(latency) = latency {
+                    self.ewma.observe(latency, now);
+                }
             }
             Outcome::Failure | Outcome::Timeout | Outcome::ConnectError | Outcome::Rejected => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
                 self.consecutive_failures
                     .fetch_add(outcome.failures_in_a_row(), Ordering::Relaxed);
-                let penalty = Duration::from_secs_f32((2.0 * median).clamp(0.0, 1e6));
-                self.ewma.observe(latency.max(penalty), now);
+                let penalty = Duration::from_secs_f32((2.0 * typical).clamp(0.0, 1e6));
+                // No latency and nothing to compare with is no sample: it would look like an answer in no time.
+                if let Some(cost) = latency.max((typical > 0.0).then_some(penalty)) {
+                    self.ewma.observe(cost, now);
+                }
             }
         }
         self.reported.fetch_add(1, Ordering::Relaxed);
-        self.latency_nanos.fetch_add(nanos(latency), Ordering::Relaxed);
+        if let Some(latency) = latency {
+            self.timed.fetch_add(1, Ordering::Relaxed);
+            self.latency_nanos.fetch_add(nanos(latency), Ordering::Relaxed);
+        }
     }
 
     /// The moving average in seconds; `None` before the first report.
@@ -211,8 +227,8 @@ impl Live {
     }
 
     pub(crate) fn average_response_time(&self) -> Duration {
-        let reported = self.reported.load(Ordering::Relaxed).max(1);
-        Duration::from_nanos(self.latency_nanos.load(Ordering::Relaxed) / reported)
+        let timed = self.timed.load(Ordering::Relaxed).max(1);
+        Duration::from_nanos(self.latency_nanos.load(Ordering::Relaxed) / timed)
     }
 
     #[inline]
@@ -241,7 +257,9 @@ impl Live {
 #[derive(Debug)]
 pub(crate) struct Load {
     /// Requests in flight, over all instances.
-    pub(crate) in_flight: AtomicU64,
+    pub(crate) in_flight: CountU64,
+    /// Its leases and reports.
+    pub(crate) leases: LeaseCounts,
     /// `f32` seconds: the middle one of the pool's averages.
     median: AtomicU32,
     /// Nanoseconds; `u64::MAX` before the first.
@@ -252,7 +270,8 @@ pub(crate) struct Load {
 impl Default for Load {
     fn default() -> Self {
         Self {
-            in_flight: AtomicU64::new(0),
+            in_flight: CountU64::new(0),
+            leases: LeaseCounts::default(),
             median: AtomicU32::new(0),
             reported_at: AtomicU64::new(u64::MAX),
             median_at: AtomicU64::new(u64::MAX),
@@ -266,6 +285,13 @@ impl Load {
 
     pub(crate) fn median(&self) -> f32 {
         f32::from_bits(self.median.load(Ordering::Relaxed))
+    }
+
+    /// What a request costs one of `slots` candidates as `least_response_time` counts: the median, times one more than what each
+    /// has in flight. Whoever fails at once has nothing in flight; compared by latency alone it would look idle.
+    pub(crate) fn typical(&self, slots: usize) -> f32 {
+        let in_flight = self.in_flight.load(Ordering::Relaxed) as f32;
+        self.median() * (1.0 + in_flight / slots.max(1) as f32)
     }
 
     pub(crate) fn reported_at(&self) -> Option<Timestamp> {

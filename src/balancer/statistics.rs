@@ -201,6 +201,28 @@ pub struct Refusals {
     pub none_available: u64,
 }
 
+/// The leases of one service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaseStatistics {
+    /// Open now.
+    pub open: usize,
+    /// Expired so far: nobody said how the request ended.
+    pub expired: u64,
+    /// Refused so far, because too many were open.
+    pub denied: u64,
+}
+
+/// Reports of one service so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReportStatistics {
+    /// Taken into account; a renewal counts, too.
+    pub accepted: u64,
+    /// About an instance that the service does not have and had not lately.
+    pub unknown_instance: u64,
+    /// Without a lease, and more than there were picks.
+    pub no_credit: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

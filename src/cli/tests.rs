@@ -105,6 +105,7 @@ mod with_an_agent {
                 readiness: Arc::new(Readiness::new(clock.now(), Duration::from_secs(30))),
                 metrics: Arc::new(Metrics::new([]).unwrap()),
                 clock,
+                leases_begin: Arc::default(),
             };
 
             let stop = CancellationToken::new();

@@ -610,6 +610,16 @@ impl Checker<'_> {
             };
             Ok(config.with_choices(choices))
         });
+        let ttl = self.duration(
+            &format!("{section}.lease_ttl"),
+            raw.lease_ttl.as_ref(),
+            config.lease_ttl(),
+            (SECOND, 60 * MINUTE),
+        );
+        config = config.clone().with_lease_ttl(ttl).unwrap_or(config);
+        self.set(section, &mut config, raw.max_leases.as_ref(), |config, leases| {
+            config.with_max_leases(*leases)
+        });
         config
     }
 

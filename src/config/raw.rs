@@ -103,6 +103,8 @@ pub(super) struct RawBalancer {
     pub(super) virtual_nodes: Option<Spanned<i64>>,
     pub(super) hash_balance_factor: Option<Spanned<f64>>,
     pub(super) choices: Option<Spanned<Value>>,
+    pub(super) lease_ttl: Option<RawDuration>,
+    pub(super) max_leases: Option<Spanned<i64>>,
 }
 
 /// A string with a unit, or seconds as a number. Any value at all, since serde's own words for "one of these types" help

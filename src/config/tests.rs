@@ -103,6 +103,8 @@ fn every_key_is_read() {
         strategy = "weighted_round_robin"
         degraded_factor = 1
         choices = "all"
+        lease_ttl = "90s"
+        max_leases = 5000
 
         [services.user-service]
         strategy = "consistent_hash"
@@ -111,6 +113,8 @@ fn every_key_is_read() {
 
         [services."a.b"]
         choices = 3
+        lease_ttl = 1.5
+        max_leases = 10
         "#,
     );
     assert_eq!(config.api.listen.len(), 3);
@@ -142,7 +146,10 @@ fn every_key_is_read() {
     let defaults = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin)
         .with_degraded_factor(1.0)
         .unwrap()
-        .with_choices(Choices::All);
+        .with_choices(Choices::All)
+        .with_lease_ttl(Duration::from_secs(90))
+        .and_then(|config| config.with_max_leases(5_000))
+        .unwrap();
     assert_eq!(config.services.defaults, defaults);
     assert_eq!(
         *config.services.of(&"user-service".parse().unwrap()),
@@ -156,7 +163,12 @@ fn every_key_is_read() {
     );
     assert_eq!(
         *config.services.of(&"a.b".parse().unwrap()),
-        defaults.clone().with_choices(Choices::Random(3))
+        defaults
+            .clone()
+            .with_choices(Choices::Random(3))
+            .with_lease_ttl(Duration::from_millis(1_500))
+            .and_then(|config| config.with_max_leases(10))
+            .unwrap()
     );
     assert_eq!(*config.services.of(&"other".parse().unwrap()), defaults);
 }
@@ -388,6 +400,18 @@ fn settings_of_services_are_checked_and_named_with_their_service() {
         (
             "[services.a]\nchoices = 1",
             "p.toml:2:11: services.a.choices 1: expected \"auto\", \"all\" or a number from 2 to 32".to_owned(),
+        ),
+        (
+            "[services.a]\nlease_ttl = \"500ms\"",
+            "p.toml:2:13: services.a.lease_ttl \"500ms\": expected 1s to 1h".to_owned(),
+        ),
+        (
+            "[defaults]\nlease_ttl = 3601",
+            "p.toml:2:13: defaults.lease_ttl 3601: expected 1s to 1h".to_owned(),
+        ),
+        (
+            "[services.a]\nmax_leases = 0",
+            "p.toml:2:14: services.a.max_leases 0: expected 1 to 1000000".to_owned(),
         ),
         (
             "[services.a]\nchoices = 2.5",

@@ -111,7 +111,7 @@ fn unsynced() -> Agent {
 }
 
 /// Checks everything that a refusal promises, and gives its detail.
-fn refused(answer: &Response, status: u16, code: &str) -> String {
+pub(crate) fn refused(answer: &Response, status: u16, code: &str) -> String {
     assert_eq!(answer.status, status, "{}", answer.text());
     assert_eq!(answer.header("content-type"), Some("application/problem+json"));
     assert_eq!(answer.header("cache-control"), Some("no-store"));
@@ -453,14 +453,14 @@ fn methods_are_those_of_the_table() {
     let agent = world();
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"] {
         for prefix in ["", "/v1"] {
-            let answer = ask(
-                agent.address,
-                method,
-                &format!("{prefix}/pick/user-service"),
-                &["Content-Length: 0"],
-            );
-            refused(&answer, 405, "method_not_allowed");
-            assert_eq!(answer.header("allow"), Some("GET"));
+            if method != "POST" {
+                for (target, allow) in [("pick/user-service", "GET, POST"), ("report", "POST")] {
+                    let target = format!("{prefix}/{target}");
+                    let answer = ask(agent.address, method, &target, &["Content-Length: 0"]);
+                    refused(&answer, 405, "method_not_allowed");
+                    assert_eq!(answer.header("allow"), Some(allow));
+                }
+            }
             for route in ["/services", "/services/user-service", "/healthz", "/readyz", "/metrics"] {
                 let answer = ask(
                     agent.address,
@@ -486,7 +486,7 @@ fn methods_are_those_of_the_table() {
     }
     // A pick without its answer is a pick for nothing; elsewhere HEAD is GET without a body.
     let head = ask(agent.address, "HEAD", "/pick/user-service", &[]);
-    assert_eq!((head.status, head.header("allow")), (405, Some("GET")));
+    assert_eq!((head.status, head.header("allow")), (405, Some("GET, POST")));
     assert_eq!(head.header("content-type"), Some("application/problem+json"));
     for route in ["/services", "/services/user-service", "/healthz", "/readyz", "/metrics"] {
         let (head, get) = (ask(agent.address, "HEAD", route, &[]), agent.get(route));
@@ -808,6 +808,15 @@ fn metrics_start_at_zero_and_know_no_unknown_names() {
         r#"pickd_picks_total{result="not_synced",service="(unknown)"}"#,
         r#"pickd_source_held_removals{source="file"}"#,
         "pickd_series_dropped",
+        "pickd_leases_active",
+        r#"pickd_leases_expired_total{service="user-service"}"#,
+        r#"pickd_leases_denied_total{service="user-service"}"#,
+        r#"pickd_reports_total{result="accepted",service="user-service"}"#,
+        r#"pickd_reports_total{result="unknown_instance",service="user-service"}"#,
+        r#"pickd_reports_total{result="no_credit",service="user-service"}"#,
+        r#"pickd_reports_total{result="unknown_lease",service="(unknown)"}"#,
+        r#"pickd_reports_total{result="unknown_service",service="(unknown)"}"#,
+        r#"pickd_reports_total{result="invalid",service="(unknown)"}"#,
     ] {
         assert_eq!(agent.metric(series), Some(0.0), "{series}");
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pickd::{
-    Bodies, Choices, Context, Described, Directory, InstanceId, LoadBalancer, LoadBalancerConfig,
+    Bodies, Choices, Context, Described, Directory, InstanceId, LeaseId, LoadBalancer, LoadBalancerConfig,
     LoadBalancingStrategy, Manual, Mode, Outcome, PickError, RegistryStatus, Render, ServiceConfigs, ServiceInstance,
     Source, SourceStatus, Sources, Tools, Weight,
 };
@@ -535,6 +535,153 @@ fn without_reports_least_response_time_follows_the_weights_and_says_so() {
     assert_eq!(balancer.mode(), Mode::Normal);
     clock.advance(Duration::from_secs(61));
     assert_eq!(balancer.mode(), Mode::NoReports);
+}
+
+/// Requests that overlap, as a client over HTTP would make them: each is leased, and reported when it ends.
+struct Leased {
+    directory: Directory,
+    clock: Arc<Manual>,
+    name: pickd::ServiceName,
+    /// By the microsecond at which they end.
+    running: BTreeMap<(u64, u64), (LeaseId, Outcome, Duration)>,
+    now: u64,
+    requests: u64,
+}
+
+impl Leased {
+    fn new(config: LoadBalancerConfig, ids: &[&str]) -> Self {
+        let clock = Arc::new(Manual::default());
+        clock.advance(Duration::from_secs(1_000));
+        let tools = Tools {
+            clock: clock.clone(),
+            ..Tools::default()
+        };
+        let configs = ServiceConfigs {
+            defaults: config,
+            ..ServiceConfigs::default()
+        };
+        let simulation = Self {
+            directory: Directory::new(configs, Sources::default(), tools),
+            clock,
+            name: "web".parse().unwrap(),
+            running: BTreeMap::new(),
+            now: 0,
+            requests: 0,
+        };
+        simulation.register(ids);
+        simulation
+    }
+
+    fn register(&self, ids: &[&str]) {
+        self.directory
+            .apply(&self.name, ids.iter().map(|id| Arc::new(instance(id, 1))));
+    }
+
+    fn balancer(&self) -> Arc<LoadBalancer> {
+        self.directory.get("web").unwrap()
+    }
+
+    fn sleep_until(&mut self, microsecond: u64) {
+        self.clock.advance(Duration::from_micros(microsecond - self.now));
+        self.now = microsecond;
+    }
+
+    fn finish_until(&mut self, microsecond: u64) {
+        while let Some(ended) = self.running.first_entry().filter(|ended| ended.key().0 <= microsecond) {
+            let ((at, _), (lease, outcome, latency)) = ended.remove_entry();
+            self.sleep_until(at);
+            self.directory.report(lease, outcome, Some(latency)).unwrap();
+            let open = self.running.len() as u64;
+            assert_eq!(
+                (self.balancer().in_flight(), self.directory.open_leases() as u64),
+                (open, open)
+            );
+        }
+        self.sleep_until(microsecond);
+    }
+
+    /// Requests come at random, 400 a second; gives each instance's share of them.
+    fn run(&mut self, seconds: u64, answer: impl Fn(&str) -> (Outcome, u64)) -> BTreeMap<String, f64> {
+        let (end, mut counts) = (self.now + seconds * 1_000_000, BTreeMap::<String, f64>::new());
+        let balancer = self.balancer();
+        loop {
+            let next = self.now + (-(1.0 - fastrand::f64()).ln() * 2_500.0) as u64;
+            self.finish_until(next.min(end));
+            if next >= end {
+                break;
+            }
+            let (pick, lease) = self.directory.lease(&balancer, &Context::new(), None).unwrap();
+            let (outcome, milliseconds) = answer(pick.id().as_str());
+            // Somewhere around what was asked for.
+            let latency = Duration::from_micros(milliseconds * (800 + fastrand::u64(0..400)));
+            self.requests += 1;
+            let ends_at = self.now + latency.as_micros() as u64;
+            self.running
+                .insert((ends_at, self.requests), (lease.unwrap().id, outcome, latency));
+            *counts.entry(pick.id().to_string()).or_default() += 1.0;
+        }
+        let total: f64 = counts.values().sum();
+        counts.values_mut().for_each(|count| *count /= total);
+        counts
+    }
+}
+
+#[test]
+fn overlapping_requests_with_leases_are_shared_as_they_should_be() {
+    let good = |_: &str| (Outcome::Success, 20);
+    for seed in 0..10 {
+        for strategy in [LeastConnections, LeastResponseTime] {
+            fastrand::seed(seed);
+            let mut simulation = Leased::new(LoadBalancerConfig::new(strategy), &FIVE);
+            let shares = simulation.run(20, good);
+            assert!(
+                shares.values().all(|share| (0.15..=0.25).contains(share)),
+                "equal: {strategy}, seed {seed}: {shares:?}"
+            );
+            simulation.register(&["a", "b", "c", "d", "e", "f"]);
+            let shares = simulation.run(10, good);
+            assert!(
+                (1.0 / 24.0..=1.0 / 3.0).contains(&shares["f"]),
+                "newcomer: {strategy}, seed {seed}: {shares:?}"
+            );
+        }
+        let simulation = || {
+            fastrand::seed(seed);
+            let mut simulation = Leased::new(LoadBalancerConfig::new(LeastResponseTime), &FIVE);
+            simulation.run(5, good);
+            simulation
+        };
+        let fails_fast = |id: &str| match id {
+            "c" => (Outcome::Failure, 1),
+            _ => (Outcome::Success, 20),
+        };
+        let shares = simulation().run(20, fails_fast);
+        assert!(shares["c"] <= 0.2, "fails fast: seed {seed}: {shares:?}");
+
+        let mut simulation = simulation();
+        let slow = |id: &str| (Outcome::Success, if id == "c" { 200 } else { 20 });
+        simulation.run(10, slow);
+        let shares = simulation.run(30, slow);
+        assert!(shares["c"] < 0.05, "slow: seed {seed}: {shares:?}");
+        simulation.run(25, good);
+        let shares = simulation.run(5, good);
+        assert!(shares["c"] >= 0.1, "well again: seed {seed}: {shares:?}");
+    }
+}
+
+#[test]
+fn without_leases_and_reports_both_follow_the_weights_and_say_so() {
+    for (strategy, mode) in [
+        (LeastConnections, Mode::NothingInFlight),
+        (LeastResponseTime, Mode::NoReports),
+    ] {
+        let balancer = weighted(strategy, &[("a", 1), ("b", 3), ("c", 2)]);
+        for _round in 0..10 {
+            let counts = shares(&balancer, 600);
+            assert_eq!((counts["a"], counts["b"], counts["c"]), (100, 300, 200), "{strategy}");
+            assert_eq!(balancer.mode(), mode);
+        }
+    }
 }
 
 #[test]

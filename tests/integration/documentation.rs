@@ -302,6 +302,7 @@ fn api() -> Api {
         readiness: Arc::new(Readiness::new(clock.now(), Duration::ZERO)),
         clock,
         metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str)).unwrap()),
+        leases_begin: Arc::default(),
     }
 }
 
@@ -326,7 +327,8 @@ async fn every_documented_route_is_one_and_every_route_is_documented() {
                 let request = Request::builder()
                     .method(method)
                     .uri(&path)
-                    .body(Body::empty())
+                    .header("content-type", "application/json")
+                    .body(Body::from(if method == "POST" { "[]" } else { "" }))
                     .unwrap();
                 let response = api().router(None).oneshot(request).await.unwrap();
                 assert_eq!(response.status(), 200, "{page}: {method} {path}");
@@ -353,6 +355,8 @@ fn every_error_is_documented_with_its_status() {
         "BAD_REQUEST" => "400",
         "NOT_FOUND" => "404",
         "METHOD_NOT_ALLOWED" => "405",
+        "PAYLOAD_TOO_LARGE" => "413",
+        "UNSUPPORTED_MEDIA_TYPE" => "415",
         "MISDIRECTED_REQUEST" => "421",
         "INTERNAL_SERVER_ERROR" => "500",
         "SERVICE_UNAVAILABLE" => "503",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// All that the core may depend on.
-const CORE: [&str; 4] = ["arc-swap", "fastrand", "thiserror", "xxhash-rust"];
+const CORE: [&str; 5] = ["arc-swap", "fastrand", "siphasher", "thiserror", "xxhash-rust"];
 
 /// The rooms, each above those it may import from. Rooms on one line do not import each other.
 const FLOORS: [&[&str]; 7] = [

@@ -21,6 +21,7 @@ mod etcd_registry;
 mod etcd_scale;
 mod etcd_secured;
 mod house;
+mod leases;
 mod lifecycle;
 mod support;
 mod two_registries;

@@ -81,6 +81,14 @@ impl Connection {
         self.response(method)
     }
 
+    /// One POST of a body that calls itself JSON.
+    pub(crate) fn post(&mut self, target: &str, json: &str) -> io::Result<Response> {
+        let length = json.len();
+        let head = format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n");
+        self.send(format!("{head}Content-Length: {length}\r\n\r\n{json}").as_bytes())?;
+        self.response("POST")
+    }
+
     /// Reads one answer.
     pub(crate) fn response(&mut self, method: &str) -> io::Result<Response> {
         let end = loop {

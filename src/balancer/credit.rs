@@ -1,0 +1,220 @@
+//! Credit of reports without a lease: each pick of the last minute pays for one.
+//!
+//! A report without a lease proves nothing, so it is believed only as often as its instance was handed out. The picks are a
+//! counter that only grows, and nothing is added to a pick for this: every [`STEP`] somebody notes where the counter stands.
+//! A report spends the oldest pick that is not spent and not older than the oldest note.
+//!
+//! ```text
+//!              noted a minute ago     spent so far            now
+//! picks  0 ─────────────┴──────────────────┴───────────────────┴──►
+//!            too old          paid for        credit is left
+//! ```
+//!
+//! A step that nobody noted has the value of the one before: late notes give more credit, never less.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::clock::Timestamp;
+use super::statistics::Striped;
+
+/// How often the counters should be noted.
+pub(crate) const STEP: Duration = Duration::from_secs(5);
+
+/// Steps of one window: a minute less what has passed of the present step.
+const STEPS: u64 = 12;
+
+/// The credit of one address. A word and a pointer until it is picked.
+#[derive(Debug, Default)]
+pub(crate) struct Credit(Mutex<Option<Box<Window>>>);
+
+#[derive(Debug)]
+struct Window {
+    /// The number of the last pick that a report has spent. Wraps, as all numbers of picks here: a minute has fewer than 2^31.
+    spent: u32,
+    /// The step noted last.
+    step: u64,
+    /// The number of the last pick before each step.
+    noted: [u32; STEPS as usize],
+}
+
+impl Credit {
+    /// Takes one report's worth, if there is as much.
+    pub(crate) fn take(&self, picks: &Striped, now: Timestamp) -> bool {
+        let mut slot = self.lock();
+        let window = slot.get_or_insert_with(|| Box::new(Window::new(now)));
+        window.note(picks, now);
+        window.spend(picks.total() as u32)
+    }
+
+    /// Notes where the counters stand. Returns whether there is anything to note again.
+    pub(crate) fn note(&self, picks: &Striped, now: Timestamp) -> bool {
+        let mut slot = self.lock();
+        match slot.as_mut() {
+            Some(window) => window.note(picks, now),
+            None if picks.total() > 0 => *slot = Some(Box::new(Window::new(now))),
+            None => {}
+        }
+        slot.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Box<Window>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Window {
+    /// Everything counted so far was counted just now: an instance is new, or was never picked, until its first note.
+    fn new(now: Timestamp) -> Self {
+        Self {
+            spent: 0,
+            step: step(now),
+            noted: [0; STEPS as usize],
+        }
+    }
+
+    fn note(&mut self, picks: &Striped, now: Timestamp) {
+        let now = step(now);
+        let last = self.noted[(self.step % STEPS) as usize];
+        // Skipped steps, each once at most.
+        for skipped in (self.step + 1..now).rev().take(STEPS as usize) {
+            self.noted[(skipped % STEPS) as usize] = last;
+        }
+        if now > self.step {
+            self.noted[(now % STEPS) as usize] = picks.total() as u32;
+            self.step = now;
+        }
+    }
+
+    /// Spends one of `picks`, if one is left.
+    fn spend(&mut self, picks: u32) -> bool {
+        let is_before = |a: u32, b: u32| a.wrapping_sub(b).cast_signed() < 0;
+        let too_old = self.noted[((self.step + 1) % STEPS) as usize];
+        if is_before(self.spent, too_old) {
+            self.spent = too_old;
+        }
+        let left = is_before(self.spent, picks);
+        if left {
+            self.spent = self.spent.wrapping_add(1);
+        }
+        left
+    }
+}
+
+fn step(now: Timestamp) -> u64 {
+    now.as_nanos() / STEP.as_nanos() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Instance {
+        picks: Striped,
+        credit: Credit,
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::default() + Duration::from_secs(1_000_000 + seconds)
+    }
+
+    impl Instance {
+        fn new() -> Self {
+            Self {
+                picks: Striped::default(),
+                credit: Credit::default(),
+            }
+        }
+
+        fn pick(&self, times: usize) {
+            (0..times).for_each(|_| self.picks.increment());
+        }
+
+        fn note(&self, seconds: impl IntoIterator<Item = u64>) {
+            for second in seconds {
+                self.credit.note(&self.picks, at(second));
+            }
+        }
+
+        /// How many of a hundred reports count.
+        fn reports(&self, second: u64) -> usize {
+            (0..100).filter(|_| self.credit.take(&self.picks, at(second))).count()
+        }
+    }
+
+    #[test]
+    fn as_many_reports_count_as_there_were_picks() {
+        let instance = Instance::new();
+        assert_eq!(instance.reports(0), 0);
+        instance.pick(3);
+        assert_eq!(instance.reports(0), 3);
+        assert_eq!(instance.reports(1), 0);
+        instance.pick(2);
+        assert_eq!(instance.reports(54), 2);
+    }
+
+    #[test]
+    fn picks_of_more_than_a_minute_ago_give_none() {
+        let instance = Instance::new();
+        instance.pick(7);
+        instance.note((0..=50).step_by(5));
+        assert_eq!(instance.reports(54), 7);
+        let instance = Instance::new();
+        instance.note((0..=20).step_by(5));
+        instance.pick(7);
+        instance.note((25..=80).step_by(5));
+        instance.pick(4);
+        instance.note([85]);
+        assert_eq!(instance.reports(86), 4);
+    }
+
+    #[test]
+    fn a_report_spends_the_oldest_pick() {
+        let instance = Instance::new();
+        instance.pick(10);
+        instance.note((0..60).step_by(5));
+        instance.pick(10);
+        assert_eq!(instance.reports(61), 10);
+        instance.note((65..120).step_by(5));
+        instance.pick(3);
+        assert_eq!(instance.reports(119), 3);
+        instance.note((120..400).step_by(5));
+        instance.pick(3);
+        assert_eq!(instance.reports(400), 3);
+        // One request after the other, of 50 s each: every one is heard.
+        let instance = Instance::new();
+        for round in 0..20 {
+            instance.pick(1);
+            instance.note((round * 50..=round * 50 + 50).step_by(5));
+            assert_eq!(instance.reports(round * 50 + 50), 1, "{round}");
+        }
+    }
+
+    #[test]
+    fn the_counter_may_wrap() {
+        let mut window = Window::new(at(0));
+        window.spent = u32::MAX - 1;
+        window.noted = [u32::MAX - 3; STEPS as usize];
+        assert!((0..3).all(|_| window.spend(2)) && window.spend(2) && !window.spend(2));
+    }
+
+    #[test]
+    fn who_notes_late_gives_more_and_never_less() {
+        let instance = Instance::new();
+        instance.pick(5);
+        instance.note([0, 5]);
+        instance.pick(2);
+        assert_eq!(instance.reports(500), 2, "two came since the last note");
+        instance.pick(1);
+        assert_eq!(instance.reports(100_000), 1);
+    }
+
+    #[test]
+    fn who_is_never_picked_costs_no_window() {
+        let instance = Instance::new();
+        assert!(!instance.credit.note(&instance.picks, at(0)));
+        assert!(instance.credit.lock().is_none());
+        instance.pick(1);
+        assert!(instance.credit.note(&instance.picks, at(5)));
+    }
+}
