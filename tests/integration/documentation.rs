@@ -19,7 +19,8 @@ use pickd::{
 };
 use tower::ServiceExt;
 
-use crate::support::agent::pickd;
+use crate::support::agent::{Agent, pickd};
+use crate::support::folder::Folder;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -559,6 +560,56 @@ fn the_readmes_files_are_right_and_its_commands_run() {
         }
     }
     assert_eq!(run, BTreeSet::from(["--help".to_owned(), "check".to_owned()]));
+}
+
+#[test]
+fn a_failed_request_is_reported_and_retried_as_the_readme_says() {
+    let folder = Folder::new();
+    let services = "[[service]]\nname = \"user-service\"\n\
+                    [[service.instance]]\nid = \"user-1\"\nhost = \"10.0.1.10\"\nport = 8080\n\
+                    [[service.instance]]\nid = \"user-2\"\nhost = \"10.0.1.11\"\nport = 8080\n";
+    let registry = folder.write("services.toml", services);
+    let agent = Agent::run(["--file", registry.to_str().unwrap()]).ready();
+    // One of them is of user-1, which is what a report without a lease needs.
+    for _ in 0..2 {
+        agent.get("/pick/user-service");
+    }
+    let readme = read("README.md");
+    let (_, section) = readme.split_once("\n## Retry and report\n").unwrap();
+    let (_, block) = section.split_once("```sh\n").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let mut answers = Vec::new();
+    for line in block.lines() {
+        let line = line.replace("localhost:7425", &agent.address.to_string());
+        let output = Command::new("sh")
+            .args(["-c", &line])
+            .env("NO_PROXY", "*")
+            .output()
+            .unwrap();
+        answers.push(String::from_utf8(output.stdout).unwrap());
+    }
+    let [reported, retried] = answers.as_slice() else {
+        panic!("{answers:?}")
+    };
+    assert_eq!(reported, r#"{"accepted":1,"rejected":[]}"#);
+    assert!(retried.contains(r#""id":"user-2""#), "{retried}");
+}
+
+#[test]
+fn the_dependencies_of_the_core_are_named() {
+    let house = read("tests/integration/house.rs");
+    let list = house.split_once("const CORE: ").unwrap().1;
+    let list = list.split_once(';').unwrap().1.split_once(';').unwrap().0;
+    let core: BTreeSet<&str> = list.split('"').skip(1).step_by(2).collect();
+    assert!(core.contains("arc-swap"), "{core:?}");
+    for (page, before, after) in [
+        ("docs/library.md", "its dependencies are ", ". A pick"),
+        ("src/lib.rs", "//! depends on ", "\n\n"),
+    ] {
+        let text = read(page);
+        let named = text.split_once(before).unwrap().1.split_once(after).unwrap().0;
+        assert_eq!(quoted(named).collect::<BTreeSet<_>>(), core, "{page}");
+    }
 }
 
 #[test]
