@@ -562,8 +562,36 @@ fn the_readmes_files_are_right_and_its_commands_run() {
     assert_eq!(run, BTreeSet::from(["--help".to_owned(), "check".to_owned()]));
 }
 
+/// What the lines of this shell block print, one after the other, for a reader with this agent at the usual address.
+fn printed(block: &str, agent: &Agent) -> Vec<String> {
+    let program = pickd().get_program().to_owned();
+    let print = |line: &str| {
+        let line = line.replace("localhost:7425", &agent.address.to_string());
+        let output = Command::new("sh")
+            .args(["-c", &format!("pickd() {{ \"$PROGRAM\" \"$@\"; }}\n{line}")])
+            .env("PROGRAM", &program)
+            .env("PICKD_AGENT", format!("http://{}", agent.address))
+            .env("NO_PROXY", "*")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{line}: {}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    block.lines().map(print).collect()
+}
+
+/// The README's shell block that begins so.
+fn block_of_the_readme(start: &str) -> String {
+    let found = snippets()
+        .into_iter()
+        .find(|snippet| snippet.page == "README.md" && snippet.language == "sh" && snippet.text.starts_with(start));
+    found
+        .unwrap_or_else(|| panic!("no block that begins with {start:?}"))
+        .text
+}
+
 #[test]
-fn a_failed_request_is_reported_and_retried_as_the_readme_says() {
+fn a_failed_request_is_reported_and_retried_and_an_instance_drained_as_the_readme_says() {
     let folder = Folder::new();
     let services = "[[service]]\nname = \"user-service\"\n\
                     [[service.instance]]\nid = \"user-1\"\nhost = \"10.0.1.10\"\nport = 8080\n\
@@ -574,25 +602,18 @@ fn a_failed_request_is_reported_and_retried_as_the_readme_says() {
     for _ in 0..2 {
         agent.get("/pick/user-service");
     }
-    let readme = read("README.md");
-    let (_, section) = readme.split_once("\n## Retry and report\n").unwrap();
-    let (_, block) = section.split_once("```sh\n").unwrap();
-    let (block, _) = block.split_once("```").unwrap();
-    let mut answers = Vec::new();
-    for line in block.lines() {
-        let line = line.replace("localhost:7425", &agent.address.to_string());
-        let output = Command::new("sh")
-            .args(["-c", &line])
-            .env("NO_PROXY", "*")
-            .output()
-            .unwrap();
-        answers.push(String::from_utf8(output.stdout).unwrap());
-    }
+    let answers = printed(&block_of_the_readme("curl localhost:7425/report "), &agent);
     let [reported, retried] = answers.as_slice() else {
         panic!("{answers:?}")
     };
     assert_eq!(reported, r#"{"accepted":1,"rejected":[]}"#);
     assert!(retried.contains(r#""id":"user-2""#), "{retried}");
+
+    let answers = printed(&block_of_the_readme("pickd drain "), &agent);
+    assert!(answers[1].contains("drained"), "{answers:?}");
+    for _ in 0..3 {
+        assert_eq!(agent.get("/pick/user-service").json()["id"], "user-2");
+    }
 }
 
 #[test]
