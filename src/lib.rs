@@ -25,7 +25,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`balancer`] | the core: instances, views, strategies, statistics. Start here, with the story of one pick |
+//! | [`balancer`] | the core: instances, views, strategies, statistics, leases, orders. Start here, with the story of one pick |
 //! | `discovery` | registries in: a `Watcher` for each, retried, doubted, merged, coalesced into views |
 //! | `api` | the HTTP interface: parse, ask the core, answer |
 //! | `metrics` | every series in one table, read from the core at scrape time |
@@ -43,10 +43,14 @@
 //! - **One view.** All that a pick reads is one immutable value in one `ArcSwap`. A pick takes no lock and allocates nothing; readers
 //!   never see half of two views.
 //! - **Live state belongs to the address.** In flight, response time and counters outlive views, weight changes, another strategy,
-//!   and a registration that goes and comes back. Identity (the place on a ring) and what an operator orders belong to the id.
+//!   and a registration that goes and comes back. Identity (the place on a ring) belongs to the id.
+//! - **A lease ends once**, reported or expired, whichever comes first. Open leases are requests in flight, exactly; memory for them
+//!   is bounded, and no pick without a lease waits for them.
 //! - **Nothing empties a pool but a registry that is believed.** One that is away or knows no leader takes nothing away; one that
 //!   has just come back, not at once: what it lacks is held, for a bounded time. The age of its word is on show. Unknown, empty,
 //!   none available and not synced are four answers ([`PickError`]).
+//! - **An operator's order stands beside what the registry says**, and overwrites none of it. It belongs to the id, ends when it is
+//!   lifted or its time is over, and keeps who gave it and why.
 //! - **Values are valid.** A [`Weight`], a [`ServiceName`], a configuration that exists is in range; what is refused is refused at the
 //!   edge, with its place.
 //! - **Constructors start nothing.** Tasks belong to the agent, which stops and joins them.
@@ -54,7 +58,7 @@
 //! # Features
 //!
 //! `agent` (default): everything around the core, and the binary. With `default-features = false` the crate is [`balancer`] alone, and
-//! depends on `arc-swap`, `fastrand`, `thiserror` and `xxhash-rust`.
+//! depends on `arc-swap`, `fastrand`, `siphasher`, `thiserror` and `xxhash-rust`.
 
 #[cfg(feature = "agent")]
 pub mod agent;

@@ -19,7 +19,8 @@ use pickd::{
 };
 use tower::ServiceExt;
 
-use crate::support::agent::pickd;
+use crate::support::agent::{Agent, pickd};
+use crate::support::folder::Folder;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -559,6 +560,77 @@ fn the_readmes_files_are_right_and_its_commands_run() {
         }
     }
     assert_eq!(run, BTreeSet::from(["--help".to_owned(), "check".to_owned()]));
+}
+
+/// What the lines of this shell block print, one after the other, for a reader with this agent at the usual address.
+fn printed(block: &str, agent: &Agent) -> Vec<String> {
+    let program = pickd().get_program().to_owned();
+    let print = |line: &str| {
+        let line = line.replace("localhost:7425", &agent.address.to_string());
+        let output = Command::new("sh")
+            .args(["-c", &format!("pickd() {{ \"$PROGRAM\" \"$@\"; }}\n{line}")])
+            .env("PROGRAM", &program)
+            .env("PICKD_AGENT", format!("http://{}", agent.address))
+            .env("NO_PROXY", "*")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{line}: {}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    block.lines().map(print).collect()
+}
+
+/// The README's shell block that begins so.
+fn block_of_the_readme(start: &str) -> String {
+    let found = snippets()
+        .into_iter()
+        .find(|snippet| snippet.page == "README.md" && snippet.language == "sh" && snippet.text.starts_with(start));
+    found
+        .unwrap_or_else(|| panic!("no block that begins with {start:?}"))
+        .text
+}
+
+#[test]
+fn a_failed_request_is_reported_and_retried_and_an_instance_drained_as_the_readme_says() {
+    let folder = Folder::new();
+    let services = "[[service]]\nname = \"user-service\"\n\
+                    [[service.instance]]\nid = \"user-1\"\nhost = \"10.0.1.10\"\nport = 8080\n\
+                    [[service.instance]]\nid = \"user-2\"\nhost = \"10.0.1.11\"\nport = 8080\n";
+    let registry = folder.write("services.toml", services);
+    let agent = Agent::run(["--file", registry.to_str().unwrap()]).ready();
+    // One of them is of user-1, which is what a report without a lease needs.
+    for _ in 0..2 {
+        agent.get("/pick/user-service");
+    }
+    let answers = printed(&block_of_the_readme("curl localhost:7425/report "), &agent);
+    let [reported, retried] = answers.as_slice() else {
+        panic!("{answers:?}")
+    };
+    assert_eq!(reported, r#"{"accepted":1,"rejected":[]}"#);
+    assert!(retried.contains(r#""id":"user-2""#), "{retried}");
+
+    let answers = printed(&block_of_the_readme("pickd drain "), &agent);
+    assert!(answers[1].contains("drained"), "{answers:?}");
+    for _ in 0..3 {
+        assert_eq!(agent.get("/pick/user-service").json()["id"], "user-2");
+    }
+}
+
+#[test]
+fn the_dependencies_of_the_core_are_named() {
+    let house = read("tests/integration/house.rs");
+    let list = house.split_once("const CORE: ").unwrap().1;
+    let list = list.split_once(';').unwrap().1.split_once(';').unwrap().0;
+    let core: BTreeSet<&str> = list.split('"').skip(1).step_by(2).collect();
+    assert!(core.contains("arc-swap"), "{core:?}");
+    for (page, before, after) in [
+        ("docs/library.md", "its dependencies are ", ". A pick"),
+        ("src/lib.rs", "//! depends on ", "\n\n"),
+    ] {
+        let text = read(page);
+        let named = text.split_once(before).unwrap().1.split_once(after).unwrap().0;
+        assert_eq!(quoted(named).collect::<BTreeSet<_>>(), core, "{page}");
+    }
 }
 
 #[test]
