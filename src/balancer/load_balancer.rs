@@ -341,12 +341,13 @@ impl LoadBalancer {
         let forgotten_at = writer.departed.front().map(|(left_at, _, _)| *left_at + REMEMBERED_FOR);
         let retry_drop = (!writer.retired.is_empty()).then_some(now + Duration::from_secs(1));
         let departed = writer.departed.iter().map(|(_, _, live)| live);
-        let noted = writer
+        let noting = writer
             .lives
             .values()
             .chain(departed)
-            .fold(false, |any, live| live.credit.note(&live.picks, now) || any);
-        let note_at = noted.then_some(now + credit::STEP);
+            .filter(|live| live.credit.note(&live.picks, now))
+            .count();
+        let note_at = (noting > 0).then_some(now + credit::STEP);
         forgotten_at.into_iter().chain(retry_drop).chain(note_at).min()
     }
 
