@@ -500,9 +500,9 @@ impl LoadBalancer {
         self.settle(&writer);
         let present = writer.registered.values().map(|at| &at.live);
         let departed = writer.departed.iter().map(|(_, _, live)| live);
-        let note = |any, live: &Arc<Live>| live.credit.note(live.picks.load(Ordering::Relaxed), now) || any;
-        let noted = present.chain(departed).fold(false, note);
-        let note_at = noted.then_some(now + credit::STEP);
+        let noted = |live: &&Arc<Live>| live.credit.note(live.picks.load(Ordering::Relaxed), now);
+        let noting = present.chain(departed).filter(noted).count();
+        let note_at = (noting > 0).then_some(now + credit::STEP);
         let due = forgotten_at
             .into_iter()
             .chain(retry_drop)
