@@ -128,14 +128,14 @@ async fn the_first_registry_gives_the_weight_and_status_is_what_either_knows() {
             assert_eq!(listed[id]["weight"], weight);
             // Consul passes it, etcd calls it critical: the first opinion by priority.
             let expected = if id == "e1" { "critical" } else { "passing" };
-            assert_eq!(listed[id]["layers"]["registry"], expected);
+            assert_eq!(listed[id]["layers"]["registry"]["state"], expected);
             // Maintenance anywhere wins.
             etcd.put(
                 "/services/web/e1",
                 r#"{"address":"10.0.0.1:80","weight":2,"status":"maintenance"}"#,
             );
             until(SOON, "maintenance", || {
-                (instances(&agent, "web")[id]["layers"]["registry"] == "maintenance").then_some(())
+                (instances(&agent, "web")[id]["layers"]["registry"]["state"] == "maintenance").then_some(())
             });
             etcd.put(
                 "/services/web/e1",
