@@ -69,6 +69,10 @@ impl Reconciler {
         };
         let decision = watched.guard.observe(update);
         watched.count_held();
+        // Who speaks is not away: its opinions count from its first word on, not from the next look at the clock.
+        for service in self.merge.set_stale(status.source(), !status.is_up()) {
+            self.changed(&service, read_at, now);
+        }
         if let Some(decision) = decision {
             self.decide(status.source(), decision, read_at, now);
         }
@@ -258,7 +262,7 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balancer::{Manual, ServiceConfigs, ServiceInstance, Sources, Tools};
+    use crate::balancer::{Manual, RegistryStatus, ServiceConfigs, ServiceInstance, Sources, Tools};
     use crate::discovery::{Reading, Trust};
 
     const CONSUL: Source = Source::new("consul");
@@ -363,6 +367,33 @@ mod tests {
             (setting.web(), setting.statuses[0].held_removals()),
             (String::new(), 0),
             "30 s at most"
+        );
+    }
+
+    #[test]
+    fn the_opinion_of_a_source_counts_from_its_first_word_on() {
+        let mut setting = setting();
+        let told = |status| {
+            let instance = ServiceInstance::new("a", "a", 1).unwrap().with_status(status);
+            let (service, trust) = ("web".parse().unwrap(), Trust::Steady);
+            let instances = vec![instance];
+            Update::Service(Reading {
+                service,
+                instances,
+                read_at: at(0),
+                trust,
+            })
+        };
+        setting.statuses[1].heard(at(0));
+        setting.reconciler.notice_absence(at(0));
+        setting.receive(1, told(RegistryStatus::Passing), at(0));
+        setting.statuses[0].heard(at(1));
+        setting.receive(0, told(RegistryStatus::Critical), at(1));
+        let known = setting.directory.get("web").unwrap().instances();
+        assert_eq!(
+            known[0].0.registry_status(),
+            RegistryStatus::Critical,
+            "it is the first in priority"
         );
     }
 
