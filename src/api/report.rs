@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, HttpBody};
-use axum::extract::State;
-use axum::http::{HeaderMap, Method, Uri, header};
+use axum::body::HttpBody;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, header};
 use http_body_util::LengthLimitError;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -82,18 +82,13 @@ struct Rejected {
 }
 
 /// The route.
-pub(super) async fn report(
-    State(api): State<Api>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Json<Judged>, ApiError> {
-    if method != Method::POST {
+pub(super) async fn report(State(api): State<Api>, request: Request) -> Result<Json<Judged>, ApiError> {
+    let (head, body) = request.into_parts();
+    if head.method != Method::POST {
         return Err(ApiError::MethodNotAllowed { allow: "POST" });
     }
-    query::no_parameters(&uri)?;
-    if !is_json(&headers) {
+    query::no_parameters(&head.uri)?;
+    if !is_json(&head.headers) {
         return Err(ApiError::UnsupportedMediaType);
     }
     let too_large = || ApiError::TooLarge(format!("the body is larger than {MOST_BYTES} bytes"));
@@ -135,6 +130,9 @@ fn is_json(headers: &HeaderMap) -> bool {
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
+    if written == "application/json" {
+        return true;
+    }
     let essence = written
         .split(';')
         .next()
