@@ -413,7 +413,7 @@ async fn wrong_and_missing_rights_take_nothing_away() {
     // The other was not told: it reads the file again by itself when it is refused.
     until_picked(&other, "web", &["w1@n1", "w2@n1"]);
     until(SOON, "a hundred picks", || (picker.picks() >= 100).then_some(()));
-    picker.stop().check("rights lost and found", 100);
+    picker.check("rights lost and found", 100);
 }
 
 /// Instances that take connections, as a hold looks for them.

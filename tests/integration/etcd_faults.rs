@@ -78,7 +78,7 @@ fn scenario_27_what_was_deleted_and_compacted_while_cut_off_is_gone() {
     assert!(relists(&agent, "reconnect") >= 1.0);
     assert!(up(&agent));
     std::thread::sleep(Duration::from_secs(2));
-    picker.stop().check("compaction while cut off", 600);
+    picker.check("compaction while cut off", 600);
 }
 
 fn revision(etcd: &Etcd) -> i64 {
@@ -119,7 +119,7 @@ fn scenario_27_a_watch_that_falls_behind_a_compaction_starts_over() {
     eprintln!("listed again: {compacted} times for compaction, {reconnected} times after a lost connection");
     assert!(compacted >= 1.0);
     std::thread::sleep(Duration::from_secs(1));
-    picker.stop().check("compaction behind a stalled watch", 300);
+    picker.check("compaction behind a stalled watch", 300);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn scenario_28_an_etcd_that_lost_its_data_is_doubted_and_then_believed() {
     eprintln!("what did not come back was held for {held_for:.1?}");
     assert!((4.0..12.0).contains(&held_for.as_secs_f64()), "{held_for:?}");
     assert_eq!((held(&agent), relists(&agent, "confirm")), (0.0, 1.0));
-    picker.stop().check("data lost", 1_000);
+    picker.check("data lost", 1_000);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn scenario_29_a_server_that_is_killed_ended_or_frozen_costs_nothing() {
     etcd.put("/services/web/e", &address("e"));
     until_picked(&agent, "web", &["a", "b", "c", "d", "e"], LATER);
     assert!(up(&agent));
-    picker.stop().check("one server killed, ended, frozen", 3_000);
+    picker.check("one server killed, ended, frozen", 3_000);
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn scenario_29_another_member_takes_over_within_fifteen_seconds() {
             etcd.restart(member);
         }
     }
-    picker.stop().check("members killed and frozen", 1_500);
+    picker.check("members killed and frozen", 1_500);
 }
 
 fn member_id(etcd: &Etcd, member: usize) -> String {
@@ -286,7 +286,7 @@ fn scenario_30_without_a_quorum_nothing_is_lost_and_a_new_agent_starts_with_what
     until_picked(&agent, "web", &["a", "b", "c"], LATER);
     until_picked(&late, "web", &["a", "b", "c"], LATER);
     assert!(up(&agent) && up(&late));
-    picker.stop().check("quorum lost", 1_500);
+    picker.check("quorum lost", 1_500);
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn scenario_33_large_values_are_caught_up_with_after_a_cut_and_after_a_stall() {
     let left: Vec<&str> = expected.iter().skip(1).map(String::as_str).collect();
     until_picked(&agent, "web", &left, SOON);
     oracle.remove(&address("a"));
-    picker.stop().check("large values", 150);
+    picker.check("large values", 150);
 }
 
 #[test]

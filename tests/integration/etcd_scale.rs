@@ -121,7 +121,7 @@ fn scenario_40_ten_thousand_puts_end_in_the_exact_state() {
     let most = (took + behind).as_millis() as f64 / 50.0 + 5.0;
     assert!(updates <= most, "{updates} updates");
     assert!(views as f64 <= most && grown < 64 << 10);
-    picker.stop().check("ten thousand puts", 50);
+    picker.check("ten thousand puts", 50);
 }
 
 fn address(number: usize) -> String {

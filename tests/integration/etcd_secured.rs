@@ -114,7 +114,7 @@ fn scenario_31_a_token_of_three_seconds_and_rights_that_come_and_go() {
     oracle.add("10.0.0.4:80");
     etcd.put("/services/web/d", "10.0.0.4:80");
     until_picked(&agent, "web", &["a", "b", "c", "d"], SOON);
-    picker.stop().check("tokens and rights", 3_000);
+    picker.check("tokens and rights", 3_000);
     let log = agent.program.stderr.all().join("\n");
     assert!(!log.contains("s3cret") && !log.contains("0ther"), "{log}");
 }

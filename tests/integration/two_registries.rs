@@ -181,7 +181,7 @@ async fn scenario_39_a_registry_that_is_down_keeps_its_vote_and_the_other_goes_o
     });
     oracle.remove("10.0.0.2:80");
     std::thread::sleep(Duration::from_secs(1));
-    picker.stop().check("one of two registries down", 600);
+    picker.check("one of two registries down", 600);
     blocking(move || drop((agent, etcd)));
 }
 

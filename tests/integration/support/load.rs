@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::http::{Connection, Response};
+use super::until;
 
 /// From the moment at which a pick was due.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -149,6 +150,15 @@ impl Picker {
     /// Picks so far.
     pub(crate) fn picks(&self) -> u64 {
         self.picks.load(Ordering::Relaxed)
+    }
+
+    /// Goes on until there are so many picks, however soon everything else was done; then stops and checks what was counted.
+    pub(crate) fn check(self, what: &str, least: u64) {
+        let bound = Duration::from_secs(45);
+        until(bound, &format!("{what}: {least} picks"), || {
+            (self.picks() >= least).then_some(())
+        });
+        self.stop().check(what, least);
     }
 
     pub(crate) fn stop(mut self) -> Tally {
