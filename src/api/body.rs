@@ -1,17 +1,21 @@
 //! Bodies of requests: small, JSON, and what is not understood is refused.
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderMap, header};
 use http_body_util::LengthLimitError;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 
-/// Reads all of it, but no more than `limit` bytes.
+/// Reads all of it, but no more than `limit` bytes. One that tells its length is refused by it, before any of it comes.
 pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let too_large = || ApiError::TooLarge(format!("the body is larger than {limit} bytes"));
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large());
+    }
     axum::body::to_bytes(body, limit).await.map_err(|error| {
         if error.into_inner().is::<LengthLimitError>() {
-            ApiError::TooLarge(format!("the body is larger than {limit} bytes"))
+            too_large()
         } else {
             ApiError::InvalidRequest("the body did not arrive whole".to_owned())
         }

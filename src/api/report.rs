@@ -6,16 +6,14 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::HttpBody;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, header};
-use http_body_util::LengthLimitError;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::Api;
 use super::error::ApiError;
 use super::query;
+use super::{Api, body};
 use crate::balancer::{Directory, Outcome, ReportError};
 
 /// Most reports in one request.
@@ -91,18 +89,7 @@ pub(super) async fn report(State(api): State<Api>, request: Request) -> Result<J
     if !is_json(&head.headers) {
         return Err(ApiError::UnsupportedMediaType);
     }
-    let too_large = || ApiError::TooLarge(format!("the body is larger than {MOST_BYTES} bytes"));
-    // Told by its length, before any of it comes.
-    if body.size_hint().lower() > MOST_BYTES as u64 {
-        return Err(too_large());
-    }
-    let body = axum::body::to_bytes(body, MOST_BYTES).await.map_err(|error| {
-        if error.into_inner().is::<LengthLimitError>() {
-            too_large()
-        } else {
-            ApiError::InvalidRequest("the body did not arrive whole".to_owned())
-        }
-    })?;
+    let body = body::read(body, MOST_BYTES).await?;
     let items = items(&body)?;
     let mut judged = Judged {
         accepted: 0,
