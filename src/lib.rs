@@ -81,13 +81,14 @@ pub mod metrics;
 pub mod telemetry;
 
 pub use balancer::{
-    Acquired, Address, Alternate, Bodies, Changes, Choices, Clock, Context, Described, Directory, Ended, EndedBecause,
-    ExplainedInstance, ExplainedKey, Explanation, Factors, HealthStatus, InstanceId, InstanceOverrides,
-    InstanceStatistics, InvalidConfig, InvalidInstance, InvalidLease, InvalidOrder, Layers, Lease, LeaseDenied,
-    LeaseId, LeaseKey, LeaseStatistics, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode,
-    Monotonic, NoBodies, Objection, Order, Outcome, Override, OverrideCounts, Pick, PickError, Refusals,
-    RegistryStatus, Render, ReportError, ReportStatistics, Said, Score, ServiceConfigs, ServiceInstance, ServiceName,
-    Source, SourceStatus, Sources, Standing, Statistics, Timestamp, Tools, UnknownInstance, Weight, WeightOrder,
+    Acquired, Address, Alternate, Bodies, BreakerConfig, Changes, Check, CheckFailure, Choices, Clock, Context,
+    DeniedNetworks, Described, Directory, Ended, EndedBecause, ExplainedInstance, ExplainedKey, Explanation, Factors,
+    HealthStatus, InstanceId, InstanceOverrides, InstanceStatistics, InvalidConfig, InvalidInstance, InvalidLease,
+    InvalidNetwork, InvalidOrder, Layers, Lease, LeaseDenied, LeaseId, LeaseKey, LeaseStatistics, LoadBalancer,
+    LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Monotonic, Network, NoBodies, Objection, Order, Outcome,
+    Override, OverrideCounts, Pick, PickError, Preset, Refusals, RegistryStatus, Render, ReportError, ReportStatistics,
+    Said, Score, ServiceConfigs, ServiceInstance, ServiceName, Source, SourceStatus, Sources, Standing, Statistics,
+    Timestamp, Tools, UnknownInstance, Weight, WeightOrder,
 };
 
 /// The programs in the guide to the library, run as tests.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::networks::DeniedNetworks;
 use super::strategy::LoadBalancingStrategy;
 
 /// Why a setting was refused.
@@ -44,6 +45,64 @@ pub enum InvalidConfig {
     MaxLeases {
         /// The number as it came.
         found: i64,
+    },
+    /// The failures in a row that take an instance out are not in 1..=1,000.
+    #[error("max_consecutive_failures {found}: expected 1 to 1000")]
+    MaxConsecutiveFailures {
+        /// The number as it came.
+        found: i64,
+    },
+    /// The passing checks that bring an instance back are not in 1..=1,000.
+    #[error("rise {found}: expected 1 to 1000")]
+    Rise {
+        /// The number as it came.
+        found: i64,
+    },
+    /// The time between checks is not in 100 ms..=1 h.
+    #[error("health_check_interval {found:?}: expected 100ms to 1h")]
+    HealthCheckInterval {
+        /// The time as it came.
+        found: Duration,
+    },
+    /// The time of one check is not in 10 ms..=10 min.
+    #[error("health_check_timeout {found:?}: expected 10ms to 10m")]
+    HealthCheckTimeout {
+        /// The time as it came.
+        found: Duration,
+    },
+    /// The share of a pool below which it panics is not in 0.0..=1.0.
+    #[error("panic_threshold {found}: expected 0.0 to 1.0")]
+    PanicThreshold {
+        /// The number as it came.
+        found: f64,
+    },
+    /// The share of a pool that may be held out is not in 0.0..=1.0.
+    #[error("max_ejection {found}: expected 0.0 to 1.0")]
+    MaxEjection {
+        /// The number as it came.
+        found: f64,
+    },
+    /// The time of the ramp is above 1 h.
+    #[error("slow_start {found:?}: expected 0 (off) to 1h")]
+    SlowStart {
+        /// The time as it came.
+        found: Duration,
+    },
+    /// A setting of the breaker is out of its range.
+    #[error("breaker.{key} {found}: expected {expected}")]
+    Breaker {
+        /// Which one.
+        key: &'static str,
+        /// The value as it came.
+        found: String,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// No preset has this name.
+    #[error("preset {found:?}: expected one of {}", Preset::ALL.map(Preset::as_str).join(", "))]
+    Preset {
+        /// The name as it came.
+        found: String,
     },
     /// The number of choices is not "auto", "all" or 2..=32.
     #[error("choices {found}: expected \"auto\", \"all\" or a number from 2 to 32")]
@@ -105,6 +164,172 @@ impl fmt::Display for Choices {
     }
 }
 
+/// When outcomes take an instance out, and for how long. Every value that exists is in range.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pickd::BreakerConfig;
+///
+/// let breaker = BreakerConfig::default().with_open_times(Duration::from_secs(2), Duration::from_secs(30))?;
+/// assert_eq!(breaker.open_max(), Duration::from_secs(30));
+/// # Ok::<(), pickd::InvalidConfig>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakerConfig {
+    min_outcomes: u32,
+    failure_ratio: f64,
+    window: Duration,
+    open_min: Duration,
+    open_max: Duration,
+}
+
+impl Default for BreakerConfig {
+    /// Half of at least 10 outcomes failed within 60 s; out for 1 s at first, for 60 s at most.
+    fn default() -> Self {
+        Self {
+            min_outcomes: 10,
+            failure_ratio: 0.5,
+            window: Duration::from_secs(60),
+            open_min: Duration::from_secs(1),
+            open_max: Duration::from_secs(60),
+        }
+    }
+}
+
+impl BreakerConfig {
+    /// Sets how many outcomes within the window it takes to judge by their ratio, 1 to 100,000.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_min_outcomes(mut self, outcomes: i64) -> Result<Self, InvalidConfig> {
+        match u32::try_from(outcomes) {
+            Ok(outcomes @ 1..=100_000) => self.min_outcomes = outcomes,
+            _ => return Err(Self::refused("min_outcomes", outcomes, "1 to 100000")),
+        }
+        Ok(self)
+    }
+
+    /// Sets the share of failed outcomes that takes an instance out, above 0.0 to 1.0.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_failure_ratio(mut self, ratio: f64) -> Result<Self, InvalidConfig> {
+        if !(ratio > 0.0 && ratio <= 1.0) {
+            return Err(Self::refused("failure_ratio", ratio, "above 0.0, to 1.0"));
+        }
+        self.failure_ratio = ratio;
+        Ok(self)
+    }
+
+    /// Sets how long an outcome counts, 1 s to 1 h.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_window(mut self, window: Duration) -> Result<Self, InvalidConfig> {
+        if !(Duration::from_secs(1)..=Duration::from_secs(3_600)).contains(&window) {
+            return Err(Self::refused("window", format!("{window:?}"), "1s to 1h"));
+        }
+        self.window = window;
+        Ok(self)
+    }
+
+    /// Sets how long an instance is out the first time, and at most: 100 ms to 1 h, the first no longer than the second.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_open_times(mut self, least: Duration, most: Duration) -> Result<Self, InvalidConfig> {
+        let range = Duration::from_millis(100)..=Duration::from_secs(3_600);
+        if !range.contains(&least) {
+            return Err(Self::refused("open_min", format!("{least:?}"), "100ms to 1h"));
+        }
+        if !range.contains(&most) || most < least {
+            return Err(Self::refused("open_max", format!("{most:?}"), "open_min to 1h"));
+        }
+        (self.open_min, self.open_max) = (least, most);
+        Ok(self)
+    }
+
+    fn refused(key: &'static str, found: impl fmt::Display, expected: &'static str) -> InvalidConfig {
+        InvalidConfig::Breaker {
+            key,
+            found: found.to_string(),
+            expected,
+        }
+    }
+
+    /// How many outcomes within the window it takes to judge by their ratio.
+    #[must_use]
+    pub fn min_outcomes(&self) -> u32 {
+        self.min_outcomes
+    }
+
+    /// The share of failed outcomes that takes an instance out.
+    #[must_use]
+    pub fn failure_ratio(&self) -> f64 {
+        self.failure_ratio
+    }
+
+    /// How long an outcome counts.
+    #[must_use]
+    pub fn window(&self) -> Duration {
+        self.window
+    }
+
+    /// How long an instance is out the first time.
+    #[must_use]
+    pub fn open_min(&self) -> Duration {
+        self.open_min
+    }
+
+    /// How long an instance is out at most, before jitter.
+    #[must_use]
+    pub fn open_max(&self) -> Duration {
+        self.open_max
+    }
+}
+
+/// How active checks of a kind of service are usually set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// Often and fast: every 15 s, in 2 s, out after 2 failures.
+    Database,
+    /// Seldom and patient: every 60 s, in 10 s, out after 5 failures.
+    ExternalApi,
+    /// Strict: every 10 s, in 3 s, out after the first failure.
+    Critical,
+}
+
+impl Preset {
+    /// Every preset.
+    pub const ALL: [Self; 3] = [Self::Database, Self::ExternalApi, Self::Critical];
+
+    /// Its name in configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Database => "database",
+            Self::ExternalApi => "external_api",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+impl FromStr for Preset {
+    type Err = InvalidConfig;
+
+    fn from_str(text: &str) -> Result<Self, InvalidConfig> {
+        let found = Self::ALL.into_iter().find(|preset| preset.as_str() == text);
+        found.ok_or_else(|| InvalidConfig::Preset {
+            found: text.chars().take(64).collect(),
+        })
+    }
+}
+
 /// Settings of one service's balancer. Every value that exists is in range.
 ///
 /// ```
@@ -123,11 +348,24 @@ pub struct LoadBalancerConfig {
     choices: Choices,
     lease_ttl: Duration,
     max_leases: u32,
+    health_check_enabled: bool,
+    health_check_interval: Duration,
+    health_check_timeout: Duration,
+    max_consecutive_failures: u32,
+    rise: u32,
+    circuit_breaker_enabled: bool,
+    breaker: BreakerConfig,
+    max_ejection: f64,
+    panic: bool,
+    panic_threshold: f64,
+    slow_start: Duration,
+    denied: DeniedNetworks,
 }
 
 impl Default for LoadBalancerConfig {
     /// Round robin; degraded instances at a quarter; 100 virtual nodes; no bound on hash load; choices "auto"; leases of 30 s,
-    /// at most 100,000.
+    /// at most 100,000. Checks every 30 s in 5 s, out after 3 failures and back after 2 that pass; breakers as in
+    /// [`BreakerConfig`], for half of a pool at most; panic when nobody is left; a slow start of 30 s.
     fn default() -> Self {
         Self {
             strategy: LoadBalancingStrategy::RoundRobin,
@@ -137,6 +375,18 @@ impl Default for LoadBalancerConfig {
             choices: Choices::Auto,
             lease_ttl: Duration::from_secs(30),
             max_leases: 100_000,
+            health_check_enabled: true,
+            health_check_interval: Duration::from_secs(30),
+            health_check_timeout: Duration::from_secs(5),
+            max_consecutive_failures: 3,
+            rise: 2,
+            circuit_breaker_enabled: true,
+            breaker: BreakerConfig::default(),
+            max_ejection: 0.5,
+            panic: true,
+            panic_threshold: 0.0,
+            slow_start: Duration::from_secs(30),
+            denied: DeniedNetworks::default(),
         }
     }
 }
@@ -228,6 +478,148 @@ impl LoadBalancerConfig {
         Ok(self)
     }
 
+    /// Sets interval, timeout and failures of active checks as this kind of service needs them.
+    #[must_use]
+    pub fn with_preset(mut self, preset: Preset) -> Self {
+        let (interval, timeout, failures) = match preset {
+            Preset::Database => (15, 2, 2),
+            Preset::ExternalApi => (60, 10, 5),
+            Preset::Critical => (10, 3, 1),
+        };
+        self.health_check_interval = Duration::from_secs(interval);
+        self.health_check_timeout = Duration::from_secs(timeout);
+        self.max_consecutive_failures = failures;
+        self
+    }
+
+    /// Sets whether active checks run where a kind of check is named.
+    #[must_use]
+    pub fn with_health_check_enabled(mut self, enabled: bool) -> Self {
+        self.health_check_enabled = enabled;
+        self
+    }
+
+    /// Sets the time from one active check of an instance to the next, 100 ms to 1 h.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_health_check_interval(mut self, interval: Duration) -> Result<Self, InvalidConfig> {
+        if !(Duration::from_millis(100)..=Duration::from_secs(3_600)).contains(&interval) {
+            return Err(InvalidConfig::HealthCheckInterval { found: interval });
+        }
+        self.health_check_interval = interval;
+        Ok(self)
+    }
+
+    /// Sets how long an active check waits for its answer, 10 ms to 10 min. An interval that is shorter ends it sooner.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_health_check_timeout(mut self, timeout: Duration) -> Result<Self, InvalidConfig> {
+        if !(Duration::from_millis(10)..=Duration::from_secs(600)).contains(&timeout) {
+            return Err(InvalidConfig::HealthCheckTimeout { found: timeout });
+        }
+        self.health_check_timeout = timeout;
+        Ok(self)
+    }
+
+    /// Sets how many failures in a row take an instance out, 1 to 1,000: of outcomes, or of active checks (where others call it
+    /// `fall`).
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_max_consecutive_failures(mut self, failures: i64) -> Result<Self, InvalidConfig> {
+        match u32::try_from(failures) {
+            Ok(failures @ 1..=1_000) => self.max_consecutive_failures = failures,
+            _ => return Err(InvalidConfig::MaxConsecutiveFailures { found: failures }),
+        }
+        Ok(self)
+    }
+
+    /// Sets how many passing active checks in a row bring an instance back, 1 to 1,000.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_rise(mut self, rise: i64) -> Result<Self, InvalidConfig> {
+        match u32::try_from(rise) {
+            Ok(rise @ 1..=1_000) => self.rise = rise,
+            _ => return Err(InvalidConfig::Rise { found: rise }),
+        }
+        Ok(self)
+    }
+
+    /// Sets whether one that was taken out by its outcomes comes back through a trial (a circuit breaker), or when a fixed time
+    /// is over.
+    #[must_use]
+    pub fn with_circuit_breaker_enabled(mut self, enabled: bool) -> Self {
+        self.circuit_breaker_enabled = enabled;
+        self
+    }
+
+    /// Sets when outcomes take an instance out, and for how long.
+    #[must_use]
+    pub fn with_breaker(mut self, breaker: BreakerConfig) -> Self {
+        self.breaker = breaker;
+        self
+    }
+
+    /// Sets the share of a pool that outcomes may take out, 0.0 to 1.0. One may always be, the last never.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_max_ejection(mut self, share: f64) -> Result<Self, InvalidConfig> {
+        if !(0.0..=1.0).contains(&share) {
+            return Err(InvalidConfig::MaxEjection { found: share });
+        }
+        self.max_ejection = share;
+        Ok(self)
+    }
+
+    /// Sets whether a pool of which too few are usable is picked from as a whole.
+    #[must_use]
+    pub fn with_panic(mut self, panic: bool) -> Self {
+        self.panic = panic;
+        self
+    }
+
+    /// Sets the share of a pool below which it panics, 0.0 (when none is usable) to 1.0.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_panic_threshold(mut self, share: f64) -> Result<Self, InvalidConfig> {
+        if !(0.0..=1.0).contains(&share) {
+            return Err(InvalidConfig::PanicThreshold { found: share });
+        }
+        self.panic_threshold = share;
+        Ok(self)
+    }
+
+    /// Sets the time over which one that recovered, or joined a pool that serves, comes to its full share; 0 (off) to 1 h.
+    ///
+    /// # Errors
+    ///
+    /// Outside that range.
+    pub fn with_slow_start(mut self, ramp: Duration) -> Result<Self, InvalidConfig> {
+        if ramp > Duration::from_secs(3_600) {
+            return Err(InvalidConfig::SlowStart { found: ramp });
+        }
+        self.slow_start = ramp;
+        Ok(self)
+    }
+
+    /// Sets the networks whose addresses are listed, and neither picked nor checked.
+    #[must_use]
+    pub fn with_denied(mut self, denied: DeniedNetworks) -> Self {
+        self.denied = denied;
+        self
+    }
+
     /// The strategy.
     #[must_use]
     pub fn strategy(&self) -> LoadBalancingStrategy {
@@ -268,6 +660,78 @@ impl LoadBalancerConfig {
     #[must_use]
     pub fn max_leases(&self) -> u32 {
         self.max_leases
+    }
+
+    /// Whether active checks run where a kind of check is named.
+    #[must_use]
+    pub fn health_check_enabled(&self) -> bool {
+        self.health_check_enabled
+    }
+
+    /// The time from one active check of an instance to the next.
+    #[must_use]
+    pub fn health_check_interval(&self) -> Duration {
+        self.health_check_interval
+    }
+
+    /// How long an active check waits for its answer.
+    #[must_use]
+    pub fn health_check_timeout(&self) -> Duration {
+        self.health_check_timeout
+    }
+
+    /// How many failures in a row take an instance out.
+    #[must_use]
+    pub fn max_consecutive_failures(&self) -> u32 {
+        self.max_consecutive_failures
+    }
+
+    /// How many passing active checks in a row bring an instance back.
+    #[must_use]
+    pub fn rise(&self) -> u32 {
+        self.rise
+    }
+
+    /// Whether one that was taken out by its outcomes comes back through a trial.
+    #[must_use]
+    pub fn circuit_breaker_enabled(&self) -> bool {
+        self.circuit_breaker_enabled
+    }
+
+    /// When outcomes take an instance out, and for how long.
+    #[must_use]
+    pub fn breaker(&self) -> &BreakerConfig {
+        &self.breaker
+    }
+
+    /// The share of a pool that outcomes may take out.
+    #[must_use]
+    pub fn max_ejection(&self) -> f64 {
+        self.max_ejection
+    }
+
+    /// Whether a pool of which too few are usable is picked from as a whole.
+    #[must_use]
+    pub fn panic(&self) -> bool {
+        self.panic
+    }
+
+    /// The share of a pool below which it panics.
+    #[must_use]
+    pub fn panic_threshold(&self) -> f64 {
+        self.panic_threshold
+    }
+
+    /// The time over which one that recovered comes to its full share; zero: at once.
+    #[must_use]
+    pub fn slow_start(&self) -> Duration {
+        self.slow_start
+    }
+
+    /// The networks whose addresses are listed, and neither picked nor checked.
+    #[must_use]
+    pub fn denied(&self) -> &DeniedNetworks {
+        &self.denied
     }
 }
 

@@ -28,6 +28,7 @@ pub mod health;
 pub mod instance;
 pub mod lease;
 pub mod load_balancer;
+pub mod networks;
 pub mod overrides;
 pub mod pool;
 pub mod sources;
@@ -36,18 +37,19 @@ pub mod strategy;
 mod sync;
 
 pub use clock::{Clock, Manual, Monotonic, Timestamp};
-pub use config::{Choices, InvalidConfig, LoadBalancerConfig};
+pub use config::{BreakerConfig, Choices, InvalidConfig, LoadBalancerConfig, Preset};
 pub use diff::{Changes, diff};
 pub use directory::{Directory, KNOWN_FOR, ServiceConfigs};
 pub use effective::Factors;
 pub use error::{PickError, UnknownInstance};
 pub use explain::{ExplainedInstance, ExplainedKey, Explanation, Score};
-pub use health::{Layers, Objection, Said};
+pub use health::{Check, CheckFailure, Layers, Objection, Said};
 pub use instance::{
     Address, HealthStatus, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
 pub use lease::{InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey, ReportError};
 pub use load_balancer::{Acquired, Alternate, LoadBalancer, Pick, Tools};
+pub use networks::{DeniedNetworks, InvalidNetwork, Network};
 pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, Standing, WeightOrder,
 };
