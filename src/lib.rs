@@ -81,14 +81,15 @@ pub mod metrics;
 pub mod telemetry;
 
 pub use balancer::{
-    Acquired, Address, Alternate, Bodies, BreakerConfig, Changes, Check, CheckFailure, Choices, Clock, Context,
-    DeniedNetworks, Described, Directory, Ended, EndedBecause, ExplainedInstance, ExplainedKey, Explanation, Factors,
-    HealthStatus, InstanceId, InstanceOverrides, InstanceStatistics, InvalidConfig, InvalidInstance, InvalidLease,
-    InvalidNetwork, InvalidOrder, Layers, Lease, LeaseDenied, LeaseId, LeaseKey, LeaseStatistics, LoadBalancer,
-    LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Monotonic, Network, NoBodies, Objection, Order, Outcome,
-    Override, OverrideCounts, Pick, PickError, Preset, Refusals, RegistryStatus, Render, ReportError, ReportStatistics,
-    Said, Score, ServiceConfigs, ServiceInstance, ServiceName, Source, SourceStatus, Sources, Standing, Statistics,
-    Timestamp, Tools, UnknownInstance, Weight, WeightOrder,
+    Acquired, ActiveState, Address, Alternate, Bodies, BreakerConfig, BreakerState, Changes, Check, CheckFailure,
+    Choices, Clock, Context, DeniedNetworks, Described, Directory, Ended, EndedBecause, ExplainedInstance,
+    ExplainedKey, Explanation, Factors, Grievance, HealthStatus, InstanceId, InstanceOverrides, InstanceStatistics,
+    InvalidConfig, InvalidInstance, InvalidLease, InvalidNetwork, InvalidOrder, Layers, Lease, LeaseDenied, LeaseId,
+    LeaseKey, LeaseStatistics, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Monotonic,
+    Network, NoBodies, Objection, Order, Outcome, Override, OverrideCounts, PassiveState, Pick, PickError, Preset,
+    Recovery, Refusals, RegistryStatus, Render, ReportError, ReportStatistics, Said, Score, ServiceConfigs,
+    ServiceInstance, ServiceName, Source, SourceStatus, Sources, Standing, Statistics, Timestamp, Tools, Transition,
+    Transitioned, Trip, UnknownInstance, Wake, Weight, WeightOrder,
 };
 
 /// The programs in the guide to the library, run as tests.

@@ -1,13 +1,17 @@
 //! Effective weight: what an instance's share of picks is made of.
 //!
 //! ```text
-//! effective weight = weight (the operator's, else the registered one; 1 in strategies that are not weighted) x degraded factor
+//! effective weight = weight (the operator's, else the registered one; 1 in strategies that are not weighted)
+//!                    x degraded factor x slow-start factor
 //! ```
 //!
-//! Counted in sixteenths, so that schedules stay short. Weight 0 has no share, whatever the factors.
+//! Counted in sixteenths, so that schedules stay short. Weight 0 has no share, whatever the factors. In a pool that panics no
+//! factor counts.
 
 use super::config::LoadBalancerConfig;
-use super::instance::{HealthStatus, ServiceInstance, Weight};
+use super::health::Layers;
+use super::instance::{RegistryStatus, ServiceInstance, Weight};
+use super::slow_start;
 
 /// What an instance's share is made of.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,29 +26,32 @@ pub struct Factors {
     pub degraded: f64,
     /// The warning weight that the registry gives, while it warns.
     pub warning_weight: Option<Weight>,
+    /// 1 unless it recovered or joined lately: see [`slow_start`](super::slow_start). 1/16..=1, in steps of 1/16.
+    pub slow_start: f64,
 }
 
 impl Factors {
+    /// `ramp` is how far its slow start has come, in sixteenths.
     pub(crate) fn of(
         instance: &ServiceInstance,
-        status: HealthStatus,
+        layers: &Layers,
         weight_override: Option<Weight>,
+        ramp: u32,
         config: &LoadBalancerConfig,
     ) -> Self {
         let weight = instance.weight();
         let weighted = config.strategy().is_weighted();
         let in_force = weight_override.unwrap_or(weight).get();
+        let warns = layers.registry.state == RegistryStatus::Warning;
         // An operator may give a weight to what has none registered: then there is nothing that it could be a share of.
-        let warning = instance
-            .warning_weight()
-            .filter(|_| status == HealthStatus::Degraded && weight.get() > 0);
-        let degraded = match (status, warning) {
-            (HealthStatus::Degraded, Some(warning)) => {
+        let warning = instance.warning_weight().filter(|_| warns && weight.get() > 0);
+        let degraded = match warning {
+            Some(warning) => {
                 let share = f64::from(warning.get()) / f64::from(weight.get());
                 if weighted { share } else { share.min(1.0) }
             }
-            (HealthStatus::Degraded, None) => config.degraded_factor(),
-            _ => 1.0,
+            None if layers.is_degraded() => config.degraded_factor(),
+            None => 1.0,
         };
         Self {
             weight,
@@ -52,21 +59,33 @@ impl Factors {
             base: if weighted { in_force } else { in_force.min(1) },
             degraded,
             warning_weight: warning,
+            slow_start: f64::from(ramp) / f64::from(slow_start::STEPS),
         }
     }
 
     /// The share of picks in 1/16; 0 = never picked.
-    pub(crate) fn units(&self, status: HealthStatus, config: &LoadBalancerConfig) -> u32 {
+    pub(crate) fn units(&self, config: &LoadBalancerConfig) -> u32 {
         let base = u32::from(self.base);
-        match (self.warning_weight, self.weight_override) {
-            _ if status == HealthStatus::Unhealthy || base == 0 => 0,
+        let units = match (self.warning_weight, self.weight_override) {
+            _ if base == 0 => 0,
             // The registry has said what the product is.
             (Some(warning), None) if config.strategy().is_weighted() => u32::from(warning.get()) * 16,
             (Some(_), Some(_)) if config.strategy().is_weighted() => {
                 at_least_one(f64::from(base) * 16.0 * self.degraded)
             }
             _ => base * sixteenths(self.degraded),
+        };
+        if self.slow_start < 1.0 {
+            // Down: a floor of the ramp is a ceiling of what it gets.
+            let held_back = (f64::from(units) * self.slow_start) as u32;
+            return held_back.max(u32::from(units > 0));
         }
+        units
+    }
+
+    /// The same in a pool that panics: no factor counts.
+    pub(crate) fn units_in_panic(&self) -> u32 {
+        u32::from(self.base) * 16
     }
 }
 
@@ -86,15 +105,15 @@ fn at_least_one(units: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balancer::{LoadBalancingStrategy, RegistryStatus};
+    use crate::balancer::{LoadBalancingStrategy, Timestamp};
 
     fn weight(weight: i64) -> Weight {
         Weight::new(weight).unwrap()
     }
 
     fn units(instance: &ServiceInstance, config: &LoadBalancerConfig, order: Option<i64>) -> u32 {
-        let status = instance.registry_status().into();
-        Factors::of(instance, status, order.map(weight), config).units(status, config)
+        let layers = Layers::following(None, None, instance.registry_status(), false, Timestamp::default());
+        Factors::of(instance, &layers, order.map(weight), 16, config).units(config)
     }
 
     #[test]

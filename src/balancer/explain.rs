@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::Timestamp;
+use super::config::LoadBalancerConfig;
 use super::effective::Factors;
 use super::health::{Layers, Objection};
 use super::instance::{HealthStatus, InstanceId, ServiceInstance};
+use super::live::Load;
 use super::overrides::WeightOrder;
-use super::pool::{Load, Member, View};
+use super::pool::{Member, View};
+use super::slow_start;
 use super::strategy::{LoadBalancingStrategy, Mode};
 
 /// Instances shown in ring order.
@@ -24,6 +27,12 @@ pub struct Explanation {
     pub strategy: LoadBalancingStrategy,
     /// What the strategy does at present.
     pub mode: Mode,
+    /// Whether the pool panics: all eligible instances are candidates.
+    pub panic: bool,
+    /// Instances that only local judgement can take out.
+    pub eligible_instances: usize,
+    /// How many of them it does not.
+    pub usable_instances: usize,
     /// How long the present view took to build.
     pub build_time: Duration,
     /// Every registered instance, by id.
@@ -47,7 +56,7 @@ pub struct ExplainedInstance {
     pub factors: Factors,
     /// The product of the factors, in steps of 1/16.
     pub effective_weight: f64,
-    /// Why it cannot be picked. Empty: it can.
+    /// Why it cannot be picked, unless the pool panics. Empty: it can.
     pub objections: Vec<Objection>,
     /// What the strategy compares; `None` for one that cannot be picked.
     pub score: Option<Score>,
@@ -142,15 +151,19 @@ impl Subject<'_> {
         };
         let verdict = &member.verdict;
         let weight_override = verdict.weight.as_ref().map(|order| order.weight);
+        let layers = member.layers_now();
+        let objections = objections(member, &layers, config);
+        let can_be_picked = member.units > 0 && (objections.is_empty() || self.view.panic);
+        let ramp = member.live.ramp(config, self.now);
         ExplainedInstance {
             instance: Arc::clone(&member.instance),
-            status: member.status,
-            layers: verdict.layers.clone(),
+            status: layers.status(),
             weight_order: verdict.weight.clone(),
-            factors: Factors::of(&member.instance, member.status, weight_override, config),
-            effective_weight: weight,
-            objections: objections(member),
-            score: (member.units > 0).then(score),
+            factors: Factors::of(&member.instance, &layers, weight_override, ramp, config),
+            effective_weight: if can_be_picked { weight } else { 0.0 },
+            layers,
+            objections,
+            score: can_be_picked.then(score),
         }
     }
 
@@ -173,15 +186,16 @@ impl Subject<'_> {
 }
 
 /// Why a member cannot be picked: the layers that take it out, else a weight of nothing.
-pub(crate) fn objections(member: &Member) -> Vec<Objection> {
-    let mut objections: Vec<_> = member.verdict.layers.objections().collect();
-    if member.units == 0 {
-        match &member.verdict.weight {
-            Some(order) if order.weight.get() == 0 => objections.push(Objection::OverrideWeightZero),
-            None if member.instance.weight().get() == 0 => objections.push(Objection::WeightZero),
-            _ if member.status == HealthStatus::Degraded => objections.push(Objection::DegradedWeightZero),
-            _ => {}
-        }
+pub(crate) fn objections(member: &Member, layers: &Layers, config: &LoadBalancerConfig) -> Vec<Objection> {
+    let mut objections: Vec<_> = layers.objections().collect();
+    let order = member.verdict.weight.as_ref().map(|order| order.weight);
+    if member.weight_in_force() == 0 {
+        objections.push(match order {
+            Some(_) => Objection::OverrideWeightZero,
+            None => Objection::WeightZero,
+        });
+    } else if Factors::of(&member.instance, layers, order, slow_start::STEPS, config).units(config) == 0 {
+        objections.push(Objection::DegradedWeightZero);
     }
     objections
 }

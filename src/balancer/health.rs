@@ -1,20 +1,28 @@
 //! Health of one instance: layers that are kept apart, and the one status derived from them.
 //!
 //! ```text
-//! admin     drained by an operator's order, or in service  ─┐
-//! registry  unknown, passing, warning, critical, maintenance ├─► HealthStatus
-//! (active, passive, breaker: to come)                       ─┘
+//! admin     drained by an operator's order, or in service     ─┐
+//! registry  unknown, passing, warning, critical, maintenance   │
+//! active    our own checks: up, down                           ├─► HealthStatus
+//! passive   what outcomes say: ok, degraded                    │
+//! breaker   closed, open, half open                           ─┘
 //! ```
 //!
 //! Each layer holds what it says and since when, and none overwrites another: an instance that is drained *and* critical is
 //! still critical when the drain is lifted. A layer takes an instance out, holds it back, or has no objection; the worst counts.
+//! The state machines behind the last three are in [`active`](super::active), [`passive`](super::passive) and
+//! [`breaker`](super::breaker), and what is decided for a pool as a whole in [`judgement`](super::judgement).
 
 use std::fmt;
 use std::sync::Arc;
 
+use super::active::ActiveState;
+use super::breaker::BreakerState;
 use super::clock::Timestamp;
 use super::instance::{HealthStatus, RegistryStatus};
+use super::judgement::Judgement;
 use super::overrides::Standing;
+use super::passive::PassiveState;
 
 /// What a layer says, and since when it has said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,14 +40,25 @@ pub struct Layers {
     pub admin: Option<Arc<Standing>>,
     /// What the registry says.
     pub registry: Said<RegistryStatus>,
+    /// Whether its registered address must not be contacted: see [`DeniedNetworks`](super::DeniedNetworks).
+    pub address_refused: bool,
+    /// What our own checks say; `None` before the first.
+    pub active: Option<Said<ActiveState>>,
+    /// What outcomes say; `None` before there were enough of them.
+    pub passive: Option<Said<PassiveState>>,
+    /// What its breaker says; `None` before the first outcome or check.
+    pub breaker: Option<Said<BreakerState>>,
+    /// Its breaker is open, and the pool cannot do without it: picked all the same.
+    pub held_by_cap: bool,
 }
 
 impl Layers {
-    /// What the layers say now. A layer that says what it said before has said so since then.
+    /// What admin and registry say now, without the others. A layer that says what it said before has said so since then.
     pub(crate) fn following(
         before: Option<&Self>,
         admin: Option<Arc<Standing>>,
         registry: RegistryStatus,
+        address_refused: bool,
         now: Timestamp,
     ) -> Self {
         let registry = match before {
@@ -49,27 +68,93 @@ impl Layers {
                 since: now,
             },
         };
-        Self { admin, registry }
+        Self {
+            admin,
+            registry,
+            address_refused,
+            active: None,
+            passive: None,
+            breaker: None,
+            held_by_cap: false,
+        }
+    }
+
+    /// The same with what is judged locally.
+    pub(crate) fn judged(mut self, judgement: Option<&Judgement>) -> Self {
+        self.active = judgement.and_then(|judgement| judgement.active.said());
+        self.passive = judgement.and_then(|judgement| judgement.passive.said());
+        self.breaker = judgement.map(|judgement| Said {
+            state: judgement.breaker.state(),
+            since: judgement.breaker.since(),
+        });
+        self.held_by_cap = judgement.is_some_and(|judgement| judgement.held_by_cap);
+        self
     }
 
     /// The status derived from all layers.
     #[must_use]
     pub fn status(&self) -> HealthStatus {
-        match self.admin {
-            Some(_) => HealthStatus::Unhealthy,
-            None => self.registry.state.into(),
+        if self.objections().next().is_some() {
+            HealthStatus::Unhealthy
+        } else if self.is_degraded() {
+            HealthStatus::Degraded
+        } else if self.registry.state == RegistryStatus::Passing || self.active.is_some() || self.passive.is_some() {
+            HealthStatus::Healthy
+        } else {
+            HealthStatus::Unknown
         }
+    }
+
+    /// Whether the registry warns, or outcomes speak against it.
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.registry.state == RegistryStatus::Warning
+            || matches!(
+                self.passive,
+                Some(Said {
+                    state: PassiveState::Degraded(_),
+                    ..
+                })
+            )
+    }
+
+    /// Whether our own checks fail.
+    pub(crate) fn is_down(&self) -> bool {
+        self.active.is_some_and(|said| said.state != ActiveState::Up)
+    }
+
+    /// Whether nothing but local judgement can take it out: what a pool that panics does not ask.
+    pub(crate) fn is_eligible(&self) -> bool {
+        self.beyond_panic().next().is_none()
     }
 
     /// Each layer that takes the instance out.
     pub(crate) fn objections(&self) -> impl Iterator<Item = Objection> {
+        let active = match self.active.map(|said| said.state) {
+            Some(ActiveState::Down(why)) if why != CheckFailure::AddressRefused => Some(Objection::CheckFailed),
+            _ => None,
+        };
+        let breaker = match self.breaker.map(|said| said.state) {
+            _ if self.held_by_cap => None,
+            Some(BreakerState::Open { .. }) => Some(Objection::BreakerOpen),
+            Some(BreakerState::HalfOpen { .. }) => Some(Objection::BreakerHalfOpen),
+            Some(BreakerState::Closed) | None => None,
+        };
+        self.beyond_panic().chain(active).chain(breaker)
+    }
+
+    fn beyond_panic(&self) -> impl Iterator<Item = Objection> {
         let admin = self.admin.is_some().then_some(Objection::Drained);
         let registry = match self.registry.state {
             RegistryStatus::Critical => Some(Objection::RegistryCritical),
             RegistryStatus::Maintenance => Some(Objection::RegistryMaintenance),
             RegistryStatus::Unknown | RegistryStatus::Passing | RegistryStatus::Warning => None,
         };
-        admin.into_iter().chain(registry)
+        let resolved = ActiveState::Down(CheckFailure::AddressRefused);
+        let refused = self.address_refused || self.active.is_some_and(|said| said.state == resolved);
+        admin
+            .into_iter()
+            .chain(registry)
+            .chain(refused.then_some(Objection::AddressRefused))
     }
 }
 
@@ -128,6 +213,14 @@ pub enum Objection {
     RegistryCritical,
     /// The registry says maintenance.
     RegistryMaintenance,
+    /// It is at an address that must not be contacted.
+    AddressRefused,
+    /// Our own checks fail.
+    CheckFailed,
+    /// Its breaker is open.
+    BreakerOpen,
+    /// Its breaker is half open: only a trial is let through.
+    BreakerHalfOpen,
     /// Its registered weight is 0.
     WeightZero,
     /// An operator gave it weight 0.
@@ -144,6 +237,10 @@ impl Objection {
             Self::Drained => "drained",
             Self::RegistryCritical => "registry_critical",
             Self::RegistryMaintenance => "registry_maintenance",
+            Self::AddressRefused => "address_refused",
+            Self::CheckFailed => "check_failed",
+            Self::BreakerOpen => "breaker_open",
+            Self::BreakerHalfOpen => "breaker_half_open",
             Self::WeightZero => "weight_zero",
             Self::OverrideWeightZero => "override_weight_zero",
             Self::DegradedWeightZero => "degraded_weight_zero",
@@ -176,28 +273,28 @@ mod tests {
             (RegistryStatus::Critical, HealthStatus::Unhealthy),
             (RegistryStatus::Maintenance, HealthStatus::Unhealthy),
         ] {
-            let before = Layers::following(None, None, registry, at(1));
+            let before = Layers::following(None, None, registry, false, at(1));
             assert_eq!(before.status(), in_service);
-            let out = Layers::following(Some(&before), drained(at(2)), registry, at(2));
+            let out = Layers::following(Some(&before), drained(at(2)), registry, false, at(2));
             assert_eq!((out.status(), out.registry.state), (HealthStatus::Unhealthy, registry));
             assert_eq!(out.registry.since, at(1), "the registry said so before");
-            let back = Layers::following(Some(&out), None, registry, at(3));
+            let back = Layers::following(Some(&out), None, registry, false, at(3));
             assert_eq!(back, before);
         }
     }
 
     #[test]
     fn a_layer_says_so_since_it_began_to() {
-        let passing = Layers::following(None, None, RegistryStatus::Passing, at(1));
-        let still = Layers::following(Some(&passing), None, RegistryStatus::Passing, at(5));
+        let passing = Layers::following(None, None, RegistryStatus::Passing, false, at(1));
+        let still = Layers::following(Some(&passing), None, RegistryStatus::Passing, false, at(5));
         assert_eq!(still.registry.since, at(1));
-        let critical = Layers::following(Some(&still), None, RegistryStatus::Critical, at(9));
+        let critical = Layers::following(Some(&still), None, RegistryStatus::Critical, false, at(9));
         assert_eq!(critical.registry.since, at(9));
     }
 
     #[test]
     fn every_objection_is_told() {
-        let layers = Layers::following(None, drained(at(1)), RegistryStatus::Critical, at(1));
+        let layers = Layers::following(None, drained(at(1)), RegistryStatus::Critical, false, at(1));
         let words: Vec<_> = layers.objections().map(Objection::as_str).collect();
         assert_eq!(words, ["drained", "registry_critical"]);
     }

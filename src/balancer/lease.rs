@@ -33,8 +33,8 @@ use std::time::Duration;
 use siphasher::sip::SipHasher13;
 
 use super::clock::Timestamp;
+use super::live::Live;
 use super::load_balancer::{Acquired, LoadBalancer};
-use super::pool::Live;
 use super::statistics::{LeaseStatistics, ReportStatistics};
 use super::sync::{Mutex, MutexGuard};
 

@@ -20,14 +20,22 @@ use super::diff::{Changes, diff};
 use super::effective::Factors;
 use super::error::{PickError, UnknownInstance};
 use super::explain::{ExplainedInstance, ExplainedKey, Explanation, Subject, objections};
-use super::health::Layers;
-use super::instance::{Address, HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
+use super::health::{Layers, Said};
+use super::instance::{Address, HealthStatus, InstanceId, RegistryStatus, ServiceInstance, ServiceName, Weight};
+use super::judgement::{self, Candidate, Decision};
 use super::lease::{LeaseCounts, ReportError};
+use super::live::{Live, Load};
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, Standing, WeightOrder};
-use super::pool::{Bodies, Context, Described, Live, Load, Member, NoBodies, Outcome, Render, Verdict, View};
+use super::pool::{Bodies, Context, Described, Made, Member, NoBodies, Outcome, Render, Verdict, View};
+use super::slow_start;
 use super::statistics::{InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
 use super::strategy::Mode;
 use super::strategy::schedule::Turn;
+
+mod tend;
+
+use tend::Tending;
+pub use tend::{Transition, Transitioned, Wake};
 
 /// How long the live state of an address that left is kept for its return.
 const REMEMBERED_FOR: Duration = Duration::from_secs(3_600);
@@ -41,14 +49,17 @@ pub struct Tools {
     pub clock: Arc<dyn Clock>,
     /// Renders answers.
     pub render: Arc<dyn Render>,
+    /// Told when something is due; `None` where nobody drives the time.
+    pub wake: Option<Arc<dyn Wake>>,
 }
 
 impl Default for Tools {
-    /// The machine's monotonic clock, and no bodies.
+    /// The machine's monotonic clock, and no bodies; nobody drives the time.
     fn default() -> Self {
         Self {
             clock: Arc::new(Monotonic::start()),
             render: Arc::new(NoBodies),
+            wake: None,
         }
     }
 }
@@ -76,6 +87,12 @@ impl fmt::Debug for Tools {
 pub struct LoadBalancer {
     service: ServiceName,
     view: ArcSwap<View>,
+    /// Goes up when an admission changes: picks of views from before look at each instance.
+    epoch: AtomicU64,
+    /// Nanoseconds at which [`tend`](Self::tend) has something to do; `u64::MAX`: nothing.
+    due: AtomicU64,
+    /// How often the list of instances has changed.
+    generation: AtomicU64,
     load: Arc<Load>,
     tools: Tools,
     not_synced: AtomicU64,
@@ -103,6 +120,7 @@ struct Writer {
     /// When the last instance left; `None` while there are any.
     empty_since: Option<Timestamp>,
     overrides: Overrides,
+    tending: Tending,
 }
 
 struct Registered {
@@ -137,7 +155,13 @@ impl LoadBalancer {
     #[must_use]
     pub fn with_tools(service: ServiceName, config: LoadBalancerConfig, tools: Tools, seed: u64) -> Self {
         let turn = Arc::new(Turn::starting_at(seed));
-        let view = View::new(config, Box::default(), Arc::clone(&turn), None);
+        let made = Made {
+            epoch: 0,
+            decision: &Decision::default(),
+            turn: Arc::clone(&turn),
+            previous: None,
+        };
+        let view = View::new(config, Box::default(), made);
         let writer = Writer {
             turn,
             registered: HashMap::new(),
@@ -148,10 +172,14 @@ impl LoadBalancer {
             retired: Vec::new(),
             empty_since: Some(tools.clock.now()),
             overrides: Overrides::default(),
+            tending: Tending::default(),
         };
         Self {
             service,
             view: ArcSwap::from_pointee(view),
+            epoch: AtomicU64::new(0),
+            due: AtomicU64::new(u64::MAX),
+            generation: AtomicU64::new(0),
             load: Arc::new(Load::new(Arc::clone(&tools.clock))),
             tools,
             not_synced: AtomicU64::new(0),
@@ -190,12 +218,14 @@ impl LoadBalancer {
     #[inline]
     pub fn select_instance(&self, context: &Context<'_>) -> Result<Pick, PickError> {
         let view = self.view.load();
-        let chosen = view.choose(context, &self.load).map(|slot| {
-            view.picks.increment(slot.member);
-            slot.member as usize
-        });
-        match chosen {
-            Some(member) => Ok(Pick { view, member }),
+        match view.choose(context, &self.load, self.epoch.load(Ordering::Acquire)) {
+            Some(member) => {
+                view.picks.increment(member);
+                Ok(Pick {
+                    view,
+                    member: member as usize,
+                })
+            }
             None => Err(self.refusal(&view)),
         }
     }
@@ -226,6 +256,7 @@ impl LoadBalancer {
     ///
     /// As for `select_instance`.
     pub fn acquire(&self, context: &Context<'_>) -> Result<Acquired, PickError> {
+        self.catch_up();
         self.select_instance(context).map(|pick| self.begin(&pick))
     }
 
@@ -245,22 +276,30 @@ impl LoadBalancer {
     /// Ends a request: frees its place and learns from how it went. `latency` runs from the pick to the answer.
     pub fn finish(&self, acquired: Acquired, outcome: Outcome, latency: Duration) {
         self.learn(&acquired.live, outcome, Some(latency));
+        self.catch_up();
     }
 
     /// Learns from how a request went. A success without its latency counts, and leaves the average alone.
-    pub(crate) fn learn(&self, live: &Live, outcome: Outcome, latency: Option<Duration>) {
+    pub(crate) fn learn(&self, live: &Arc<Live>, outcome: Outcome, latency: Option<Duration>) {
         let now = self.tools.clock.now();
         let view = self.view.load();
         live.record(outcome, latency, self.load.typical(view.slots().len()), now);
-        if outcome != Outcome::Cancelled {
-            self.load.reported(view.slots(), now);
+        if outcome == Outcome::Cancelled {
+            return;
+        }
+        self.load.reported(view.slots(), now);
+        let usual = self.load.usual(&view.config);
+        let steps = live.judge(outcome, latency, usual, &view.config, now);
+        drop(view);
+        if steps != [None, None] {
+            self.follow(live, steps, now);
         }
     }
 
     /// Learns from an outcome that comes without a lease, as often as there were picks in the last minute.
     pub(crate) fn learn_on_credit(
         &self,
-        live: &Live,
+        live: &Arc<Live>,
         outcome: Outcome,
         latency: Option<Duration>,
     ) -> Result<(), ReportError> {
@@ -442,8 +481,7 @@ impl LoadBalancer {
         let view = self.view.load_full();
         let subject = self.subject(&view);
         let key = key.filter(|_| view.ring().is_some()).map(|key| {
-            let chosen = view.choose(&Context::new().with_key(key), &self.load);
-            let member = chosen.and_then(|slot| view.members.get(slot.member as usize));
+            let member = view.peek(&Context::new().with_key(key), &self.load);
             ExplainedKey {
                 instance: member.map(|member| member.instance.id().clone()),
                 ring_order: subject.ring_order(key),
@@ -452,6 +490,9 @@ impl LoadBalancer {
         Explanation {
             strategy: view.config.strategy(),
             mode: subject.mode,
+            panic: view.panic,
+            eligible_instances: view.eligible,
+            usable_instances: view.usable,
             build_time: Duration::from_nanos(self.build_time.load(Ordering::Relaxed)),
             instances: subject.instances(None),
             key,
@@ -483,16 +524,17 @@ impl LoadBalancer {
         writer.overrides.next_end()
     }
 
-    /// Does what time has made due: ends overrides, forgets addresses that left long ago, drops views that nobody looks at, notes
+    /// Does what time has made due: tends health ([`tend`](Self::tend)), ends overrides, forgets addresses that left long ago, drops views that nobody looks at, notes
     /// what was picked when (for the credit of reports without a lease). Returns when it should be called again, if anything is
     /// left to do.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
+        let tend_at = self.tend(now);
         let mut writer = self.write();
         if writer.overrides.expire(now) {
             self.republish(&mut writer);
         }
         let instances = self.view.load().members.len();
-        writer.drop_retired();
+        writer.drop_retired(&self.load);
         writer.forget(now, instances);
         let forgotten_at = writer.departed.front().map(|(left_at, _, _)| *left_at + REMEMBERED_FOR);
         let retry_drop = (!writer.retired.is_empty()).then_some(now + Duration::from_secs(1));
@@ -507,6 +549,7 @@ impl LoadBalancer {
             .into_iter()
             .chain(retry_drop)
             .chain(override_ends)
+            .chain(tend_at)
             .chain(note_at);
         due.min()
     }
@@ -521,6 +564,13 @@ impl LoadBalancer {
     #[must_use]
     pub fn picks(&self) -> u64 {
         self.counted(&self.write()).picks
+    }
+
+    /// Picks so far of a pool that panicked: they are among [`picks`](Self::picks).
+    #[must_use]
+    pub fn panic_picks(&self) -> u64 {
+        self.settle(&self.write());
+        self.load.panic_picks.load(Ordering::Relaxed)
     }
 
     /// Picks through a [`Directory`](super::Directory) so far that found none, by reason.
@@ -543,12 +593,18 @@ impl LoadBalancer {
         let view = self.view.load_full();
         let instance = |member: &Member| {
             let live = &member.live;
+            let layers = member.layers_now();
+            let objections = objections(member, &layers, &view.config);
             let statistics = InstanceStatistics {
-                status: member.status,
-                available: member.units > 0,
-                layers: member.verdict.layers.clone(),
-                objections: objections(member),
-                effective_weight: f64::from(member.units) / 16.0,
+                status: layers.status(),
+                available: objections.is_empty(),
+                effective_weight: if objections.is_empty() || view.panic {
+                    f64::from(member.units) / 16.0
+                } else {
+                    0.0
+                },
+                layers,
+                objections,
                 total_requests: live.picks.load(Ordering::Relaxed),
                 reported_requests: live.reported.load(Ordering::Relaxed),
                 failed_requests: live.failed.load(Ordering::Relaxed),
@@ -565,7 +621,7 @@ impl LoadBalancer {
             reported_requests: counted.reported,
             failed_requests: counted.failed,
             failure_rate: counted.failed as f64 / counted.reported.max(1) as f64,
-            available_instances: view.available(),
+            available_instances: view.usable,
             total_instances: view.members.len(),
             instances: view.members.iter().map(instance).collect::<BTreeMap<_, _>>(),
         }
@@ -589,8 +645,8 @@ impl LoadBalancer {
 
     /// Has the live states know every pick so far.
     fn settle(&self, writer: &Writer) {
-        writer.retired.iter().for_each(|view| view.settle());
-        self.view.load().settle();
+        writer.retired.iter().for_each(|view| view.settle(&self.load));
+        self.view.load().settle(&self.load);
     }
 
     /// Everything counted so far, and settled.
@@ -620,6 +676,8 @@ impl LoadBalancer {
             writer.overrides.arrived(&changes.added);
             let config = view.config.clone();
             self.publish(writer, view, config, all, &changes);
+            self.generation.fetch_add(1, Ordering::Release);
+            self.wake();
         }
         changes
     }
@@ -644,10 +702,13 @@ impl LoadBalancer {
     ) {
         let now = self.tools.clock.now();
         writer.overrides.expire(now);
+        // One that joins a pool that serves comes to its share slowly.
+        let may_join = !changes.added.is_empty() || !changes.updated.is_empty();
+        let serves = may_join && old.usable > 0 && self.has_served(writer);
         let mut leaving = Vec::new();
         let mut previous = old.members.iter().peekable();
         let mut updated = changes.updated.iter().peekable();
-        let members: Box<[Member]> = instances
+        let drafts: Vec<Draft<'_>> = instances
             .into_iter()
             .map(|instance| {
                 while let Some(gone) = previous.next_if(|member| member.instance.id() < instance.id()) {
@@ -658,50 +719,98 @@ impl LoadBalancer {
                     Some(before) if before.instance.address() == instance.address() => Arc::clone(&before.live),
                     _ => {
                         leaving.extend(before);
-                        writer.arrive(instance.address())
+                        let live = writer.arrive(instance.address());
+                        if serves {
+                            writer.tending.start_ramp(&live, now);
+                        }
+                        live
                     }
                 };
                 let orders = writer.overrides.of(instance.id());
-                let verdict = verdict(before, &instance, orders, now);
+                let layers = layers(before, &instance, orders.drain, &old.config, &config, now);
+                let layers = layers.judged(live.judgement().as_deref());
+                if before.is_some_and(|before| recovered(before.verdict.layers.registry, layers.registry)) {
+                    writer.tending.start_ramp(&live, now);
+                }
                 let alike = before.filter(|_| updated.next_if(|id| *id == instance.id()).is_none());
-                self.member(instance, live, verdict, alike, &config)
+                Draft {
+                    instance,
+                    live,
+                    layers,
+                    weight: orders.weight,
+                    before,
+                    alike,
+                }
             })
             .collect();
         leaving.extend(previous);
+        let candidates = drafts.iter().map(|draft| draft.candidate(&config));
+        let decision = judgement::decide(candidates, &config);
+        let members: Box<[Member]> = drafts
+            .into_iter()
+            .map(|draft| self.member(draft, &decision, &config, now))
+            .collect();
         writer.depart_ids(&old.members, &members, now);
         writer.empty_since = match (members.is_empty(), writer.empty_since) {
             (true, since) => since.or(Some(now)),
             (false, _) => None,
         };
         let count = members.len();
-        let view = View::new(config, members, Arc::clone(&writer.turn), Some(&old));
+        let made = Made {
+            epoch: self.epoch.load(Ordering::Relaxed),
+            decision: &decision,
+            turn: Arc::clone(&writer.turn),
+            previous: Some(&old),
+        };
+        let view = View::new(config, members, made);
+        writer.tending.panics(old.panic, &decision);
         writer.retired.push(self.view.swap(Arc::new(view)));
         for member in leaving {
             writer.leave(member.instance.address(), now);
         }
         // The last reference but for those of picks, so that the view can go at once.
         drop(old);
-        writer.drop_retired();
+        writer.drop_retired(&self.load);
         writer.forget(now, count);
         let took = self.tools.clock.now().since(now);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.build_time.store(nanos, Ordering::Relaxed);
+        writer.tending.built(now, took);
+        self.plan(writer, now);
     }
 
-    /// A member of the next view. Its bodies are those from before if it has the same attributes and status as `before`.
-    fn member(
-        &self,
-        instance: Arc<ServiceInstance>,
-        live: Arc<Live>,
-        verdict: Arc<Verdict>,
-        before: Option<&Member>,
-        config: &LoadBalancerConfig,
-    ) -> Member {
-        let status = verdict.layers.status();
-        let weight_override = verdict.weight.as_ref().map(|order| order.weight);
-        let units = Factors::of(&instance, status, weight_override, config).units(status, config);
-        let bodies = match before {
-            Some(before) if before.status == status => Arc::clone(&before.bodies),
+    /// A member of the next view. Its bodies are those from before if it has the same attributes and status.
+    fn member(&self, draft: Draft<'_>, decision: &Decision, config: &LoadBalancerConfig, now: Timestamp) -> Member {
+        let candidate = draft.candidate(config);
+        let Draft {
+            instance,
+            live,
+            mut layers,
+            weight,
+            before,
+            alike,
+        } = draft;
+        layers.held_by_cap = decision.held.contains(&candidate.address);
+        if let Some(mut judgement) = live.judgement() {
+            judgement.held_by_cap = layers.held_by_cap;
+        }
+        let admission = decision.admission(&candidate);
+        live.admit(admission);
+        let status = layers.status();
+        let weight_override = weight.as_ref().map(|order| order.weight);
+        let factors = Factors::of(&instance, &layers, weight_override, live.ramp(config, now), config);
+        let units = match (candidate.eligible, decision.panic) {
+            (false, _) => 0,
+            (true, true) => factors.units_in_panic(),
+            (true, false) => factors.units(config),
+        };
+        let verdict = Verdict { layers, weight };
+        let verdict = match before.map(|before| &before.verdict) {
+            Some(before) if **before == verdict => Arc::clone(before),
+            _ => Arc::new(verdict),
+        };
+        let bodies = match alike {
+            Some(alike) if alike.status == status => Arc::clone(&alike.bodies),
             _ => Arc::new(self.tools.render.render(&Described {
                 service: &self.service,
                 instance: &instance,
@@ -712,6 +821,7 @@ impl LoadBalancer {
             instance,
             status,
             units,
+            admission,
             bodies,
             live,
             verdict,
@@ -719,23 +829,70 @@ impl LoadBalancer {
     }
 }
 
-/// What is judged and ordered of an instance now; the one from before, if nothing changed.
-fn verdict(
+/// A member of the next view, before the pool as a whole is decided about.
+struct Draft<'a> {
+    instance: Arc<ServiceInstance>,
+    live: Arc<Live>,
+    layers: Layers,
+    weight: Option<WeightOrder>,
+    /// The member of this id in the view before.
+    before: Option<&'a Member>,
+    /// The same, if the instance has the same attributes.
+    alike: Option<&'a Member>,
+}
+
+impl Draft<'_> {
+    fn candidate(&self, config: &LoadBalancerConfig) -> Candidate {
+        let order = self.weight.as_ref().map(|order| order.weight);
+        let weight = order.unwrap_or(self.instance.weight());
+        Candidate {
+            address: address_key(&self.live),
+            eligible: weight.get() > 0 && self.layers.is_eligible(),
+            down: self.layers.is_down() || has_no_share(&self.instance, &self.layers, order, config),
+            wish: self.live.judgement().and_then(|judgement| judgement.wish()),
+        }
+    }
+}
+
+/// Whether it is degraded to nothing.
+fn has_no_share(
+    instance: &ServiceInstance,
+    layers: &Layers,
+    order: Option<Weight>,
+    config: &LoadBalancerConfig,
+) -> bool {
+    layers.is_degraded() && Factors::of(instance, layers, order, slow_start::STEPS, config).units(config) == 0
+}
+
+/// Tells live states apart, for as long as they are held.
+fn address_key(live: &Arc<Live>) -> usize {
+    Arc::as_ptr(live).addr()
+}
+
+/// What the layers say of an instance now; whether the cap holds it is decided afterwards.
+fn layers(
     before: Option<&Member>,
     instance: &ServiceInstance,
-    orders: InstanceOverrides,
+    drain: Option<Arc<Standing>>,
+    old_config: &LoadBalancerConfig,
+    config: &LoadBalancerConfig,
     now: Timestamp,
-) -> Arc<Verdict> {
-    let before = before.map(|member| &member.verdict);
-    let layers = before.map(|verdict| &verdict.layers);
-    let verdict = Verdict {
-        layers: Layers::following(layers, orders.drain, instance.registry_status(), now),
-        weight: orders.weight,
+) -> Layers {
+    // Reading an address costs more than all the rest.
+    let known = before
+        .filter(|before| before.instance.address() == instance.address() && old_config.denied() == config.denied());
+    let refused = match known {
+        Some(before) => before.verdict.layers.address_refused,
+        None => instance.address().ip().is_some_and(|ip| config.denied().contains(ip)),
     };
-    match before {
-        Some(before) if **before == verdict => Arc::clone(before),
-        _ => Arc::new(verdict),
-    }
+    let layers = before.map(|before| &before.verdict.layers);
+    Layers::following(layers, drain, instance.registry_status(), refused, now)
+}
+
+/// Whether the registry rejected it before, and does not now.
+fn recovered(before: Said<RegistryStatus>, now: Said<RegistryStatus>) -> bool {
+    let rejects = |status| matches!(status, RegistryStatus::Critical | RegistryStatus::Maintenance);
+    rejects(before.state) && !rejects(now.state)
 }
 
 impl fmt::Debug for LoadBalancer {
@@ -814,12 +971,12 @@ impl Writer {
     }
 
     /// Settles all retired views, and drops those that nobody looks at.
-    fn drop_retired(&mut self) {
+    fn drop_retired(&mut self, load: &Load) {
         self.retired.retain_mut(|view| {
             // The swap has turned the picks that look at a view into counted references. Asked before settling, in a way
             // that orders the last pick before it (`strong_count` would not).
             let in_use = Arc::get_mut(view).is_none();
-            view.settle();
+            view.settle(load);
             in_use
         });
     }
@@ -855,6 +1012,13 @@ impl Pick {
     #[inline]
     pub fn bodies(&self) -> &Bodies {
         &self.view.members[self.member].bodies
+    }
+
+    /// Whether it comes from a pool that panics: too few instances were usable, so that all of them are candidates.
+    #[must_use]
+    #[inline]
+    pub fn panic(&self) -> bool {
+        self.view.panic
     }
 
     /// Up to `count` other instances to try in turn if this one fails: in ring order for a hashed key, else drawn by weight.

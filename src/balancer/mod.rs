@@ -16,6 +16,8 @@
 //! Tokio, serde, HTTP, logs, metrics, files, sockets. Time comes through a [`Clock`], the first turn's place through a seed,
 //! bytes through a [`Render`]. Transitions return what happened; somebody else reports it. `tests/integration/house.rs` holds this.
 
+pub mod active;
+pub mod breaker;
 pub mod clock;
 pub mod config;
 pub(crate) mod credit;
@@ -26,16 +28,22 @@ pub mod error;
 pub mod explain;
 pub mod health;
 pub mod instance;
+pub(crate) mod judgement;
 pub mod lease;
+pub(crate) mod live;
 pub mod load_balancer;
 pub mod networks;
 pub mod overrides;
+pub mod passive;
 pub mod pool;
+pub(crate) mod slow_start;
 pub mod sources;
 pub mod statistics;
 pub mod strategy;
 mod sync;
 
+pub use active::ActiveState;
+pub use breaker::{BreakerState, Recovery, Trip};
 pub use clock::{Clock, Manual, Monotonic, Timestamp};
 pub use config::{BreakerConfig, Choices, InvalidConfig, LoadBalancerConfig, Preset};
 pub use diff::{Changes, diff};
@@ -48,11 +56,12 @@ pub use instance::{
     Address, HealthStatus, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
 pub use lease::{InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey, ReportError};
-pub use load_balancer::{Acquired, Alternate, LoadBalancer, Pick, Tools};
+pub use load_balancer::{Acquired, Alternate, LoadBalancer, Pick, Tools, Transition, Transitioned, Wake};
 pub use networks::{DeniedNetworks, InvalidNetwork, Network};
 pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, Standing, WeightOrder,
 };
+pub use passive::{Grievance, PassiveState};
 pub use pool::{Bodies, Context, Described, NoBodies, Outcome, Render};
 pub use sources::{Scope, SourceStatus, Sources};
 pub use statistics::{InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};

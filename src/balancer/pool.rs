@@ -5,30 +5,33 @@
 //!              │                                                       └─► Arc<Bodies> (rendered answers)
 //!              ├── picks: how often each member was picked in this view
 //!              ├── all: Candidates = the slots that can be picked + the prepared strategy
-//!              └── tagged: Candidates for a set of tags, made on first use, at most 64 sets
+//!              ├── tagged: Candidates for a set of tags, made on first use, at most 64 sets
+//!              └── epoch: which admissions it was made from
 //! ```
+//!
+//! **Two speeds.** Who is taken out, or may be tried, is an atomic in the live state (its [`Admission`]), and acts on the next pick. A pick
+//! of a view whose epoch is still the service's need not look: nothing has changed since the tables were made. Else it
+//! looks at each instance that it considers, and draws again, at random by weight, for one that is out. Tables follow when a
+//! new view is made, a moment later.
 //!
 //! A view never changes; what moves (load, latency, counts) are atomics, behind its `Arc<Live>`s but for the picks, which it
 //! hands over. Readers therefore always see one view, and a new view keeps all that was learned.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
-use super::clock::{Clock, Timestamp, nanos};
 use super::config::LoadBalancerConfig;
-use super::credit::Credit;
 use super::health::Layers;
 use super::instance::{HealthStatus, ServiceInstance, ServiceName};
-use super::lease::LeaseCounts;
+use super::judgement::{Admission, Decision};
+use super::live::{Live, Load};
 use super::overrides::WeightOrder;
-use super::statistics::{Ewma, PickCounts};
+use super::statistics::PickCounts;
 use super::strategy::consistent_hash::ConsistentHash;
 use super::strategy::ring::Ring;
 use super::strategy::schedule::Turn;
-use super::strategy::{Draw, LoadBalancingStrategy, Mode, Prepared, Strategy};
-use super::sync::{CountU32, CountU64};
+use super::strategy::{Attention, Draw, LoadBalancingStrategy, Mode, Prepared, Strategy};
 
 /// Sets of tags that get a view of their own; further ones are served by redrawing.
 const TAG_SETS: usize = 64;
@@ -150,190 +153,11 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    fn failures_in_a_row(self) -> u32 {
+    pub(crate) fn failures_in_a_row(self) -> u32 {
         match self {
             Self::Failure | Self::Timeout => 1,
             Self::ConnectError => 2,
             Self::Success | Self::Rejected | Self::Cancelled => 0,
-        }
-    }
-}
-
-/// What is learned about one address while it serves. Relaxed atomics: each number is right, together they are a moment's blur.
-#[derive(Debug, Default)]
-pub(crate) struct Live {
-    /// Those that a view has handed over: see [`View::settle`].
-    pub(crate) picks: AtomicU64,
-    in_flight: CountU32,
-    pub(crate) consecutive_failures: AtomicU32,
-    pub(crate) reported: AtomicU64,
-    pub(crate) failed: AtomicU64,
-    /// Outcomes that told how long the request took.
-    timed: AtomicU64,
-    latency_nanos: AtomicU64,
-    ewma: Ewma,
-    /// Nanoseconds of the last pick by `least_response_time`.
-    picked_at: AtomicU64,
-    /// What reports without a lease may still say.
-    pub(crate) credit: Credit,
-}
-
-impl Live {
-    #[inline]
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn begin(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn end(&self) {
-        let one_less = |count: u32| count.checked_sub(1);
-        let _at_zero = self
-            .in_flight
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
-    }
-
-    /// Records an outcome. A failure is as bad as twice what is `typical` of the pool, however fast it came. Without a latency a
-    /// success counts and leaves the average alone.
-    pub(crate) fn record(&self, outcome: Outcome, latency: Option<Duration>, typical: f32, now: Timestamp) {
-        match outcome {
-            Outcome::Cancelled => return,
-            Outcome::Success => {
-                self.consecutive_failures.store(0, Ordering::Relaxed);
-                if let Some(latency) = latency {
-                    self.ewma.observe(latency, now);
-                }
-            }
-            Outcome::Failure | Outcome::Timeout | Outcome::ConnectError | Outcome::Rejected => {
-                self.failed.fetch_add(1, Ordering::Relaxed);
-                self.consecutive_failures
-                    .fetch_add(outcome.failures_in_a_row(), Ordering::Relaxed);
-                let penalty = Duration::from_secs_f32((2.0 * typical).clamp(0.0, 1e6));
-                // No latency and nothing to compare with is no sample: it would look like an answer in no time.
-                if let Some(cost) = latency.max((typical > 0.0).then_some(penalty)) {
-                    self.ewma.observe(cost, now);
-                }
-            }
-        }
-        self.reported.fetch_add(1, Ordering::Relaxed);
-        if let Some(latency) = latency {
-            self.timed.fetch_add(1, Ordering::Relaxed);
-            self.latency_nanos.fetch_add(nanos(latency), Ordering::Relaxed);
-        }
-    }
-
-    /// The moving average in seconds; `None` before the first report.
-    #[inline]
-    pub(crate) fn response_time(&self, now: Timestamp) -> Option<f32> {
-        self.ewma.at(now)
-    }
-
-    pub(crate) fn average_response_time(&self) -> Duration {
-        let timed = self.timed.load(Ordering::Relaxed).max(1);
-        Duration::from_nanos(self.latency_nanos.load(Ordering::Relaxed) / timed)
-    }
-
-    #[inline]
-    pub(crate) fn mark_picked(&self, now: Timestamp) {
-        self.picked_at.store(now.as_nanos(), Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn picked_within(&self, span: Duration, now: Timestamp) -> bool {
-        now.is_within(span, Timestamp::from_nanos(self.picked_at.load(Ordering::Relaxed)))
-    }
-
-    /// Claims the one try that an instance left alone for `span` is due. One caller wins.
-    #[inline]
-    pub(crate) fn claim_retry(&self, span: Duration, now: Timestamp) -> bool {
-        let last = self.picked_at.load(Ordering::Relaxed);
-        !now.is_within(span, Timestamp::from_nanos(last))
-            && self
-                .picked_at
-                .compare_exchange(last, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-    }
-}
-
-/// What is known of a service as a whole, and the time.
-pub(crate) struct Load {
-    clock: Arc<dyn Clock>,
-    /// Requests in flight, over all instances.
-    pub(crate) in_flight: CountU64,
-    /// Its leases and reports.
-    pub(crate) leases: LeaseCounts,
-    /// `f32` seconds: the middle one of the pool's averages.
-    median: AtomicU32,
-    /// Nanoseconds; `u64::MAX` before the first.
-    reported_at: AtomicU64,
-    median_at: AtomicU64,
-}
-
-impl fmt::Debug for Load {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Load")
-            .field("in_flight", &self.in_flight)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Load {
-    /// How long the median stands before an outcome has it computed again.
-    const MEDIAN_FOR: Duration = Duration::from_millis(250);
-
-    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self {
-            clock,
-            in_flight: CountU64::new(0),
-            leases: LeaseCounts::default(),
-            median: AtomicU32::new(0),
-            reported_at: AtomicU64::new(u64::MAX),
-            median_at: AtomicU64::new(u64::MAX),
-        }
-    }
-
-    /// Reads the clock, which costs as much as a pick: for strategies that need the time.
-    pub(crate) fn now(&self) -> Timestamp {
-        self.clock.now()
-    }
-
-    pub(crate) fn median(&self) -> f32 {
-        f32::from_bits(self.median.load(Ordering::Relaxed))
-    }
-
-    /// What a request costs one of `slots` candidates as `least_response_time` counts: the median, times one more than what each
-    /// has in flight. Whoever fails at once has nothing in flight; compared by latency alone it would look idle.
-    pub(crate) fn typical(&self, slots: usize) -> f32 {
-        let in_flight = self.in_flight.load(Ordering::Relaxed) as f32;
-        self.median() * (1.0 + in_flight / slots.max(1) as f32)
-    }
-
-    pub(crate) fn reported_at(&self) -> Option<Timestamp> {
-        match self.reported_at.load(Ordering::Relaxed) {
-            u64::MAX => None,
-            nanos => Some(Timestamp::from_nanos(nanos)),
-        }
-    }
-
-    /// Notes that an outcome arrived, and keeps the median of `slots` fresh.
-    pub(crate) fn reported(&self, slots: &[Slot], now: Timestamp) {
-        self.reported_at.store(now.as_nanos(), Ordering::Relaxed);
-        let last = self.median_at.load(Ordering::Relaxed);
-        let fresh = last != u64::MAX && now.since(Timestamp::from_nanos(last)) < Self::MEDIAN_FOR;
-        let claim = || {
-            self.median_at
-                .compare_exchange(last, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
-        };
-        if fresh || claim().is_err() {
-            return;
-        }
-        let mut seen: Vec<f32> = slots.iter().filter_map(|slot| slot.live.response_time(now)).collect();
-        let middle = seen.len() / 2;
-        if middle < seen.len() {
-            let (_, median, _) = seen.select_nth_unstable_by(middle, f32::total_cmp);
-            self.median.store(median.to_bits(), Ordering::Relaxed);
         }
     }
 }
@@ -343,8 +167,10 @@ impl Load {
 pub(crate) struct Member {
     pub(crate) instance: Arc<ServiceInstance>,
     pub(crate) status: HealthStatus,
-    /// Share of picks in 1/16; 0 = never picked.
+    /// Share of picks in 1/16, while it is admitted; 0 = never picked.
     pub(crate) units: u32,
+    /// What picks could do with it when the view was made.
+    pub(crate) admission: Admission,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) live: Arc<Live>,
     pub(crate) verdict: Arc<Verdict>,
@@ -360,6 +186,17 @@ pub(crate) struct Verdict {
 impl Member {
     pub(crate) fn instance(&self) -> &ServiceInstance {
         &self.instance
+    }
+
+    /// The weight that counts: the operator's, else the registered one.
+    pub(crate) fn weight_in_force(&self) -> u16 {
+        let order = self.verdict.weight.as_ref();
+        order.map_or(self.instance.weight(), |order| order.weight).get()
+    }
+
+    /// What the layers say at this moment.
+    pub(crate) fn layers_now(&self) -> Layers {
+        self.verdict.layers.clone().judged(self.live.judgement().as_deref())
     }
 }
 
@@ -391,7 +228,8 @@ impl Candidates {
         let slots: Box<[Slot]> = members
             .iter()
             .enumerate()
-            .filter(|(_, member)| member.units > 0 && wanted.admits(member.instance()))
+            .filter(|(_, member)| member.units > 0 && member.admission != Admission::Out)
+            .filter(|(_, member)| wanted.admits(member.instance()))
             .map(|(index, member)| Slot {
                 member: index as u32,
                 units: member.units,
@@ -420,9 +258,27 @@ pub(crate) struct View {
     pub(crate) config: LoadBalancerConfig,
     pub(crate) members: Box<[Member]>,
     pub(crate) picks: PickCounts,
+    /// Which admissions it was made from; [`WATCHFUL`] if every pick has to look.
+    pub(crate) epoch: u64,
+    /// All eligible ones are candidates, whatever was judged locally.
+    pub(crate) panic: bool,
+    /// How many of the members only local judgement can take out, and how many it does not.
+    pub(crate) eligible: usize,
+    pub(crate) usable: usize,
     all: Candidates,
     ring: Option<Arc<Ring>>,
     tagged: OnceLock<Box<[OnceLock<Tagged>]>>,
+}
+
+/// The epoch of a view in which somebody is on trial: no service ever has it.
+const WATCHFUL: u64 = u64::MAX;
+
+/// From what a view is made, besides its members.
+pub(crate) struct Made<'a> {
+    pub(crate) epoch: u64,
+    pub(crate) decision: &'a Decision,
+    pub(crate) turn: Arc<Turn>,
+    pub(crate) previous: Option<&'a View>,
 }
 
 impl fmt::Debug for View {
@@ -435,12 +291,15 @@ impl fmt::Debug for View {
 
 impl View {
     /// Prepares a view of `members`, sorted by id. The previous view's ring is kept if it is still the right one.
-    pub(crate) fn new(
-        config: LoadBalancerConfig,
-        members: Box<[Member]>,
-        turn: Arc<Turn>,
-        previous: Option<&Self>,
-    ) -> Self {
+    pub(crate) fn new(config: LoadBalancerConfig, members: Box<[Member]>, made: Made<'_>) -> Self {
+        let Made {
+            epoch,
+            decision,
+            turn,
+            previous,
+        } = made;
+        let on_trial = |member: &Member| matches!(member.admission, Admission::Trial | Admission::OnTrial);
+        let epoch = if members.iter().any(on_trial) { WATCHFUL } else { epoch };
         let ring = (config.strategy() == LoadBalancingStrategy::ConsistentHash).then(|| {
             previous
                 .and_then(|previous| previous.ring_for(&config, &members))
@@ -451,6 +310,10 @@ impl View {
             config,
             picks: PickCounts::new(members.len()),
             members,
+            epoch,
+            panic: decision.panic,
+            eligible: decision.eligible,
+            usable: decision.usable,
             all,
             ring,
             tagged: OnceLock::new(),
@@ -471,17 +334,15 @@ impl View {
     }
 
     /// Hands the picks counted here to the live state of whom they chose. One caller at a time.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn settle(&self, load: &Load) {
         self.picks.take(|member, picks| {
             if let Some(member) = self.members.get(member) {
                 member.live.picks.fetch_add(picks, Ordering::Relaxed);
             }
+            if self.panic {
+                load.panic_picks.fetch_add(picks, Ordering::Relaxed);
+            }
         });
-    }
-
-    /// Instances that can be picked.
-    pub(crate) fn available(&self) -> usize {
-        self.all.slots.len()
     }
 
     pub(crate) fn slots(&self) -> &[Slot] {
@@ -497,23 +358,65 @@ impl View {
         self.all.prepared.mode(load)
     }
 
-    /// Chooses a candidate, or finds that none is acceptable.
+    /// Chooses a member, or finds that none is acceptable. `epoch` is the service's.
     #[inline]
-    pub(crate) fn choose(&self, context: &Context<'_>, load: &Load) -> Option<&Slot> {
-        if !context.tags.is_empty() {
-            return self.choose_tagged(context, load);
+    pub(crate) fn choose(&self, context: &Context<'_>, load: &Load, epoch: u64) -> Option<u32> {
+        if epoch != self.epoch {
+            return self.choose_watchfully(context, load);
         }
-        self.all.choose(&self.members, context, load)
+        let slot = if context.tags.is_empty() {
+            self.all.choose(&self.members, context, load, Attention::None)
+        } else {
+            self.choose_tagged(context, load, Attention::None)
+        };
+        slot.map(|slot| slot.member)
+    }
+
+    /// Something has changed since the tables were made, or somebody is on trial.
+    #[cold]
+    fn choose_watchfully(&self, context: &Context<'_>, load: &Load) -> Option<u32> {
+        // Whoever loses the race for a trial chooses again.
+        for _ in 0..4 {
+            let Some(slot) = self.choose_tagged(context, load, Attention::WithTrials) else {
+                break;
+            };
+            if slot.live.claim(|| load.now()) {
+                return Some(slot.member);
+            }
+        }
+        self.rescue(context)
+    }
+
+    /// One that is no candidate of this view and can be picked by now, at random by weight.
+    fn rescue(&self, context: &Context<'_>) -> Option<u32> {
+        let mut chosen = None;
+        let mut total = 0_u64;
+        for (index, member) in self.members.iter().enumerate() {
+            let units = u64::from(member.units);
+            if units > 0 && member.live.admission() == Admission::In && context.admits(member.instance()) {
+                total += units;
+                if fastrand::u64(0..total) < units {
+                    chosen = Some(index as u32);
+                }
+            }
+        }
+        chosen
+    }
+
+    /// The member that a pick with this context would be given now. Takes no trial; advances turns as a pick does.
+    pub(crate) fn peek(&self, context: &Context<'_>, load: &Load) -> Option<&Member> {
+        let slot = self.choose_tagged(context, load, Attention::WithoutTrials)?;
+        self.members.get(slot.member as usize)
     }
 
     #[cold]
-    fn choose_tagged(&self, context: &Context<'_>, load: &Load) -> Option<&Slot> {
-        match self.tagged(context.tags) {
+    fn choose_tagged(&self, context: &Context<'_>, load: &Load, attention: Attention) -> Option<&Slot> {
+        match (!context.tags.is_empty()).then(|| self.tagged(context.tags)).flatten() {
             Some(candidates) => {
                 let rest = Context { tags: &[], ..*context };
-                candidates.choose(&self.members, &rest, load)
+                candidates.choose(&self.members, &rest, load, attention)
             }
-            None => self.all.choose(&self.members, context, load),
+            None => self.all.choose(&self.members, context, load, attention),
         }
     }
 
@@ -568,26 +471,17 @@ fn ring(config: &LoadBalancerConfig, members: &[Member]) -> Ring {
 
 impl Candidates {
     #[inline]
-    fn choose(&self, members: &[Member], context: &Context<'_>, load: &Load) -> Option<&Slot> {
+    fn choose(&self, members: &[Member], context: &Context<'_>, load: &Load, attention: Attention) -> Option<&Slot> {
         if self.slots.is_empty() {
             return None;
         }
-        let draw = Draw {
-            slots: &self.slots,
-            members,
-            context,
-            load,
-        };
+        let draw = Draw::new(&self.slots, members, context, load, attention);
         self.slots.get(self.prepared.choose(&draw)?)
     }
 
     fn alternates(&self, members: &[Member], first: u32, count: usize, context: &Context<'_>, load: &Load) -> Vec<u32> {
-        let draw = Draw {
-            slots: &self.slots,
-            members,
-            context,
-            load,
-        };
+        // Seldom enough to look always.
+        let draw = Draw::new(&self.slots, members, context, load, Attention::WithoutTrials);
         let member_of = |index: usize| self.slots.get(index).map(|slot| slot.member);
         let mut found: Vec<u32> = Vec::with_capacity(count);
         if let (Prepared::ConsistentHash(hash), Some(key)) = (&self.prepared, context.key) {

@@ -51,15 +51,18 @@ impl ConsistentHash {
             id_hash: 0,
         };
         let mut places = vec![nobody; members.len()].into_boxed_slice();
+        let share = |slot: &Slot| {
+            let full = members.get(slot.member as usize)?.instance().weight().get();
+            Some(f64::from(slot.units) / (f64::from(full.max(1)) * 16.0))
+        };
+        // Relative to the best: where all are held back alike, by a slow start together, each keeps all of its keys.
+        let best = slots.iter().filter_map(share).fold(0.0, f64::max).min(1.0);
         for (index, slot) in slots.iter().enumerate() {
             let member = slot.member as usize;
-            if let (Some(place), Some(member)) = (places.get_mut(member), members.get(member)) {
-                let full = u64::from(member.instance().weight().get()) * 16;
-                let factor = if u64::from(slot.units) >= full {
-                    u32::MAX
-                } else {
-                    ((u64::from(slot.units) << 32) / full.max(1)) as u32
-                };
+            if let (Some(place), Some(member), Some(share)) = (places.get_mut(member), members.get(member), share(slot))
+            {
+                // Saturates: all of them from the best share on.
+                let factor = (share / best * f64::from(u32::MAX)) as u32;
                 let id_hash = hash_key(member.instance().id().as_str().as_bytes());
                 *place = Place {
                     slot: index as u32,

@@ -15,7 +15,7 @@ use super::schedule::{Schedule, Turn, below, other_than};
 use super::{Contenders, Draw, Mode, Strategy, contenders};
 use crate::balancer::clock::Timestamp;
 use crate::balancer::config::Choices;
-use crate::balancer::pool::{Live, Load};
+use crate::balancer::live::{Live, Load};
 
 /// Who was not picked for so long is tried once.
 const RETRY_AFTER: Duration = Duration::from_secs(3);

@@ -32,7 +32,9 @@ use self::ring::Ring;
 use self::round_robin::RoundRobin;
 use self::schedule::{Schedule, Turn};
 use super::config::{Choices, InvalidConfig, LoadBalancerConfig};
-use super::pool::{Context, Load, Member, Slot};
+use super::judgement::Admission;
+use super::live::Load;
+use super::pool::{Context, Member, Slot};
 
 /// How the next instance is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -123,9 +125,20 @@ impl Mode {
     }
 }
 
+/// Whether a pick looks at what has changed since its view was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attention {
+    /// Nothing has.
+    None,
+    /// It does, and takes one that is on trial if nobody has it.
+    WithTrials,
+    /// It does, and leaves those on trial alone.
+    WithoutTrials,
+}
+
 /// All that a strategy may look at for one pick.
 pub(crate) struct Draw<'a> {
-    /// The candidates: each can be picked.
+    /// The candidates: each could be picked when the view was made.
     pub(crate) slots: &'a [Slot],
     /// The members that slots point to.
     pub(crate) members: &'a [Member],
@@ -133,22 +146,47 @@ pub(crate) struct Draw<'a> {
     pub(crate) context: &'a Context<'a>,
     /// What is known of the service as a whole.
     pub(crate) load: &'a Load,
+    attention: Attention,
+    /// Every candidate is acceptable.
+    admits_all: bool,
 }
 
 impl<'a> Draw<'a> {
-    /// Whether the caller accepts this candidate.
+    #[inline]
+    pub(crate) fn new(
+        slots: &'a [Slot],
+        members: &'a [Member],
+        context: &'a Context<'a>,
+        load: &'a Load,
+        attention: Attention,
+    ) -> Self {
+        Self {
+            slots,
+            members,
+            context,
+            load,
+            attention,
+            admits_all: attention == Attention::None && context.admits_all(),
+        }
+    }
+
+    /// Whether the caller accepts this candidate, and it is not out.
     #[inline]
     pub(crate) fn admits(&self, index: usize) -> bool {
-        self.context.admits_all() || self.admits_with_filter(index)
+        self.admits_all || self.admits_with_filter(index)
     }
 
     #[cold]
     fn admits_with_filter(&self, index: usize) -> bool {
-        let member = self
-            .slots
-            .get(index)
-            .and_then(|slot| self.members.get(slot.member as usize));
-        member.is_some_and(|member| self.context.admits(member.instance()))
+        let Some(slot) = self.slots.get(index) else {
+            return false;
+        };
+        let is_in = match (self.attention, slot.live.admission()) {
+            (Attention::None, _) | (_, Admission::In) | (Attention::WithTrials, Admission::Trial) => true,
+            (_, Admission::Out | Admission::OnTrial | Admission::Trial) => false,
+        };
+        let member = self.members.get(slot.member as usize);
+        is_in && member.is_some_and(|member| self.context.admits(member.instance()))
     }
 
     /// The candidate itself if the caller accepts it, else another one, at random by weight.

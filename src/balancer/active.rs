@@ -1,0 +1,161 @@
+//! Active checks of one address, as a state machine over their results.
+//!
+//! ```text
+//! Unknown -pass-> Up -fail x fall-> Down -pass x rise-> Up
+//! Unknown -fail-> Down
+//! ```
+//!
+//! `fall` is `max_consecutive_failures`. A new instance is believed at its first check: nobody has relied on it yet. (HAProxy's
+//! rise and fall.) Knows nothing of sockets, clocks and tasks.
+
+use super::clock::Timestamp;
+use super::config::LoadBalancerConfig;
+use super::health::{Check, CheckFailure, Said};
+
+/// What active checks say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActiveState {
+    /// Checks pass.
+    Up,
+    /// Checks fail: takes the instance out.
+    Down(CheckFailure),
+}
+
+impl ActiveState {
+    /// The word for it in answers. Words do not change.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down(_) => "down",
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Active {
+    said: Option<Said<ActiveState>>,
+    /// Results in a row that speak against the state.
+    against: u32,
+}
+
+impl Active {
+    /// What checks say; `None` before the first.
+    pub(crate) fn said(&self) -> Option<Said<ActiveState>> {
+        self.said
+    }
+
+    /// Takes a result. Returns what checks say from now on, if that is something else than before.
+    pub(crate) fn observe(&mut self, check: Check, config: &LoadBalancerConfig, now: Timestamp) -> Option<ActiveState> {
+        let (next, needed) = match (self.said.map(|said| said.state), check) {
+            (None, Check::Pass) => (ActiveState::Up, 1),
+            (None, Check::Fail(why)) => (ActiveState::Down(why), 1),
+            // Not a matter of how often.
+            (Some(ActiveState::Up), Check::Fail(CheckFailure::AddressRefused)) => {
+                (ActiveState::Down(CheckFailure::AddressRefused), 1)
+            }
+            (Some(ActiveState::Up), Check::Fail(why)) => (ActiveState::Down(why), config.max_consecutive_failures()),
+            (Some(ActiveState::Down(_)), Check::Pass) => (ActiveState::Up, config.rise()),
+            (Some(ActiveState::Up), Check::Pass) => {
+                self.against = 0;
+                return None;
+            }
+            (Some(ActiveState::Down(before)), Check::Fail(why)) => {
+                self.against = 0;
+                // Down as before, and why is kept true. Whether the address is refused decides what a panic may pick.
+                let refused = |why| why == CheckFailure::AddressRefused;
+                if let Some(said) = &mut self.said {
+                    said.state = ActiveState::Down(why);
+                }
+                return (refused(before) != refused(why)).then_some(ActiveState::Down(why));
+            }
+        };
+        self.against += 1;
+        if self.against < needed {
+            return None;
+        }
+        self.against = 0;
+        self.said = Some(Said {
+            state: next,
+            since: now,
+        });
+        Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The state after each result: `P` passes, `F` fails; fall 3, rise 2.
+    fn states(results: &str) -> String {
+        let config = LoadBalancerConfig::default();
+        let mut active = Active::default();
+        let mut now = Timestamp::default();
+        let state = |result| {
+            now = now + Duration::from_secs(1);
+            let check = if result == 'P' {
+                Check::Pass
+            } else {
+                Check::Fail(CheckFailure::Timeout)
+            };
+            let before = active.said;
+            let changed = active.observe(check, &config, now);
+            assert_eq!(changed.is_some(), active.said != before, "{results}");
+            match active.said.unwrap().state {
+                ActiveState::Up => 'U',
+                ActiveState::Down(_) => 'D',
+            }
+        };
+        results.chars().map(state).collect()
+    }
+
+    #[test]
+    fn the_first_result_is_believed() {
+        assert_eq!(states("P"), "U");
+        assert_eq!(states("F"), "D");
+    }
+
+    #[test]
+    fn so_many_failures_in_a_row_take_it_out_and_so_many_passes_bring_it_back() {
+        assert_eq!(states("PFFFFPP"), "UUUDDDU");
+    }
+
+    #[test]
+    fn a_pass_in_between_starts_the_run_of_failures_again() {
+        assert_eq!(states("PFFPFFF"), "UUUUUUD");
+        assert_eq!(states("FPFPP"), "DDDDU");
+    }
+
+    #[test]
+    fn the_reason_is_that_of_the_last_failure_and_the_time_that_of_the_first() {
+        let config = LoadBalancerConfig::default();
+        let mut active = Active::default();
+        let at = |second| Timestamp::default() + Duration::from_secs(second);
+        active.observe(Check::Fail(CheckFailure::Timeout), &config, at(1));
+        assert_eq!(
+            active.observe(Check::Fail(CheckFailure::Status(500)), &config, at(2)),
+            None
+        );
+        let said = active.said().unwrap();
+        assert_eq!(
+            (said.state, said.since),
+            (ActiveState::Down(CheckFailure::Status(500)), at(1))
+        );
+    }
+
+    #[test]
+    fn an_address_that_is_refused_is_out_at_once() {
+        let config = LoadBalancerConfig::default();
+        let mut active = Active::default();
+        active.observe(Check::Pass, &config, Timestamp::default());
+        let refused = Check::Fail(CheckFailure::AddressRefused);
+        assert!(active.observe(refused, &config, Timestamp::default()).is_some());
+        assert_eq!(
+            active.said.unwrap().state,
+            ActiveState::Down(CheckFailure::AddressRefused)
+        );
+    }
+}

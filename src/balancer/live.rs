@@ -1,0 +1,387 @@
+//! Live state: what is learned about one address while it serves, and about a service as a whole. It outlives views.
+//!
+//! Relaxed atomics: each number is right, together they are a moment's blur. What has to be of one moment (the layers that are
+//! judged locally) is behind one lock, made when there is something to judge, that picks never take: they read
+//! [`Admission`], which is derived from it.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::breaker::{BreakerStep, Trial};
+use super::clock::{Clock, Timestamp, nanos};
+use super::config::LoadBalancerConfig;
+use super::credit::Credit;
+use super::health::Check;
+use super::judgement::{Admission, Judgement, Step};
+use super::lease::LeaseCounts;
+use super::pool::{Outcome, Slot};
+use super::slow_start;
+use super::statistics::Ewma;
+use super::strategy::LoadBalancingStrategy;
+use super::sync::{CountU32, CountU64};
+
+/// What is learned about one address while it serves. Relaxed atomics: each number is right, together they are a moment's blur.
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    /// Those that a view has handed over: see [`View::settle`].
+    pub(crate) picks: AtomicU64,
+    in_flight: CountU32,
+    pub(crate) consecutive_failures: AtomicU32,
+    pub(crate) reported: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    /// Outcomes that told how long the request took.
+    timed: AtomicU64,
+    latency_nanos: AtomicU64,
+    ewma: Ewma,
+    /// Nanoseconds of the last pick by `least_response_time`.
+    picked_at: AtomicU64,
+    /// What reports without a lease may still say.
+    pub(crate) credit: Credit,
+    /// An [`Admission`].
+    admission: AtomicU8,
+    /// Nanoseconds at which a pick was let through as the trial.
+    trial_since: AtomicU64,
+    /// Nanoseconds at which its slow start began; 0 = there is none.
+    ramp_from: AtomicU64,
+    /// `f32` seconds that its answers took lately; 0 before the first.
+    lately: AtomicU32,
+    judgement: OnceLock<Box<Mutex<Judgement>>>,
+}
+
+/// The steps of one address that one event made, and when time makes the next one.
+pub(crate) struct Advanced {
+    pub(crate) steps: [Option<Step>; 2],
+    /// `None` while nothing changes with time.
+    pub(crate) next: Option<Timestamp>,
+}
+
+impl Live {
+    /// What a pick may do with it now.
+    #[inline]
+    pub(crate) fn admission(&self) -> Admission {
+        Admission::from_u8(self.admission.load(Ordering::Relaxed))
+    }
+
+    /// Sets what picks may do with it. Whoever is let through as the trial stays so. Called by writers only.
+    pub(crate) fn admit(&self, admission: Admission) {
+        let update = |before| match (Admission::from_u8(before), admission) {
+            (Admission::OnTrial, Admission::Trial) => None,
+            _ => Some(admission as u8),
+        };
+        let _unchanged = self
+            .admission
+            .fetch_update(Ordering::Release, Ordering::Relaxed, update);
+    }
+
+    /// Takes it for a pick: of those who find it half open, one succeeds.
+    pub(crate) fn claim(&self, now: impl FnOnce() -> Timestamp) -> bool {
+        match self.admission() {
+            Admission::In => true,
+            Admission::Out | Admission::OnTrial => false,
+            Admission::Trial => {
+                // Before the exchange, so that whoever sees the claim sees since when. Of several the last counts.
+                self.trial_since.store(now().as_nanos(), Ordering::Release);
+                self.admission
+                    .compare_exchange(
+                        Admission::Trial as u8,
+                        Admission::OnTrial as u8,
+                        Ordering::AcqRel,
+                        Ordering::Relaxed,
+                    )
+                    .is_ok()
+            }
+        }
+    }
+
+    fn trial(&self) -> Trial {
+        match self.admission() {
+            Admission::OnTrial => Trial::Since(Timestamp::from_nanos(self.trial_since.load(Ordering::Acquire))),
+            Admission::In | Admission::Out | Admission::Trial => Trial::None,
+        }
+    }
+
+    /// What is judged of it, if anything was.
+    pub(crate) fn judgement(&self) -> Option<MutexGuard<'_, Judgement>> {
+        self.judgement.get().map(|judgement| lock(judgement))
+    }
+
+    fn judgement_made(&self) -> MutexGuard<'_, Judgement> {
+        lock(self.judgement.get_or_init(Box::default))
+    }
+
+    /// Judges by an outcome. `usual` is what answers take in its pool.
+    pub(crate) fn judge(
+        &self,
+        outcome: Outcome,
+        latency: Option<Duration>,
+        usual: Option<f32>,
+        config: &LoadBalancerConfig,
+        now: Timestamp,
+    ) -> [Option<Step>; 2] {
+        let trial = self.trial();
+        let seconds = latency.map(|latency| latency.as_secs_f32());
+        let mut judgement = self.judgement_made();
+        let steps = judgement.record(outcome, seconds, trial, usual, config, fastrand::f64(), now);
+        self.lately
+            .store(judgement.passive.lately().to_bits(), Ordering::Relaxed);
+        steps
+    }
+
+    /// Takes the result of a check.
+    pub(crate) fn observe(&self, check: Check, config: &LoadBalancerConfig, now: Timestamp) -> Option<Step> {
+        self.judgement_made().observe(check, config, now)
+    }
+
+    /// Forgets what checks said. Returns whether they had said anything.
+    pub(crate) fn forget_checks(&self) -> bool {
+        self.judgement().is_some_and(|mut judgement| {
+            let said = judgement.active.said().is_some();
+            judgement.active = Default::default();
+            said
+        })
+    }
+
+    /// Does what time has made due.
+    pub(crate) fn advance(&self, usual: Option<f32>, config: &LoadBalancerConfig, now: Timestamp) -> Advanced {
+        let trial = self.trial();
+        let mut judged = Advanced {
+            steps: [None, None],
+            next: self.next_ramp_step(config, now),
+        };
+        if judged.next.is_none() {
+            self.ramp_from.store(0, Ordering::Relaxed);
+        }
+        if let Some(mut judgement) = self.judgement() {
+            judged.steps = judgement.advance(trial, usual, config, now);
+            let mut trial = trial;
+            if judged.steps.contains(&Some(Step::Breaker(BreakerStep::TrialUnknown))) {
+                // The next one may try.
+                self.admission.store(Admission::Trial as u8, Ordering::Release);
+                trial = Trial::None;
+            }
+            let next = judgement.next(trial, config, now);
+            judged.next = judged.next.into_iter().chain(next).min();
+        }
+        judged
+    }
+
+    /// When [`advance`](Self::advance) has something to judge next.
+    pub(crate) fn next(&self, config: &LoadBalancerConfig, now: Timestamp) -> Option<Timestamp> {
+        let trial = self.trial();
+        self.judgement()?.next(trial, config, now)
+    }
+
+    /// Starts the ramp of its slow start.
+    pub(crate) fn start_ramp(&self, now: Timestamp) {
+        self.ramp_from.store(now.as_nanos().max(1), Ordering::Relaxed);
+    }
+
+    fn ramp_from(&self) -> Option<Timestamp> {
+        match self.ramp_from.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Timestamp::from_nanos(nanos)),
+        }
+    }
+
+    /// How far its slow start has come, in sixteenths.
+    pub(crate) fn ramp(&self, config: &LoadBalancerConfig, now: Timestamp) -> u32 {
+        slow_start::sixteenths(self.ramp_from(), config.slow_start(), now)
+    }
+
+    /// When its slow start comes further.
+    pub(crate) fn next_ramp_step(&self, config: &LoadBalancerConfig, now: Timestamp) -> Option<Timestamp> {
+        slow_start::next_step(self.ramp_from()?, config.slow_start(), now)
+    }
+
+    fn lately(&self) -> Option<f32> {
+        let seconds = f32::from_bits(self.lately.load(Ordering::Relaxed));
+        (seconds > 0.0).then_some(seconds)
+    }
+
+    #[inline]
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn begin(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        let one_less = |count: u32| count.checked_sub(1);
+        let _at_zero = self
+            .in_flight
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+    }
+
+    /// Records an outcome. A failure is as bad as twice what is `typical` of the pool, however fast it came. Without a latency a
+    /// success counts and leaves the average alone.
+    pub(crate) fn record(&self, outcome: Outcome, latency: Option<Duration>, typical: f32, now: Timestamp) {
+        match outcome {
+            Outcome::Cancelled => return,
+            Outcome::Success => {
+                self.consecutive_failures.store(0, Ordering::Relaxed);
+                if let Some(latency) = latency {
+                    self.ewma.observe(latency, now);
+                }
+            }
+            Outcome::Failure | Outcome::Timeout | Outcome::ConnectError | Outcome::Rejected => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                self.consecutive_failures
+                    .fetch_add(outcome.failures_in_a_row(), Ordering::Relaxed);
+                let penalty = Duration::from_secs_f32((2.0 * typical).clamp(0.0, 1e6));
+                // No latency and nothing to compare with is no sample: it would look like an answer in no time.
+                if let Some(cost) = latency.max((typical > 0.0).then_some(penalty)) {
+                    self.ewma.observe(cost, now);
+                }
+            }
+        }
+        self.reported.fetch_add(1, Ordering::Relaxed);
+        if let Some(latency) = latency {
+            self.timed.fetch_add(1, Ordering::Relaxed);
+            self.latency_nanos.fetch_add(nanos(latency), Ordering::Relaxed);
+        }
+    }
+
+    /// The moving average in seconds; `None` before the first report.
+    #[inline]
+    pub(crate) fn response_time(&self, now: Timestamp) -> Option<f32> {
+        self.ewma.at(now)
+    }
+
+    pub(crate) fn average_response_time(&self) -> Duration {
+        let timed = self.timed.load(Ordering::Relaxed).max(1);
+        Duration::from_nanos(self.latency_nanos.load(Ordering::Relaxed) / timed)
+    }
+
+    #[inline]
+    pub(crate) fn mark_picked(&self, now: Timestamp) {
+        self.picked_at.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn picked_within(&self, span: Duration, now: Timestamp) -> bool {
+        now.is_within(span, Timestamp::from_nanos(self.picked_at.load(Ordering::Relaxed)))
+    }
+
+    /// Claims the one try that an instance left alone for `span` is due. One caller wins.
+    #[inline]
+    pub(crate) fn claim_retry(&self, span: Duration, now: Timestamp) -> bool {
+        let last = self.picked_at.load(Ordering::Relaxed);
+        !now.is_within(span, Timestamp::from_nanos(last))
+            && self
+                .picked_at
+                .compare_exchange(last, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+}
+
+fn lock(judgement: &Mutex<Judgement>) -> MutexGuard<'_, Judgement> {
+    // A state machine that panicked has at worst missed a step.
+    judgement.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is known of a service as a whole, and the time.
+pub(crate) struct Load {
+    clock: Arc<dyn Clock>,
+    /// Requests in flight, over all instances.
+    pub(crate) in_flight: CountU64,
+    /// Its leases and reports.
+    pub(crate) leases: LeaseCounts,
+    /// Picks of pools that panicked.
+    pub(crate) panic_picks: AtomicU64,
+    /// `f32` seconds: the middle one of the pool's averages.
+    median: AtomicU32,
+    /// `f32` seconds: the middle one of what answers took lately; 0 while there are too few to compare.
+    usual: AtomicU32,
+    /// Nanoseconds; `u64::MAX` before the first.
+    reported_at: AtomicU64,
+    median_at: AtomicU64,
+}
+
+impl fmt::Debug for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Load")
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Load {
+    /// How long the median stands before an outcome has it computed again.
+    const MEDIAN_FOR: Duration = Duration::from_millis(250);
+    /// Of fewer addresses none is slower than the others.
+    const COMPARABLE: usize = 3;
+
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            in_flight: CountU64::new(0),
+            leases: LeaseCounts::default(),
+            panic_picks: AtomicU64::new(0),
+            median: AtomicU32::new(0),
+            usual: AtomicU32::new(0),
+            reported_at: AtomicU64::new(u64::MAX),
+            median_at: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Reads the clock, which costs as much as a pick: for strategies that need the time.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(crate) fn median(&self) -> f32 {
+        f32::from_bits(self.median.load(Ordering::Relaxed))
+    }
+
+    /// What answers take in this pool, in seconds, where slowness is for the layers to judge: `least_response_time` compares
+    /// response times itself.
+    pub(crate) fn usual(&self, config: &LoadBalancerConfig) -> Option<f32> {
+        let usual = f32::from_bits(self.usual.load(Ordering::Relaxed));
+        (usual > 0.0 && config.strategy() != LoadBalancingStrategy::LeastResponseTime).then_some(usual)
+    }
+
+    /// What a request costs one of `slots` candidates as `least_response_time` counts: the median, times one more than what each
+    /// has in flight. Whoever fails at once has nothing in flight; compared by latency alone it would look idle.
+    pub(crate) fn typical(&self, slots: usize) -> f32 {
+        let in_flight = self.in_flight.load(Ordering::Relaxed) as f32;
+        self.median() * (1.0 + in_flight / slots.max(1) as f32)
+    }
+
+    pub(crate) fn reported_at(&self) -> Option<Timestamp> {
+        match self.reported_at.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            nanos => Some(Timestamp::from_nanos(nanos)),
+        }
+    }
+
+    /// Notes that an outcome arrived, and keeps the median of `slots` fresh.
+    pub(crate) fn reported(&self, slots: &[Slot], now: Timestamp) {
+        self.reported_at.store(now.as_nanos(), Ordering::Relaxed);
+        let last = self.median_at.load(Ordering::Relaxed);
+        let fresh = last != u64::MAX && now.since(Timestamp::from_nanos(last)) < Self::MEDIAN_FOR;
+        let claim = || {
+            self.median_at
+                .compare_exchange(last, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
+        };
+        if fresh || claim().is_err() {
+            return;
+        }
+        if let Some((_, median)) = middle(slots.iter().filter_map(|slot| slot.live.response_time(now))) {
+            self.median.store(median.to_bits(), Ordering::Relaxed);
+        }
+        let usual = middle(slots.iter().filter_map(|slot| slot.live.lately()));
+        let usual = usual.map_or(0.0, |(seen, usual)| if seen < Self::COMPARABLE { 0.0 } else { usual });
+        self.usual.store(usual.to_bits(), Ordering::Relaxed);
+    }
+}
+
+/// How many there are, and the middle one.
+fn middle(numbers: impl Iterator<Item = f32>) -> Option<(usize, f32)> {
+    let mut numbers: Vec<f32> = numbers.collect();
+    let (count, middle) = (numbers.len(), numbers.len() / 2);
+    (middle < count).then(|| (count, *numbers.select_nth_unstable_by(middle, f32::total_cmp).1))
+}
