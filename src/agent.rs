@@ -3,12 +3,15 @@
 //! ```text
 //!               ┌─ one task a source: supervise(watcher) ──► updates ─┐
 //!   Agent::run ─┤                                                     ├──► one loop: Reconciler ──► Directory ◄── picks
-//!               └─ one task a listener: the API                       │
-//!                  signals, timers, reloads, tries of held instances ─┘
+//!               ├─ one task a listener: the API                       │            ▲
+//!               │  signals, timers, reloads, tries of held instances ─┘            │
+//!               └─ the prober (active checks), and one task that tends health ─────┘
 //! ```
 //!
 //! It builds everything, joins the channels, and owns every task, timer and the stop token: nothing else spawns. A source
 //! whose task ends early is started again; a listener that ends early ends the agent.
+
+mod health;
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +29,7 @@ use crate::api::server::{Listen, Listener, SocketAccess, set_access};
 use crate::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
 use crate::balancer::{
     Address, Clock, Directory, EndedBecause, LeaseKey, Monotonic, Override, ServiceName, Source, SourceStatus, Sources,
-    Timestamp, Tools,
+    Timestamp, Tools, Wake,
 };
 use crate::config::{Config, ConfigError, Layers, SourceConfig};
 use crate::discovery::consul::{self, ConsulWatcher, TokenReloader};
@@ -37,6 +40,9 @@ use crate::discovery::supervise::supervise;
 use crate::discovery::{Reason, Update};
 use crate::http_client::HttpError;
 use crate::metrics::Metrics;
+use crate::probe::{Checked, Prober};
+
+use health::{Checks, Woken};
 
 /// Updates that may wait for the loop; a watcher that is faster waits itself.
 const QUEUE: usize = 1_024;
@@ -107,6 +113,7 @@ pub struct Agent {
     api: Api,
     hosts: AllowedHosts,
     listeners: Vec<(Listen, Listener)>,
+    woken: Arc<Woken>,
 }
 
 impl Agent {
@@ -117,9 +124,11 @@ impl Agent {
     /// When an address cannot be listened on.
     pub async fn bind(config: Config) -> Result<Self, AgentError> {
         let clock = Arc::new(Monotonic::start());
+        let woken = Arc::new(Woken::default());
         let tools = Tools {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             render: Arc::new(JsonBodies),
+            wake: Some(Arc::clone(&woken) as Arc<dyn Wake>),
         };
         let directory = Directory::new(config.services.clone(), Sources::default(), tools).with_lease_key(lease_key()?);
         let directory = Arc::new(directory);
@@ -144,6 +153,7 @@ impl Agent {
             api,
             hosts,
             listeners,
+            woken,
         })
     }
 
@@ -174,6 +184,8 @@ impl Agent {
             Box::new(move |took| metrics.observe_convergence(took))
         };
         let mut running = Running {
+            checks: Arc::default(),
+            woken: self.woken,
             reconciler: Reconciler::new(Arc::clone(&self.api.directory), &[], published),
             config: self.config.clone(),
             clock: self.clock,
@@ -185,10 +197,13 @@ impl Agent {
             tasks: JoinSet::new(),
             names: HashMap::new(),
             tries: JoinSet::new(),
-            stop_expiry: CancellationToken::new(),
+            stop_timers: CancellationToken::new(),
         };
         running.start_sources(&self.config.sources)?;
+        running.checks.configure(&self.config, &running.woken);
         running.expire_leases();
+        running.tend();
+        running.probe();
         for (configured, listener) in self.listeners {
             running.serve(configured, listener);
         }
@@ -252,6 +267,8 @@ enum Job {
     Watch(Source, CancellationToken),
     Serve(Listen, CancellationToken),
     ExpireLeases(CancellationToken),
+    Tend(CancellationToken),
+    Probe(CancellationToken),
 }
 
 /// A running agent.
@@ -269,7 +286,9 @@ struct Running {
     names: HashMap<Id, Job>,
     /// Connections to held instances; true: refused.
     tries: JoinSet<(Source, ServiceName, Address, bool)>,
-    stop_expiry: CancellationToken,
+    stop_timers: CancellationToken,
+    woken: Arc<Woken>,
+    checks: Arc<Checks>,
 }
 
 impl Running {
@@ -490,7 +509,7 @@ impl Running {
     }
 
     fn expire_leases(&mut self) {
-        let stop = self.stop_expiry.clone();
+        let stop = self.stop_timers.clone();
         let (directory, begin) = (Arc::clone(&self.api.directory), Arc::clone(&self.api.leases_begin));
         let task = expire_leases(directory, Arc::clone(&self.clock), begin, stop.clone());
         let id = self.tasks.spawn(async move {
@@ -498,6 +517,41 @@ impl Running {
             Ok(())
         });
         self.names.insert(id.id(), Job::ExpireLeases(stop));
+    }
+
+    fn tend(&mut self) {
+        let stop = self.stop_timers.clone();
+        let (directory, clock) = (Arc::clone(&self.api.directory), Arc::clone(&self.clock));
+        let task = health::tend(
+            directory,
+            clock,
+            Arc::clone(&self.woken),
+            Arc::clone(&self.checks),
+            stop.clone(),
+        );
+        let id = self.tasks.spawn(async move {
+            task.await;
+            Ok(())
+        });
+        self.names.insert(id.id(), Job::Tend(stop));
+    }
+
+    fn probe(&mut self) {
+        let stop = self.stop_timers.clone();
+        let directory = Arc::clone(&self.api.directory);
+        let observe = move |checked: Checked| {
+            if let Some(balancer) = directory.get(checked.service.as_str()) {
+                balancer.observe(&checked.address, checked.check);
+            }
+        };
+        let prober = Prober::new(self.config.probe, Arc::new(observe));
+        self.checks.start(prober.handle(), &self.woken);
+        let task = prober.run(stop.clone());
+        let id = self.tasks.spawn(async move {
+            task.await;
+            Ok(())
+        });
+        self.names.insert(id.id(), Job::Probe(stop));
     }
 
     /// Acts on a task that ended: on purpose, or by itself.
@@ -516,6 +570,19 @@ impl Running {
             Some(Job::ExpireLeases(stop)) if !stop.is_cancelled() => {
                 tracing::error!(detail, "nothing ends leases any more; starting another task");
                 self.expire_leases();
+                Ok(())
+            }
+            Some(Job::Tend(stop)) if !stop.is_cancelled() => {
+                tracing::error!(
+                    detail,
+                    "nothing tends the health of instances any more; starting another task"
+                );
+                self.tend();
+                Ok(())
+            }
+            Some(Job::Probe(stop)) if !stop.is_cancelled() => {
+                tracing::error!(detail, "nothing checks instances any more; starting another task");
+                self.probe();
                 Ok(())
             }
             Some(Job::Serve(address, stop)) if !stop.is_cancelled() => {
@@ -581,6 +648,7 @@ impl Running {
         }
         self.start_sources(&config.sources)?;
         self.api.directory.configure(config.services.clone());
+        self.checks.configure(&config, &self.woken);
         self.api.metrics.set_instance_series(config.metrics.instance_series);
         self.hosts.replace(config.api.allowed_hosts.iter().cloned());
         self.api.admin.token.set_file(config.api.admin_token_file.as_deref());
@@ -622,7 +690,7 @@ impl Running {
     async fn shut_down(mut self) {
         tracing::info!("shutting down");
         self.api.readiness.drain();
-        self.stop_expiry.cancel();
+        self.stop_timers.cancel();
         for source in &self.sources {
             source.stop.cancel();
         }

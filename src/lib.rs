@@ -78,18 +78,20 @@ pub mod http_client;
 #[cfg(feature = "agent")]
 pub mod metrics;
 #[cfg(feature = "agent")]
+pub mod probe;
+#[cfg(feature = "agent")]
 pub mod telemetry;
 
 pub use balancer::{
     Acquired, ActiveState, Address, Alternate, Bodies, BreakerConfig, BreakerState, Changes, Check, CheckFailure,
-    Choices, Clock, Context, DeniedNetworks, Described, Directory, Ended, EndedBecause, ExplainedInstance,
-    ExplainedKey, Explanation, Factors, Grievance, HealthStatus, InstanceId, InstanceOverrides, InstanceStatistics,
-    InvalidConfig, InvalidInstance, InvalidLease, InvalidNetwork, InvalidOrder, Layers, Lease, LeaseDenied, LeaseId,
-    LeaseKey, LeaseStatistics, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Monotonic,
-    Network, NoBodies, Objection, Order, Outcome, Override, OverrideCounts, PassiveState, Pick, PickError, Preset,
-    Recovery, Refusals, RegistryStatus, Render, ReportError, ReportStatistics, Said, Score, ServiceConfigs,
-    ServiceInstance, ServiceName, Source, SourceStatus, Sources, Standing, Statistics, Timestamp, Tools, Transition,
-    Transitioned, Trip, UnknownInstance, Wake, Weight, WeightOrder,
+    CheckStatistics, Choices, Clock, Context, DeniedNetworks, Described, Directory, Ended, EndedBecause,
+    ExplainedInstance, ExplainedKey, Explanation, Factors, Grievance, HealthStatus, InstanceId, InstanceOverrides,
+    InstanceStatistics, InvalidConfig, InvalidInstance, InvalidLease, InvalidNetwork, InvalidOrder, Layers, Lease,
+    LeaseDenied, LeaseId, LeaseKey, LeaseStatistics, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual,
+    Mode, Monotonic, Network, NoBodies, Objection, Order, Outcome, Override, OverrideCounts, PassiveState, Pick,
+    PickError, Preset, Recovery, Refusals, RegistryStatus, Render, ReportError, ReportStatistics, Said, Score,
+    ServiceConfigs, ServiceInstance, ServiceName, Source, SourceStatus, Sources, Standing, Statistics, Timestamp,
+    Tools, Transition, Transitioned, Trip, UnknownInstance, Wake, Weight, WeightOrder,
 };
 
 /// The programs in the guide to the library, run as tests.

@@ -12,7 +12,9 @@ use prometheus::core::Collector;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, Histogram, HistogramOpts, TextEncoder};
 
-use crate::balancer::{Directory, HealthStatus, InstanceId, InstanceStatistics, LoadBalancer, Statistics, Timestamp};
+use crate::balancer::{
+    BreakerState, Directory, HealthStatus, InstanceId, InstanceStatistics, LoadBalancer, Statistics, Timestamp,
+};
 
 /// One kind of series.
 struct Series {
@@ -48,12 +50,27 @@ const BUILD_INFO: Series = gauge(
 const PICKS: Series = counter(
     "pickd_picks_total",
     &["service", "result"],
-    "Picks by result: ok, or the error code. Names that nobody lists count under service \"(unknown)\".",
+    "Picks by result: ok, panic (answered from a pool of which too few are usable), or the error code. Names that nobody lists count under service \"(unknown)\".",
 );
 const POOL_INSTANCES: Series = gauge(
     "pickd_pool_instances",
     &["service", "status"],
     "Registered instances by derived status.",
+);
+const POOL_PANIC: Series = gauge(
+    "pickd_pool_panic",
+    SERVICE,
+    "Whether so few instances are usable that all are candidates that only local judgement has taken out.",
+);
+const HEALTH_CHECKS: Series = counter(
+    "pickd_health_checks_total",
+    &["service", "result"],
+    "Active checks by result: pass, fail.",
+);
+const BREAKER_STATE: Series = gauge(
+    "pickd_breaker_state",
+    INSTANCE,
+    "State of the circuit breaker: 0 closed, 1 half open, 2 open; absent before the first outcome.",
 );
 const INSTANCE_PICKS: Series = counter(
     "pickd_instance_picks_total",
@@ -336,8 +353,14 @@ fn add_leases(table: &mut Table, balancer: &LoadBalancer) {
 fn add_service(table: &mut Table, balancer: &LoadBalancer, statistics: &Statistics) {
     let service = balancer.service().as_str();
     let refusals = balancer.refusals();
+    let panicked = balancer.panic_picks();
+    let checks = balancer.checks();
+    table.add(&POOL_PANIC, &[service], f64::from(u8::from(balancer.panics())));
+    table.add(&HEALTH_CHECKS, &[service, "pass"], checks.passed as f64);
+    table.add(&HEALTH_CHECKS, &[service, "fail"], checks.failed as f64);
     for (result, count) in [
-        ("ok", statistics.total_requests),
+        ("ok", statistics.total_requests.saturating_sub(panicked)),
+        ("panic", panicked),
         ("not_synced", refusals.not_synced),
         ("no_instances", refusals.no_instances),
         ("none_available", refusals.none_available),
@@ -366,6 +389,14 @@ fn add_instance(table: &mut Table, service: &str, id: &InstanceId, instance: &In
     table.add(&INSTANCE_FAILURES, &labels, instance.failed_requests as f64);
     table.add(&INSTANCE_IN_FLIGHT, &labels, f64::from(instance.active_connections));
     table.add(&INSTANCE_WEIGHT, &labels, instance.effective_weight);
+    if let Some(breaker) = instance.layers.breaker {
+        let state = match breaker.state {
+            BreakerState::Closed => 0.0,
+            BreakerState::HalfOpen { .. } => 1.0,
+            BreakerState::Open { .. } => 2.0,
+        };
+        table.add(&BREAKER_STATE, &labels, state);
+    }
     if let Some(response) = instance.response_time {
         table.add(&INSTANCE_RESPONSE, &labels, response.as_secs_f64());
     }

@@ -11,8 +11,8 @@ use super::error::ApiError;
 use super::query;
 use super::{Api, aside};
 use crate::balancer::{
-    ExplainedInstance, Explanation, InstanceId, Layers, LoadBalancer, Objection, RegistryStatus, Score, ServiceName,
-    Standing, Timestamp, WeightOrder,
+    ActiveState, BreakerState, ExplainedInstance, Explanation, Grievance, InstanceId, Layers, LoadBalancer, Objection,
+    PassiveState, RegistryStatus, Said, Score, ServiceName, Standing, Timestamp, WeightOrder,
 };
 
 /// The route. Query: `key`, to be told where it leads.
@@ -44,8 +44,12 @@ pub(super) struct ExplainedService {
     strategy: &'static str,
     /// What the strategy does at present.
     mode: &'static str,
-    /// Instances that can be picked.
+    /// So few instances are usable that all are candidates that only local judgement has taken out.
+    panic: bool,
+    /// Instances that can be picked without panic.
     available_instances: usize,
+    /// Instances that only local judgement can take out: cap and panic are shares of these.
+    eligible_instances: usize,
     total_instances: usize,
     /// How long the present view took to build.
     view_build_seconds: f64,
@@ -71,12 +75,14 @@ impl ExplainedService {
         let instances: Vec<_> = explanation
             .instances
             .iter()
-            .map(|instance| InstanceState::of(instance, now))
+            .map(|instance| InstanceState::of(instance, explanation.panic, now))
             .collect();
         Self {
             service: service.to_string(),
             strategy: explanation.strategy.as_str(),
             mode: explanation.mode.as_str(),
+            panic: explanation.panic,
+            eligible_instances: explanation.eligible_instances,
             available_instances: instances.iter().filter(|instance| instance.available).count(),
             total_instances: instances.len(),
             view_build_seconds: explanation.build_time.as_secs_f64(),
@@ -93,7 +99,7 @@ struct InstanceState {
     address: String,
     status: &'static str,
     available: bool,
-    /// In stable words: what takes it out, or what lets it in.
+    /// In stable words: what takes it out, or what lets it in and holds it back.
     why: Vec<&'static str>,
     effective_weight: f64,
     factors: FactorsState,
@@ -114,6 +120,8 @@ struct FactorsState {
     /// The registry's, while it warns: `degraded` is its share of the weight then.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning_weight: Option<u16>,
+    /// Below 1 for a while after it recovered, or joined a pool that served.
+    slow_start: f64,
 }
 
 #[derive(Serialize)]
@@ -123,12 +131,8 @@ struct ScoreState {
 }
 
 impl InstanceState {
-    fn of(explained: &ExplainedInstance, now: Timestamp) -> Self {
+    fn of(explained: &ExplainedInstance, panic: bool, now: Timestamp) -> Self {
         let factors = &explained.factors;
-        let why = match explained.objections.as_slice() {
-            [] => vec![let_in(explained.layers.registry.state)],
-            objections => objections.iter().copied().map(Objection::as_str).collect(),
-        };
         let score = |score: Score| ScoreState {
             kind: score.kind(),
             value: score.value(),
@@ -137,8 +141,8 @@ impl InstanceState {
             id: explained.instance.id().to_string(),
             address: explained.instance.address().to_string(),
             status: explained.status.as_str(),
-            available: explained.effective_weight > 0.0,
-            why,
+            available: explained.objections.is_empty(),
+            why: why(explained, panic),
             effective_weight: explained.effective_weight,
             factors: FactorsState {
                 weight: factors.weight.get(),
@@ -149,6 +153,7 @@ impl InstanceState {
                 base: factors.base,
                 degraded: factors.degraded,
                 warning_weight: factors.warning_weight.map(|weight| weight.get()),
+                slow_start: factors.slow_start,
             },
             score: explained.score.map(score),
             layers: LayersState::of(&explained.layers, now),
@@ -156,9 +161,33 @@ impl InstanceState {
     }
 }
 
-/// Why one can be picked, in a word.
-fn let_in(registry: RegistryStatus) -> &'static str {
-    match registry {
+/// Why one can be picked or not, in words.
+fn why(explained: &ExplainedInstance, panic: bool) -> Vec<&'static str> {
+    let layers = &explained.layers;
+    if !explained.objections.is_empty() {
+        let words = explained.objections.iter().copied().map(Objection::as_str);
+        // In a pool that panics it is picked all the same.
+        return words
+            .chain((panic && explained.score.is_some()).then_some("panic"))
+            .collect();
+    }
+    let mut words = vec![let_in(layers)];
+    if let Some(PassiveState::Degraded(grievance)) = layers.passive.map(|said| said.state) {
+        words.push(match grievance {
+            Grievance::Failing => "passive_failing",
+            Grievance::Slow => "passive_slow",
+        });
+    }
+    words.extend(layers.held_by_cap.then_some("held_by_cap"));
+    words.extend((explained.factors.slow_start < 1.0).then_some("slow_start"));
+    words.extend(panic.then_some("panic"));
+    words
+}
+
+/// Who has an opinion on one that nobody objects to, in a word.
+fn let_in(layers: &Layers) -> &'static str {
+    match layers.registry.state {
+        RegistryStatus::Unknown if layers.active.is_some() => "checks_passing",
         RegistryStatus::Unknown => "nobody_objects",
         RegistryStatus::Passing => "registry_passing",
         RegistryStatus::Warning => "registry_warning",
@@ -172,7 +201,15 @@ fn let_in(registry: RegistryStatus) -> &'static str {
 #[derive(Serialize)]
 pub(super) struct LayersState {
     admin: AdminState,
-    registry: RegistryState,
+    registry: LayerState,
+    /// Null before the first check.
+    active: Option<LayerState>,
+    /// Null before there were enough outcomes.
+    passive: Option<LayerState>,
+    /// Null before the first outcome.
+    breaker: Option<BreakerLayer>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    address_refused: bool,
 }
 
 #[derive(Serialize)]
@@ -182,24 +219,75 @@ struct AdminState {
     order: Option<OrderState>,
 }
 
+/// What one layer says, since when, and why if it objects.
 #[derive(Serialize)]
-struct RegistryState {
+struct LayerState {
     state: &'static str,
     since_seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl LayerState {
+    fn of<T: Copy>(
+        said: Said<T>,
+        word: impl Fn(T) -> &'static str,
+        reason: impl Fn(T) -> Option<String>,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            state: word(said.state),
+            since_seconds: now.since(said.since).as_secs_f64(),
+            reason: reason(said.state),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct BreakerLayer {
+    #[serde(flatten)]
+    layer: LayerState,
+    /// When trials begin; left out unless it is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until_seconds: Option<f64>,
+    /// Its pool cannot do without it: picked all the same.
+    held_by_cap: bool,
 }
 
 impl LayersState {
     pub(super) fn of(layers: &Layers, now: Timestamp) -> Self {
         let order = layers.admin.as_deref().map(|standing| OrderState::of(standing, now));
+        let check_failure = |state| match state {
+            ActiveState::Up => None,
+            ActiveState::Down(why) => Some(why.to_string()),
+        };
+        let grievance = |state| match state {
+            PassiveState::Ok => None,
+            PassiveState::Degraded(grievance) => Some(grievance.to_string()),
+        };
+        let trip = |state: BreakerState| state.because().map(|because| because.to_string());
+        let breaker = |said: Said<BreakerState>| BreakerLayer {
+            layer: LayerState::of(said, BreakerState::as_str, trip, now),
+            until_seconds: match said.state {
+                BreakerState::Open { until, .. } => Some(until.since(now).as_secs_f64()),
+                BreakerState::Closed | BreakerState::HalfOpen { .. } => None,
+            },
+            held_by_cap: layers.held_by_cap,
+        };
         Self {
             admin: AdminState {
                 state: if order.is_some() { "drained" } else { "in_service" },
                 order,
             },
-            registry: RegistryState {
-                state: layers.registry.state.as_str(),
-                since_seconds: now.since(layers.registry.since).as_secs_f64(),
-            },
+            registry: LayerState::of(layers.registry, RegistryStatus::as_str, |_| None, now),
+            active: layers
+                .active
+                .map(|said| LayerState::of(said, ActiveState::as_str, check_failure, now)),
+            passive: layers
+                .passive
+                .map(|said| LayerState::of(said, PassiveState::as_str, grievance, now)),
+            breaker: layers.breaker.map(breaker),
+            address_refused: layers.address_refused,
         }
     }
 }
@@ -263,7 +351,7 @@ impl OverriddenInstance {
             id: id.to_string(),
             drain: orders.drain.as_deref().map(|standing| OrderState::of(standing, now)),
             weight_override: orders.weight.as_ref().map(|order| OrderedWeight::of(order, now)),
-            instance: explained.map(|explained| InstanceState::of(&explained, now)),
+            instance: explained.map(|explained| InstanceState::of(&explained, balancer.panics(), now)),
         }
     }
 }

@@ -238,6 +238,9 @@ impl Answer<'_> {
             }
             body.push(b']');
         }
+        if self.pick.panic() {
+            body.extend_from_slice(b",\"panic\":true");
+        }
         if let Some(seconds) = self.api.stale_seconds(self.pick.source()) {
             body.extend_from_slice(format!(",\"stale_seconds\":{seconds}").as_bytes());
         }

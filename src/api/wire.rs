@@ -73,6 +73,8 @@ pub(crate) struct ServiceSummary {
     failure_rate: f64,
     available_instances: usize,
     total_instances: usize,
+    /// Too few can be picked: all are candidates that only local judgement has taken out.
+    panic: bool,
     /// Names of the sources that its instances were learned from.
     sources: Vec<&'static str>,
 }
@@ -173,6 +175,7 @@ impl ServiceSummary {
             failure_rate: statistics.failure_rate,
             available_instances: statistics.available_instances,
             total_instances: statistics.total_instances,
+            panic: balancer.panics(),
             sources,
         }
     }
@@ -182,12 +185,9 @@ impl ServiceDetail {
     pub(crate) fn of(balancer: &LoadBalancer, sources: &Sources, now: Timestamp) -> Self {
         let statistics = balancer.statistics();
         let known = balancer.instances();
-        let detail = |(instance, status): &(std::sync::Arc<ServiceInstance>, HealthStatus)| {
+        let detail = |(instance, _): &(std::sync::Arc<ServiceInstance>, HealthStatus)| {
             let numbers = statistics.instances.get(instance.id())?;
-            Some((
-                instance.id().to_string(),
-                InstanceDetail::of(instance, *status, numbers, now),
-            ))
+            Some((instance.id().to_string(), InstanceDetail::of(instance, numbers, now)))
         };
         Self {
             summary: ServiceSummary::of(balancer),
@@ -199,9 +199,9 @@ impl ServiceDetail {
 }
 
 impl InstanceDetail {
-    fn of(instance: &ServiceInstance, status: HealthStatus, numbers: &InstanceStatistics, now: Timestamp) -> Self {
+    fn of(instance: &ServiceInstance, numbers: &InstanceStatistics, now: Timestamp) -> Self {
         Self {
-            status: status.as_str(),
+            status: numbers.status.as_str(),
             available: numbers.available,
             reason: numbers.objections.first().map(|objection| objection.as_str()),
             layers: LayersState::of(&numbers.layers, now),

@@ -28,7 +28,7 @@ use super::live::{Live, Load};
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, Standing, WeightOrder};
 use super::pool::{Bodies, Context, Described, Made, Member, NoBodies, Outcome, Render, Verdict, View};
 use super::slow_start;
-use super::statistics::{InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
+use super::statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
 use super::strategy::Mode;
 use super::strategy::schedule::Turn;
 
@@ -98,6 +98,8 @@ pub struct LoadBalancer {
     not_synced: AtomicU64,
     no_instances: AtomicU64,
     none_available: AtomicU64,
+    checks_passed: AtomicU64,
+    checks_failed: AtomicU64,
     /// Nanoseconds that building the present view took.
     build_time: AtomicU64,
     writer: Mutex<Writer>,
@@ -185,6 +187,8 @@ impl LoadBalancer {
             not_synced: AtomicU64::new(0),
             no_instances: AtomicU64::new(0),
             none_available: AtomicU64::new(0),
+            checks_passed: AtomicU64::new(0),
+            checks_failed: AtomicU64::new(0),
             build_time: AtomicU64::new(0),
             writer: Mutex::new(writer),
         }
@@ -566,6 +570,21 @@ impl LoadBalancer {
         self.counted(&self.write()).picks
     }
 
+    /// Whether too few instances are usable, so that all are candidates that only local judgement has taken out.
+    #[must_use]
+    pub fn panics(&self) -> bool {
+        self.view.load().panic
+    }
+
+    /// Results of active checks so far.
+    #[must_use]
+    pub fn checks(&self) -> CheckStatistics {
+        CheckStatistics {
+            passed: self.checks_passed.load(Ordering::Relaxed),
+            failed: self.checks_failed.load(Ordering::Relaxed),
+        }
+    }
+
     /// Picks so far of a pool that panicked: they are among [`picks`](Self::picks).
     #[must_use]
     pub fn panic_picks(&self) -> u64 {
@@ -844,14 +863,26 @@ struct Draft<'a> {
 impl Draft<'_> {
     fn candidate(&self, config: &LoadBalancerConfig) -> Candidate {
         let order = self.weight.as_ref().map(|order| order.weight);
-        let weight = order.unwrap_or(self.instance.weight());
         Candidate {
             address: address_key(&self.live),
-            eligible: weight.get() > 0 && self.layers.is_eligible(),
+            eligible: is_eligible(&self.instance, &self.layers, order, config),
             down: self.layers.is_down() || has_no_share(&self.instance, &self.layers, order, config),
             wish: self.live.judgement().and_then(|judgement| judgement.wish()),
         }
     }
+}
+
+/// Whether nothing but local judgement can take it out. Who is degraded to nothing by the registry's word is out by it.
+fn is_eligible(
+    instance: &ServiceInstance,
+    layers: &Layers,
+    order: Option<Weight>,
+    config: &LoadBalancerConfig,
+) -> bool {
+    let warns = layers.registry.state == RegistryStatus::Warning;
+    order.unwrap_or(instance.weight()).get() > 0
+        && layers.is_eligible()
+        && !(warns && has_no_share(instance, layers, order, config))
 }
 
 /// Whether it is degraded to nothing.

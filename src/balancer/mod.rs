@@ -64,5 +64,5 @@ pub use overrides::{
 pub use passive::{Grievance, PassiveState};
 pub use pool::{Bodies, Context, Described, NoBodies, Outcome, Render};
 pub use sources::{Scope, SourceStatus, Sources};
-pub use statistics::{InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
+pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
 pub use strategy::{LoadBalancingStrategy, Mode};

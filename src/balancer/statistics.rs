@@ -333,6 +333,15 @@ pub struct Refusals {
     pub none_available: u64,
 }
 
+/// Results of active checks of one service so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckStatistics {
+    /// The instance answered as it should.
+    pub passed: u64,
+    /// It did not.
+    pub failed: u64,
+}
+
 /// The leases of one service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeaseStatistics {

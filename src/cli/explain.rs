@@ -60,12 +60,17 @@ pub(super) fn explained(arguments: &ExplainArguments) -> Result<String, AgentErr
 
 fn text(answer: &Value, with_key: bool) -> String {
     let mut text = format!(
-        "{}: {} ({}), {} of {} instances can be picked\n\n",
+        "{}: {} ({}), {} of {} instances can be picked{}\n\n",
         word(&answer["service"]),
         word(&answer["strategy"]),
         word(&answer["mode"]),
         answer["available_instances"],
-        answer["total_instances"]
+        answer["total_instances"],
+        if answer["panic"] == true {
+            "; PANIC: picked from all"
+        } else {
+            ""
+        },
     );
     let columns = [
         Column::Left("ID"),
@@ -73,6 +78,7 @@ fn text(answer: &Value, with_key: bool) -> String {
         Column::Right("WEIGHT"),
         Column::Right("OVERRIDE"),
         Column::Right("DEGRADED"),
+        Column::Right("SLOW START"),
         Column::Right("EFFECTIVE"),
         Column::Right("SCORE"),
         Column::Left("COMPARED"),
@@ -105,7 +111,7 @@ fn text(answer: &Value, with_key: bool) -> String {
     text
 }
 
-fn row(instance: &Value) -> [String; 9] {
+fn row(instance: &Value) -> [String; 10] {
     let factors = &instance["factors"];
     [
         word(&instance["id"]),
@@ -113,6 +119,7 @@ fn row(instance: &Value) -> [String; 9] {
         number(&factors["weight"]),
         number(&factors["weight_override"]["weight"]),
         number(&factors["degraded"]),
+        number(&factors["slow_start"]),
         number(&instance["effective_weight"]),
         number(&instance["score"]["value"]),
         word(&instance["score"]["kind"]),
@@ -120,12 +127,14 @@ fn row(instance: &Value) -> [String; 9] {
     ]
 }
 
-/// The words, and what an operator said.
+/// The words, and what an operator, a check or a breaker said.
 fn why(instance: &Value) -> String {
     let words: Vec<_> = instance["why"].as_array().into_iter().flatten().map(word).collect();
     let reasons = [
         &instance["layers"]["admin"]["reason"],
         &instance["factors"]["weight_override"]["reason"],
+        &instance["layers"]["active"]["reason"],
+        &instance["layers"]["breaker"]["reason"],
     ];
     let said: Vec<_> = reasons
         .into_iter()
@@ -163,19 +172,19 @@ mod tests {
             "instances": [
                 {"id": "a", "status": "healthy", "effective_weight": 2.0, "why": ["registry_passing"],
                  "score": {"kind": "ring_share", "value": 0.33333333}, "layers": {"admin": {"state": "in_service"}},
-                 "factors": {"weight": 2, "weight_override": null, "degraded": 1.0}},
+                 "factors": {"weight": 2, "weight_override": null, "degraded": 1.0, "slow_start": 0.125}},
                 {"id": "b", "status": "unhealthy", "effective_weight": 0.0, "why": ["drained", "registry_critical"],
                  "score": null, "layers": {"admin": {"state": "drained", "reason": "update"}},
-                 "factors": {"weight": 1, "weight_override": {"weight": 3}, "degraded": 1.0}},
+                 "factors": {"weight": 1, "weight_override": {"weight": 3}, "degraded": 1.0, "slow_start": 1.0}},
             ],
             "key": {"instance": "a", "ring_order": ["b", "a"]},
         });
         assert_eq!(
             text(&answer, true),
             "web: consistent_hash (normal), 1 of 2 instances can be picked\n\n\
-             ID  STATUS     WEIGHT  OVERRIDE  DEGRADED  EFFECTIVE   SCORE  COMPARED    WHY\n\
-             a   healthy         2         -         1          2  0.3333  ring_share  registry_passing\n\
-             b   unhealthy       1         3         1          0       -  -           drained, registry_critical (update)\n\
+             ID  STATUS     WEIGHT  OVERRIDE  DEGRADED  SLOW START  EFFECTIVE   SCORE  COMPARED    WHY\n\
+             a   healthy         2         -         1       0.125          2  0.3333  ring_share  registry_passing\n\
+             b   unhealthy       1         3         1           1          0       -  -           drained, registry_critical (update)\n\
              \nthe key leads to a; ring order: b, a\n"
         );
         let answer = json!({"service": "web", "key": null});

@@ -92,6 +92,7 @@ mod with_an_agent {
             let tools = Tools {
                 clock: clock.clone(),
                 render: Arc::new(JsonBodies),
+                wake: None,
             };
             let sources = Sources::new(vec![early, late.clone()]);
             let directory = Directory::new(ServiceConfigs::default(), sources, tools);

@@ -56,6 +56,10 @@ pub struct Config {
     /// How services are balanced: by the defaults, or as configured one by one; what those leave out is taken from the
     /// defaults already.
     pub services: ServiceConfigs,
+    /// stub
+    pub probe: crate::probe::ProbeSettings,
+    /// stub
+    pub health_checks: BTreeMap<crate::balancer::ServiceName, std::sync::Arc<crate::probe::HealthCheck>>,
 }
 
 /// `[api]`
@@ -228,6 +232,8 @@ impl Config {
             sources,
             metrics,
             services: ServiceConfigs { defaults, services },
+            probe: crate::probe::ProbeSettings,
+            health_checks: BTreeMap::new(),
         })
     }
 }

@@ -345,7 +345,7 @@ fn a_flapping_instance_moves_only_its_own_keys_and_gets_them_back() {
             .map(|it| if it.id() == flapping.id() { flapping.clone() } else { it })
             .collect::<Vec<_>>()
     };
-    let balancer = balancer(LoadBalancerConfig::new(ConsistentHash), all(RegistryStatus::Passing));
+    let balancer = balancer(without_slow_start(ConsistentHash), all(RegistryStatus::Passing));
     let owners = || {
         (0..5_000)
             .map(|key| keyed(&balancer, &format!("k{key}")))
@@ -507,12 +507,17 @@ fn least_response_time_does_not_fall_for_fast_failures() {
     }
 }
 
+/// What a strategy does by itself: who joins or recovers has its full share at once.
+fn without_slow_start(strategy: LoadBalancingStrategy) -> LoadBalancerConfig {
+    LoadBalancerConfig::new(strategy).with_slow_start(Duration::ZERO).unwrap()
+}
+
 #[test]
 fn a_newcomer_is_neither_flooded_nor_starved() {
     for seed in 0..10 {
         fastrand::seed(seed);
         let (balancer, clock) = timed(
-            LoadBalancerConfig::new(LeastResponseTime),
+            without_slow_start(LeastResponseTime),
             ["a", "b", "c", "d"].map(|id| instance(id, 1)),
         );
         drive(&balancer, &clock, 20, |_| (Outcome::Success, 20));
@@ -632,7 +637,7 @@ fn overlapping_requests_with_leases_are_shared_as_they_should_be() {
     for seed in 0..10 {
         for strategy in [LeastConnections, LeastResponseTime] {
             fastrand::seed(seed);
-            let mut simulation = Leased::new(LoadBalancerConfig::new(strategy), &FIVE);
+            let mut simulation = Leased::new(without_slow_start(strategy), &FIVE);
             let shares = simulation.run(20, good);
             assert!(
                 shares.values().all(|share| (0.15..=0.25).contains(share)),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{LoadBalancer, Registered, Writer, address_key, has_no_share};
+use super::{LoadBalancer, Registered, Writer, address_key, has_no_share, is_eligible};
 use crate::balancer::active::ActiveState;
 use crate::balancer::breaker::{BreakerStep, Recovery, Trip};
 use crate::balancer::clock::{Timestamp, nanos};
@@ -162,6 +162,11 @@ impl LoadBalancer {
         let Some(live) = writer.registered.get(address).map(|at| Arc::clone(&at.live)) else {
             return;
         };
+        let counter = match check {
+            Check::Pass => &self.checks_passed,
+            Check::Fail(_) => &self.checks_failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
         let step = live.observe(check, &self.view.load().config, now);
         if step.is_some() {
             self.take_steps(&mut writer, &live, [step, None], now);
@@ -381,7 +386,7 @@ fn candidate(member: &Member, config: &LoadBalancerConfig) -> Candidate {
     let order = member.verdict.weight.as_ref().map(|order| order.weight);
     Candidate {
         address: address_key(&member.live),
-        eligible: member.weight_in_force() > 0 && layers.is_eligible(),
+        eligible: is_eligible(&member.instance, &layers, order, config),
         down: layers.is_down() || has_no_share(&member.instance, &layers, order, config),
         wish: member.live.judgement().and_then(|judgement| judgement.wish()),
     }
