@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::breaker::{BreakerStep, Trial};
+use super::breaker::Trial;
 use super::clock::{Clock, Timestamp, nanos};
 use super::config::LoadBalancerConfig;
 use super::credit::Credit;
@@ -41,7 +41,7 @@ pub(crate) struct Live {
     pub(crate) credit: Credit,
     /// An [`Admission`].
     admission: AtomicU8,
-    /// Nanoseconds at which a pick was let through as the trial.
+    /// Nanoseconds at which a pick was let through as the trial of the present half-open state; 0 = none was.
     trial_since: AtomicU64,
     /// Nanoseconds at which its slow start began; 0 = there is none.
     ramp_from: AtomicU64,
@@ -66,8 +66,10 @@ impl Live {
 
     /// Sets what picks may do with it. Whoever is let through as the trial stays so. Called by writers only.
     pub(crate) fn admit(&self, admission: Admission) {
-        let update = |before| match (Admission::from_u8(before), admission) {
-            (Admission::OnTrial, Admission::Trial) => None,
+        let tried = self.trial_since.load(Ordering::Acquire) != 0;
+        let update = |before| match (admission, Admission::from_u8(before)) {
+            (Admission::Trial, Admission::OnTrial) => None,
+            (Admission::Trial, _) if tried => Some(Admission::OnTrial as u8),
             _ => Some(admission as u8),
         };
         let _unchanged = self
@@ -81,25 +83,32 @@ impl Live {
             Admission::In => true,
             Admission::Out | Admission::OnTrial => false,
             Admission::Trial => {
-                // Before the exchange, so that whoever sees the claim sees since when. Of several the last counts.
-                self.trial_since.store(now().as_nanos(), Ordering::Release);
-                self.admission
-                    .compare_exchange(
-                        Admission::Trial as u8,
-                        Admission::OnTrial as u8,
-                        Ordering::AcqRel,
-                        Ordering::Relaxed,
-                    )
-                    .is_ok()
+                let claimed = self.exchange(Admission::Trial, Admission::OnTrial);
+                if claimed {
+                    self.trial_since.store(now().as_nanos().max(1), Ordering::Release);
+                }
+                claimed
             }
         }
     }
 
+    fn exchange(&self, from: Admission, to: Admission) -> bool {
+        self.admission
+            .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
     fn trial(&self) -> Trial {
-        match self.admission() {
-            Admission::OnTrial => Trial::Since(Timestamp::from_nanos(self.trial_since.load(Ordering::Acquire))),
-            Admission::In | Admission::Out | Admission::Trial => Trial::None,
+        match self.trial_since.load(Ordering::Acquire) {
+            0 => Trial::None,
+            nanos => Trial::Since(Timestamp::from_nanos(nanos)),
         }
+    }
+
+    /// The trial has ended, one way or another: the next pick may be another one.
+    fn end_trial(&self) {
+        self.trial_since.store(0, Ordering::Release);
+        self.exchange(Admission::OnTrial, Admission::Trial);
     }
 
     /// What is judged of it, if anything was.
@@ -124,6 +133,9 @@ impl Live {
         let seconds = latency.map(|latency| latency.as_secs_f32());
         let mut judgement = self.judgement_made();
         let steps = judgement.record(outcome, seconds, trial, usual, config, fastrand::f64(), now);
+        if steps.iter().flatten().any(|step| matches!(step, Step::Breaker(_))) {
+            self.end_trial();
+        }
         self.lately
             .store(judgement.passive.lately().to_bits(), Ordering::Relaxed);
         steps
@@ -155,13 +167,15 @@ impl Live {
         }
         if let Some(mut judgement) = self.judgement() {
             judged.steps = judgement.advance(trial, usual, config, now);
-            let mut trial = trial;
-            if judged.steps.contains(&Some(Step::Breaker(BreakerStep::TrialUnknown))) {
-                // The next one may try.
-                self.admission.store(Admission::Trial as u8, Ordering::Release);
-                trial = Trial::None;
+            if judged
+                .steps
+                .iter()
+                .flatten()
+                .any(|step| matches!(step, Step::Breaker(_)))
+            {
+                self.end_trial();
             }
-            let next = judgement.next(trial, config, now);
+            let next = judgement.next(self.trial(), config, now);
             judged.next = judged.next.into_iter().chain(next).min();
         }
         judged

@@ -509,7 +509,9 @@ fn least_response_time_does_not_fall_for_fast_failures() {
 
 /// What a strategy does by itself: who joins or recovers has its full share at once.
 fn without_slow_start(strategy: LoadBalancingStrategy) -> LoadBalancerConfig {
-    LoadBalancerConfig::new(strategy).with_slow_start(Duration::ZERO).unwrap()
+    LoadBalancerConfig::new(strategy)
+        .with_slow_start(Duration::ZERO)
+        .unwrap()
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod etcd_registry;
 mod etcd_scale;
 mod etcd_secured;
 mod house;
+mod judgement;
 mod leases;
 mod lifecycle;
 mod overrides;

@@ -1,0 +1,832 @@
+//! Health as the core decides it, on a clock in the test's hand: every rule of the layers, the breaker, the cap, panic and slow
+//! start. What real backends do to it is in `health.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pickd::{
+    Acquired, ActiveState, Address, BreakerConfig, BreakerState, Check, CheckFailure, Clock, Context,
+    ExplainedInstance, Grievance, HealthStatus, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual,
+    Objection, Order, Outcome, PassiveState, PickError, Recovery, RegistryStatus, ServiceInstance, Tools, Transitioned,
+    Trip, Weight,
+};
+
+const OK: Outcome = Outcome::Success;
+const FAIL: Outcome = Outcome::Failure;
+const REFUSED: Check = Check::Fail(CheckFailure::ConnectionRefused);
+
+/// A pool on a clock that moves when told.
+struct Pool {
+    balancer: LoadBalancer,
+    clock: Arc<Manual>,
+}
+
+impl Pool {
+    fn new(config: LoadBalancerConfig, ids: &[&str]) -> Self {
+        Self::of(config, ids.iter().map(|id| instance(id)))
+    }
+
+    fn of(config: LoadBalancerConfig, instances: impl IntoIterator<Item = ServiceInstance>) -> Self {
+        let clock = Arc::new(Manual::default());
+        clock.advance(Duration::from_secs(10_000));
+        let tools = Tools {
+            clock: clock.clone(),
+            ..Tools::default()
+        };
+        let balancer = LoadBalancer::with_tools("web".parse().unwrap(), config, tools, 0);
+        balancer.apply(instances.into_iter().map(Arc::new));
+        Self { balancer, clock }
+    }
+
+    fn pick(&self) -> String {
+        self.balancer.select_instance(&Context::new()).unwrap().id().to_string()
+    }
+
+    fn picks(&self, count: usize) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for _ in 0..count {
+            *counts.entry(self.pick()).or_default() += 1;
+        }
+        counts
+    }
+
+    fn picked(&self) -> BTreeSet<String> {
+        self.picks(200).into_keys().collect()
+    }
+
+    /// A request to this instance and no other, in flight.
+    fn acquire(&self, id: &str) -> Option<Acquired> {
+        let others: Vec<String> = self
+            .balancer
+            .instances()
+            .iter()
+            .map(|(it, _)| it.id().to_string())
+            .collect();
+        let others: Vec<&str> = others.iter().map(String::as_str).filter(|other| *other != id).collect();
+        self.balancer.acquire(&Context::new().with_exclude(&others)).ok()
+    }
+
+    /// So many outcomes of requests to this instance, which were begun before the first of them ended.
+    fn report(&self, id: &str, outcome: Outcome, times: usize) {
+        self.report_in(id, outcome, times, 10);
+    }
+
+    fn report_in(&self, id: &str, outcome: Outcome, times: usize, milliseconds: u64) {
+        let requests: Vec<_> = (0..times).map(|_| self.acquire(id).expect(id)).collect();
+        for request in requests {
+            self.balancer
+                .finish(request, outcome, Duration::from_millis(milliseconds));
+        }
+    }
+
+    fn check(&self, id: &str, check: Check, times: usize) {
+        for _ in 0..times {
+            self.balancer.observe(&address(id), check);
+        }
+    }
+
+    /// Lets time pass, and does what it has made due.
+    fn wait(&self, duration: Duration) {
+        self.clock.advance(duration);
+        self.balancer.tend(self.clock.now());
+    }
+
+    fn seconds(&self, seconds: u64) {
+        self.wait(Duration::from_secs(seconds));
+    }
+
+    fn explain(&self, id: &str) -> ExplainedInstance {
+        self.balancer.explain_instance(&id.parse().unwrap()).unwrap()
+    }
+
+    fn why(&self, id: &str) -> Vec<&'static str> {
+        self.explain(id).objections.into_iter().map(Objection::as_str).collect()
+    }
+
+    fn status(&self, id: &str) -> HealthStatus {
+        self.explain(id).status
+    }
+
+    fn breaker(&self, id: &str) -> Option<BreakerState> {
+        self.explain(id).layers.breaker.map(|said| said.state)
+    }
+
+    /// Lets its open time pass.
+    fn until_half_open(&self, id: &str) {
+        let Some(BreakerState::Open { until, .. }) = self.breaker(id) else {
+            panic!("{:?}", self.breaker(id));
+        };
+        self.wait(until.since(self.clock.now()));
+        assert!(matches!(self.breaker(id), Some(BreakerState::HalfOpen { .. })));
+    }
+
+    fn available(&self) -> usize {
+        self.balancer.statistics().available_instances
+    }
+
+    fn transitions(&self) -> Vec<Transitioned> {
+        let told = self.balancer.take_transitions();
+        told.into_iter().map(|transition| transition.what).collect()
+    }
+}
+
+/// Each at an address of its own, and all with an opinion of the registry.
+fn instance(id: &str) -> ServiceInstance {
+    let address = address(id);
+    ServiceInstance::new(id, address.host(), i64::from(address.port()))
+        .unwrap()
+        .with_status(RegistryStatus::Passing)
+}
+
+fn address(id: &str) -> Address {
+    let number = id.bytes().fold(0_u32, |sum, byte| sum * 31 + u32::from(byte)) % 250;
+    Address::new(&format!("10.0.0.{number}"), 80).unwrap()
+}
+
+fn config() -> LoadBalancerConfig {
+    LoadBalancerConfig::default().with_slow_start(Duration::ZERO).unwrap()
+}
+
+fn ids(ids: &[&str]) -> BTreeSet<String> {
+    ids.iter().map(ToString::to_string).collect()
+}
+
+const FOUR: [&str; 4] = ["a", "b", "c", "d"];
+
+#[test]
+fn layers_are_kept_apart_each_with_reason_and_time_and_none_overwrites_another() {
+    let pool = Pool::new(config(), &FOUR);
+    let start = pool.clock.now();
+    pool.report("a", FAIL, 3);
+    pool.seconds(0);
+    pool.check("a", REFUSED, 1);
+    pool.balancer
+        .drain(&"a".parse().unwrap(), Order::by("ops").because("update").unwrap())
+        .unwrap();
+    let critical = FOUR.map(|id| match id {
+        "a" => instance(id).with_status(RegistryStatus::Critical),
+        _ => instance(id),
+    });
+    pool.clock.advance(Duration::from_millis(200));
+    pool.balancer.apply(critical.into_iter().map(Arc::new));
+    assert_eq!(
+        pool.why("a"),
+        ["drained", "registry_critical", "check_failed", "breaker_open"]
+    );
+    let layers = pool.explain("a").layers;
+    assert_eq!(layers.breaker.unwrap().since, start);
+    assert_eq!(layers.registry.since, start + Duration::from_millis(200));
+    assert_eq!(
+        layers.active.unwrap().state,
+        ActiveState::Down(CheckFailure::ConnectionRefused)
+    );
+    assert_eq!(layers.admin.unwrap().order().reason(), Some("update"));
+
+    // Lifted one by one, from the top: what is below still stands.
+    pool.balancer.undrain(&"a".parse().unwrap()).unwrap();
+    assert_eq!(pool.why("a"), ["registry_critical", "check_failed", "breaker_open"]);
+    pool.balancer.apply(FOUR.map(instance).into_iter().map(Arc::new));
+    assert_eq!(pool.why("a"), ["check_failed", "breaker_open"]);
+    pool.check("a", Check::Pass, 2);
+    assert_eq!(pool.why("a"), ["breaker_open"]);
+    assert_eq!(pool.status("a"), HealthStatus::Unhealthy);
+}
+
+#[test]
+fn a_status_is_unhealthy_degraded_healthy_or_unknown() {
+    let unknown = |id| instance(id).with_status(RegistryStatus::Unknown);
+    let pool = Pool::of(config(), FOUR.map(unknown));
+    assert_eq!(pool.status("a"), HealthStatus::Unknown, "nothing has judged it");
+    assert_eq!(pool.available(), 4, "and it can be picked");
+    pool.check("a", Check::Pass, 1);
+    assert_eq!(pool.status("a"), HealthStatus::Healthy);
+    pool.check("a", Check::Fail(CheckFailure::Status(500)), 3);
+    assert_eq!(
+        (pool.status("a"), pool.why("a")),
+        (HealthStatus::Unhealthy, vec!["check_failed"])
+    );
+    pool.report("b", OK, 10);
+    assert_eq!(pool.status("b"), HealthStatus::Healthy, "outcomes have judged it");
+    // A fifth of fifteen.
+    for outcome in [FAIL, OK, FAIL, OK, FAIL] {
+        pool.report("b", outcome, 1);
+    }
+    assert_eq!(pool.status("b"), HealthStatus::Degraded);
+    let passive = pool.explain("b").layers.passive.unwrap().state;
+    assert_eq!(passive, PassiveState::Degraded(Grievance::Failing));
+    pool.seconds(1);
+    assert_eq!(pool.explain("b").factors.degraded, 0.25);
+    assert_eq!(pool.explain("b").effective_weight, 0.25);
+    assert_eq!(pool.available(), 3);
+}
+
+#[test]
+fn outcomes_take_an_instance_out_after_exactly_max_consecutive_failures() {
+    for failures in [1, 3, 7] {
+        let pool = Pool::new(config().with_max_consecutive_failures(failures).unwrap(), &FOUR);
+        pool.report("a", FAIL, failures as usize - 1);
+        assert_eq!(pool.why("a"), [""; 0]);
+        pool.report("a", FAIL, 1);
+        assert_eq!(pool.why("a"), ["breaker_open"]);
+        // On the very next pick, before any table has followed.
+        assert_eq!(pool.picked(), ids(&["b", "c", "d"]));
+        let because = Trip::ConsecutiveFailures(failures as u32);
+        assert!(matches!(pool.breaker("a"), Some(BreakerState::Open { because: found, .. }) if found == because));
+    }
+}
+
+#[test]
+fn an_ejection_acts_on_the_next_pick_in_every_strategy() {
+    for strategy in LoadBalancingStrategy::ALL {
+        let pool = Pool::new(config().with_strategy(strategy), &FOUR);
+        // A gap between views that the ejection falls into.
+        pool.report("b", FAIL, 3);
+        pool.report("a", FAIL, 3);
+        for number in 0..400 {
+            let key = format!("key-{number}");
+            let pick = pool.balancer.select_instance(&Context::new().with_key(&key)).unwrap();
+            assert!(["c", "d"].contains(&pick.id().as_str()), "{strategy}: {}", pick.id());
+            let alternates = pick.alternates(&pool.balancer, 3, &Context::new().with_key(&key));
+            assert_eq!(alternates.len(), 1, "{strategy}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_connection_counts_as_two_failures_and_a_rejection_as_none_in_a_row() {
+    let pool = Pool::new(config(), &FOUR);
+    pool.report("a", Outcome::ConnectError, 1);
+    assert_eq!(pool.why("a"), [""; 0]);
+    pool.report("a", Outcome::Timeout, 1);
+    assert_eq!(pool.why("a"), ["breaker_open"]);
+
+    pool.report("b", FAIL, 2);
+    pool.report("b", Outcome::Rejected, 5);
+    assert_eq!(pool.why("b"), [""; 0], "not in a row");
+    pool.report("b", OK, 1);
+    pool.report("b", Outcome::Cancelled, 50);
+    pool.report("b", FAIL, 1);
+    assert_eq!(
+        pool.why("b"),
+        [""; 0],
+        "a success starts the row again, and a cancelled request says nothing"
+    );
+    pool.report("b", Outcome::Rejected, 1);
+    assert_eq!(pool.why("b"), ["breaker_open"], "but for the ratio: nine of ten");
+    let statistics = pool.balancer.statistics();
+    assert_eq!(statistics.instances["b"].reported_requests, 10);
+}
+
+#[test]
+fn half_of_ten_outcomes_within_a_minute_take_an_instance_out() {
+    let pool = Pool::new(config(), &FOUR);
+    // Never two failures in a row, and slowly: one in five seconds.
+    for number in 0..9 {
+        pool.report("a", if number % 2 == 0 { FAIL } else { OK }, 1);
+        pool.seconds(5);
+        assert_eq!(pool.why("a"), [""; 0], "{number}");
+    }
+    pool.report("a", FAIL, 1);
+    assert_eq!(pool.why("a"), ["breaker_open"], "six of ten");
+    let because = Trip::FailureRatio { failed: 6, total: 10 };
+    assert!(matches!(pool.breaker("a"), Some(BreakerState::Open { because: found, .. }) if found == because));
+
+    // The same more slowly: the first have left the window before there are ten.
+    for number in 0..30 {
+        pool.report("b", if number % 2 == 0 { FAIL } else { OK }, 1);
+        pool.seconds(8);
+        assert_eq!(pool.why("b"), [""; 0], "{number}");
+    }
+}
+
+#[test]
+fn open_times_double_from_open_min_to_open_max_with_jitter_of_half() {
+    let pool = Pool::new(config(), &FOUR);
+    let mut expected = 1.0_f64;
+    let mut jitters = BTreeSet::new();
+    pool.report("a", FAIL, 3);
+    for _ in 0..12 {
+        let Some(BreakerState::Open { until, .. }) = pool.breaker("a") else {
+            panic!()
+        };
+        let open_for = until.since(pool.clock.now()).as_secs_f64();
+        assert!(
+            (expected * 0.5..=expected * 1.5).contains(&open_for),
+            "{expected}: {open_for}"
+        );
+        jitters.insert((open_for / expected * 100.0) as u32);
+        pool.until_half_open("a");
+        pool.report("a", FAIL, 1);
+        expected = (expected * 2.0).min(60.0);
+    }
+    assert!(jitters.len() > 6, "{jitters:?}");
+    pool.until_half_open("a");
+    pool.report("a", OK, 1);
+    assert_eq!(pool.breaker("a"), Some(BreakerState::Closed));
+    // Soon again: it goes on where it was. Long after: it starts anew.
+    pool.report("a", FAIL, 3);
+    let open_for = |pool: &Pool| match pool.breaker("a") {
+        Some(BreakerState::Open { until, .. }) => until.since(pool.clock.now()).as_secs_f64(),
+        other => panic!("{other:?}"),
+    };
+    assert!(open_for(&pool) >= 30.0);
+    pool.until_half_open("a");
+    pool.report("a", OK, 1);
+    pool.seconds(61);
+    pool.report("a", FAIL, 3);
+    assert!(open_for(&pool) <= 1.5);
+}
+
+#[test]
+fn half_open_any_pick_may_be_the_trial_and_only_one_at_a_time() {
+    for strategy in LoadBalancingStrategy::ALL {
+        let pool = Pool::new(config().with_strategy(strategy), &FOUR);
+        pool.report("a", FAIL, 3);
+        pool.until_half_open("a");
+        assert_eq!(
+            (pool.why("a"), pool.status("a")),
+            (vec!["breaker_half_open"], HealthStatus::Unhealthy)
+        );
+        assert_eq!(pool.available(), 3);
+        let trials = |pool: &Pool| {
+            let picks = (0..400).map(|number| {
+                let key = format!("key-{number}");
+                let pick = pool.balancer.select_instance(&Context::new().with_key(&key)).unwrap();
+                pick.id().to_string()
+            });
+            picks.filter(|id| id == "a").count()
+        };
+        assert_eq!(trials(&pool), 1, "{strategy}");
+        // The permit expires, and another one is let through: after the second tick of its time at the latest.
+        pool.seconds(5);
+        pool.seconds(5);
+        assert_eq!(trials(&pool), 1, "{strategy}");
+    }
+}
+
+#[test]
+fn the_first_outcome_after_the_permit_decides() {
+    let pool = Pool::new(config(), &FOUR);
+    let early = pool.acquire("a").unwrap();
+    let late = pool.acquire("a").unwrap();
+    pool.report("a", FAIL, 3);
+    pool.until_half_open("a");
+    // One that was sent before it opened says nothing of now.
+    pool.balancer.finish(early, OK, Duration::from_millis(10));
+    assert_eq!(pool.why("a"), ["breaker_half_open"]);
+    let trial = pool.acquire("a").unwrap();
+    assert!(pool.acquire("a").is_none(), "one at a time");
+    pool.balancer.finish(trial, OK, Duration::from_millis(10));
+    assert_eq!(pool.why("a"), [""; 0]);
+    pool.balancer.finish(late, FAIL, Duration::from_millis(10));
+    assert_eq!(pool.why("a"), [""; 0], "one failure is one failure");
+
+    pool.report("b", FAIL, 3);
+    pool.until_half_open("b");
+    pool.report("b", FAIL, 1);
+    assert_eq!(pool.why("b"), ["breaker_open"]);
+    assert!(matches!(
+        pool.breaker("b"),
+        Some(BreakerState::Open {
+            because: Trip::TrialFailed,
+            ..
+        })
+    ));
+    let told = pool.transitions();
+    assert!(told.contains(&Transitioned::HalfOpened) && told.contains(&Transitioned::Closed(Recovery::TrialSucceeded)));
+}
+
+#[test]
+fn a_trial_whose_caller_died_is_unknown_and_three_in_a_row_close_the_breaker() {
+    let pool = Pool::new(config(), &FOUR);
+    pool.report("a", FAIL, 3);
+    pool.until_half_open("a");
+    for _ in 0..3 {
+        assert_eq!(pool.why("a"), ["breaker_half_open"]);
+        assert_eq!(pool.picks(100)["a"], 1);
+        pool.seconds(5);
+    }
+    assert_eq!(pool.why("a"), [""; 0]);
+    assert!(
+        pool.transitions()
+            .contains(&Transitioned::Closed(Recovery::TrialsUnknown))
+    );
+}
+
+#[test]
+fn without_a_breaker_an_instance_is_out_for_thirty_seconds_times_ejections_in_a_row() {
+    let pool = Pool::new(config().with_circuit_breaker_enabled(false), &FOUR);
+    for times in 1..=12 {
+        pool.report("a", FAIL, 3);
+        let out_for = (30 * times).min(300);
+        pool.seconds(out_for - 1);
+        assert_eq!(pool.why("a"), ["breaker_open"], "{times}");
+        pool.seconds(1);
+        assert_eq!(pool.why("a"), [""; 0], "no trial: {times}");
+    }
+    assert!(pool.transitions().contains(&Transitioned::Closed(Recovery::TimeServed)));
+}
+
+#[test]
+fn a_passing_check_does_not_close_a_breaker_and_a_closing_breaker_does_not_overrule_a_check() {
+    let pool = Pool::new(config(), &FOUR);
+    pool.report("a", FAIL, 3);
+    pool.check("a", Check::Pass, 10);
+    assert_eq!(pool.why("a"), ["breaker_open"]);
+    pool.until_half_open("a");
+    let trial = pool.acquire("a").unwrap();
+    pool.check("a", REFUSED, 3);
+    pool.balancer.finish(trial, OK, Duration::from_millis(10));
+    assert_eq!(pool.breaker("a"), Some(BreakerState::Closed));
+    assert_eq!(pool.why("a"), ["check_failed"]);
+    assert_eq!(pool.picked(), ids(&["b", "c", "d"]));
+}
+
+#[test]
+fn breakers_hold_out_half_of_a_pool_at_most_the_worst_first_and_never_the_last() {
+    let pool = Pool::new(config(), &["a", "b", "c", "d", "e"]);
+    // b and c fail in nine of ten, the others in all.
+    for id in ["b", "c"] {
+        pool.report(id, OK, 1);
+    }
+    for id in ["b", "c", "a", "d"] {
+        pool.report(id, FAIL, 3);
+    }
+    let held = |pool: &Pool| {
+        let held = ["a", "b", "c", "d", "e"]
+            .into_iter()
+            .filter(|id| pool.explain(id).layers.held_by_cap);
+        held.collect::<Vec<_>>()
+    };
+    assert_eq!(held(&pool), ["b", "c"], "two of five, the worst");
+    assert_eq!((pool.why("b"), pool.why("a")), (vec![], vec!["breaker_open"]));
+    assert_eq!(pool.picked(), ids(&["b", "c", "e"]));
+    assert!(
+        matches!(pool.breaker("b"), Some(BreakerState::Open { .. })),
+        "it is open all the same"
+    );
+    assert!(!pool.balancer.panics());
+
+    // Alone it is never out.
+    let pool = Pool::new(config(), &["a"]);
+    pool.report("a", FAIL, 30);
+    assert_eq!(
+        (pool.pick(), pool.why("a"), pool.available()),
+        ("a".to_owned(), vec![], 1)
+    );
+    assert!(pool.explain("a").layers.held_by_cap && !pool.balancer.panics());
+    // One of two may be, also if no share at all is.
+    for share in [0.0, 0.5, 1.0] {
+        let pool = Pool::new(config().with_max_ejection(share).unwrap(), &["a", "b"]);
+        pool.report("a", FAIL, 3);
+        pool.wait(Duration::from_millis(1));
+        pool.report("b", FAIL, 3);
+        assert_eq!(pool.picked(), ids(&["b"]), "{share}");
+    }
+}
+
+#[test]
+fn a_held_one_takes_the_place_of_one_that_comes_back_and_a_held_one_that_is_well_is_simply_well() {
+    let pool = Pool::new(config(), &FOUR);
+    for id in ["a", "b", "c"] {
+        pool.report(id, FAIL, 3);
+        pool.wait(Duration::from_millis(1));
+    }
+    assert!(pool.explain("c").layers.held_by_cap);
+    pool.until_half_open("a");
+    pool.report("a", OK, 1);
+    assert_eq!((pool.why("a"), pool.explain("c").layers.held_by_cap), (vec![], false));
+    assert!(!pool.why("c").is_empty(), "{:?}", pool.breaker("c"));
+
+    let pool = Pool::new(config(), &["a", "b"]);
+    pool.report("a", FAIL, 3);
+    pool.wait(Duration::from_millis(1));
+    pool.report("b", FAIL, 3);
+    pool.until_half_open("b");
+    assert!(pool.explain("b").layers.held_by_cap);
+    assert_eq!(
+        pool.picks(50),
+        BTreeMap::from([("b".to_owned(), 50)]),
+        "every pick of it is a trial"
+    );
+    pool.report("b", OK, 1);
+    assert_eq!(pool.breaker("b"), Some(BreakerState::Closed));
+}
+
+#[test]
+fn active_checks_are_not_capped_and_local_judgement_never_empties_a_pool() {
+    let pool = Pool::new(config(), &FOUR);
+    for id in ["a", "b", "c"] {
+        pool.check(id, REFUSED, 3);
+    }
+    assert_eq!(pool.picked(), ids(&["d"]));
+    pool.report("d", FAIL, 3);
+    assert!(pool.explain("d").layers.held_by_cap, "never the last usable one");
+    assert_eq!((pool.picked(), pool.balancer.panics()), (ids(&["d"]), false));
+    pool.check("d", REFUSED, 3);
+    assert_eq!(pool.picked(), ids(&FOUR), "panic: all of them");
+    let pick = pool.balancer.select_instance(&Context::new()).unwrap();
+    assert!(pick.panic() && pool.balancer.panics());
+    assert_eq!((pool.available(), pool.why("a")), (0, vec!["check_failed"]));
+    assert!(pool.balancer.panic_picks() >= 200);
+    pool.check("b", Check::Pass, 2);
+    assert_eq!((pool.picked(), pool.balancer.panics()), (ids(&["b"]), false));
+    let told = pool.transitions();
+    let began = Transitioned::PanicBegan { usable: 0, eligible: 4 };
+    assert!(
+        told.contains(&began) && told.contains(&Transitioned::PanicEnded),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn panic_picks_at_base_weight_and_never_what_the_registry_rejects_the_operator_drained_or_has_weight_zero() {
+    for strategy in LoadBalancingStrategy::ALL {
+        let weight = |id, weight: i64| instance(id).with_weight(Weight::new(weight).unwrap());
+        let instances = [
+            weight("a", 1),
+            weight("b", 3).with_status(RegistryStatus::Warning),
+            weight("c", 0),
+            instance("d").with_status(RegistryStatus::Critical),
+            instance("e").with_status(RegistryStatus::Maintenance),
+            instance("f"),
+            ServiceInstance::new("g", "169.254.169.254", 80).unwrap(),
+        ];
+        let pool = Pool::of(config().with_strategy(strategy), instances);
+        pool.balancer.drain(&"f".parse().unwrap(), Order::by("ops")).unwrap();
+        for id in ["a", "b", "c", "d", "e", "f"] {
+            pool.check(id, REFUSED, 3);
+        }
+        let counts = pool.picks(4_000);
+        assert_eq!(
+            counts.keys().cloned().collect::<BTreeSet<_>>(),
+            ids(&["a", "b"]),
+            "{strategy}"
+        );
+        let share = counts["b"] as f64 / 4_000.0;
+        let fair = if strategy.is_weighted() { 0.75 } else { 0.5 };
+        assert!((share - fair).abs() < 0.04, "no factor counts: {strategy}: {share}");
+        assert_eq!(pool.why("g"), ["address_refused"]);
+        assert_eq!(pool.balancer.explain(None).eligible_instances, 2);
+    }
+}
+
+#[test]
+fn panic_begins_below_its_threshold_and_can_be_turned_off() {
+    let pool = Pool::new(config().with_panic_threshold(0.5).unwrap(), &FOUR);
+    pool.check("a", REFUSED, 3);
+    pool.check("b", REFUSED, 3);
+    assert!(!pool.balancer.panics(), "two of four is not below a half");
+    pool.check("c", REFUSED, 3);
+    assert_eq!((pool.picked(), pool.balancer.panics()), (ids(&FOUR), true));
+
+    let pool = Pool::new(config().with_panic(false), &FOUR);
+    for id in FOUR {
+        pool.check(id, REFUSED, 3);
+    }
+    let refusal = pool.balancer.select_instance(&Context::new()).unwrap_err();
+    assert!(matches!(refusal, PickError::NoneAvailable { total: 4, .. }));
+    pool.balancer.configure(config());
+    assert_eq!(pool.picked(), ids(&FOUR));
+}
+
+#[test]
+fn a_recovered_instance_comes_to_its_share_slowly_in_every_strategy() {
+    for strategy in LoadBalancingStrategy::ALL {
+        fastrand::seed(4);
+        let config = LoadBalancerConfig::new(strategy);
+        let pool = Pool::new(config, &FOUR);
+        pool.report("a", FAIL, 3);
+        pool.until_half_open("a");
+        pool.report("a", OK, 1);
+        let share = |pool: &Pool| {
+            let picks = (0..8_000).filter(|number| {
+                let key = format!("key-{number}");
+                let request = pool.balancer.acquire(&Context::new().with_key(&key)).unwrap();
+                let is_a = request.id().as_str() == "a";
+                pool.balancer.finish(request, OK, Duration::from_millis(10));
+                is_a
+            });
+            // Of what one of the three others gets.
+            let own = picks.count() as f64;
+            own / ((8_000.0 - own) / 3.0)
+        };
+        pool.wait(Duration::from_millis(100));
+        assert_eq!(pool.explain("a").factors.slow_start, 1.0 / 16.0);
+        let first = share(&pool);
+        assert!(first <= 0.10, "{strategy}: {first}");
+        pool.seconds(15);
+        assert_eq!(pool.explain("a").factors.slow_start, 0.5);
+        let half = share(&pool);
+        // Who compares response times by weight prefers the others as long as they are equally fast.
+        let compares = strategy == LoadBalancingStrategy::LeastResponseTime;
+        assert!(compares || (0.38..=0.62).contains(&half), "{strategy}: {half}");
+        pool.seconds(15);
+        let whole = share(&pool);
+        // A ring of four is not even; its keys are those it had.
+        let even = if strategy == LoadBalancingStrategy::ConsistentHash {
+            0.6..=1.5
+        } else {
+            0.93..=1.07
+        };
+        assert!(even.contains(&whole), "{strategy}: {whole}");
+        assert_eq!(pool.explain("a").factors.slow_start, 1.0);
+    }
+}
+
+#[test]
+fn one_that_joins_a_pool_that_serves_starts_slowly_and_a_pool_that_starts_does_not() {
+    let pool = Pool::new(LoadBalancerConfig::default(), &["a", "b"]);
+    let factor = |pool: &Pool, id: &str| pool.explain(id).factors.slow_start;
+    pool.balancer.add_instance(instance("c"));
+    assert_eq!(factor(&pool, "c"), 1.0, "nobody has been served yet");
+    pool.pick();
+    pool.balancer.add_instance(instance("d"));
+    assert_eq!((factor(&pool, "a"), factor(&pool, "d")), (1.0, 1.0 / 16.0));
+    // The registry's word is a recovery, too; a lifted drain is none.
+    let with_b = |status| {
+        ["a", "b", "c", "d"].map(|id| match id {
+            "b" => instance(id).with_status(status),
+            _ => instance(id),
+        })
+    };
+    pool.balancer
+        .apply(with_b(RegistryStatus::Critical).into_iter().map(Arc::new));
+    pool.seconds(30);
+    pool.balancer
+        .apply(with_b(RegistryStatus::Passing).into_iter().map(Arc::new));
+    assert_eq!((factor(&pool, "b"), factor(&pool, "d")), (1.0 / 16.0, 1.0));
+    pool.balancer.drain(&"c".parse().unwrap(), Order::by("ops")).unwrap();
+    pool.balancer.undrain(&"c".parse().unwrap()).unwrap();
+    assert_eq!(factor(&pool, "c"), 1.0);
+    // The same id at another address is another one.
+    let moved = ServiceInstance::new("a", "10.0.1.1", 80).unwrap();
+    pool.balancer.add_instance(moved);
+    assert_eq!(factor(&pool, "a"), 1.0 / 16.0);
+}
+
+#[test]
+fn a_pool_that_is_on_the_ramp_as_a_whole_keeps_its_keys() {
+    let config = LoadBalancerConfig::new(LoadBalancingStrategy::ConsistentHash);
+    let pool = Pool::new(config, &FOUR);
+    let owners = |pool: &Pool| {
+        let owner = |number| {
+            let key = format!("key-{number}");
+            let pick = pool.balancer.select_instance(&Context::new().with_key(&key)).unwrap();
+            pick.id().to_string()
+        };
+        (0..2_000).map(owner).collect::<Vec<_>>()
+    };
+    let before = owners(&pool);
+    let all = |status| FOUR.map(|id| Arc::new(instance(id).with_status(status)));
+    pool.balancer.apply(all(RegistryStatus::Critical));
+    pool.balancer.apply(all(RegistryStatus::Passing));
+    assert_eq!(pool.explain("a").factors.slow_start, 1.0 / 16.0);
+    assert_eq!(owners(&pool), before);
+}
+
+#[test]
+fn a_much_slower_instance_is_degraded_until_it_is_as_fast_as_the_others() {
+    let pool = Pool::new(config(), &FOUR);
+    let round = |pool: &Pool, milliseconds: u64| {
+        for id in FOUR {
+            pool.report_in(id, OK, 1, if id == "a" { milliseconds } else { 20 });
+        }
+        pool.wait(Duration::from_millis(300));
+    };
+    (0..12).for_each(|_| round(&pool, 20));
+    let passive = |pool: &Pool| pool.explain("a").layers.passive.unwrap().state;
+    round(&pool, 5_000);
+    assert_eq!(
+        passive(&pool),
+        PassiveState::Ok,
+        "one that took very long is no slow instance"
+    );
+    (0..12).for_each(|_| round(&pool, 20));
+    (0..4).for_each(|_| round(&pool, 200));
+    assert_eq!(passive(&pool), PassiveState::Degraded(Grievance::Slow));
+    assert_eq!(pool.status("a"), HealthStatus::Degraded);
+    (0..20).for_each(|_| round(&pool, 20));
+    assert_eq!(passive(&pool), PassiveState::Ok);
+
+    // `least_response_time` compares response times itself.
+    let pool = Pool::new(config().with_strategy(LoadBalancingStrategy::LeastResponseTime), &FOUR);
+    (0..30).for_each(|_| round(&pool, 200));
+    assert_eq!(passive(&pool), PassiveState::Ok);
+}
+
+#[test]
+fn a_failing_grade_ends_when_its_failures_have_left_the_window() {
+    let pool = Pool::new(config(), &FOUR);
+    for number in 0..15 {
+        pool.report("a", if number % 4 == 0 { FAIL } else { OK }, 1);
+    }
+    assert_eq!(pool.status("a"), HealthStatus::Degraded);
+    pool.seconds(30);
+    assert_eq!(pool.status("a"), HealthStatus::Degraded);
+    // In steps of the window, as somebody who drives the time would.
+    (0..8).for_each(|_| pool.seconds(5));
+    assert_eq!(pool.status("a"), HealthStatus::Healthy);
+}
+
+#[test]
+fn settings_of_the_breaker_are_heeded() {
+    let breaker = BreakerConfig::default()
+        .with_min_outcomes(4)
+        .and_then(|breaker| breaker.with_failure_ratio(0.25))
+        .and_then(|breaker| breaker.with_window(Duration::from_secs(10)))
+        .and_then(|breaker| breaker.with_open_times(Duration::from_secs(4), Duration::from_secs(8)))
+        .unwrap();
+    let pool = Pool::new(config().with_breaker(breaker), &FOUR);
+    pool.report("a", OK, 3);
+    pool.report("a", FAIL, 1);
+    let Some(BreakerState::Open { until, .. }) = pool.breaker("a") else {
+        panic!()
+    };
+    assert!((2.0..=6.0).contains(&until.since(pool.clock.now()).as_secs_f64()));
+}
+
+#[test]
+fn what_was_judged_of_an_address_outlives_views_weights_strategies_and_its_registration() {
+    let pool = Pool::new(config(), &FOUR);
+    pool.report("a", FAIL, 3);
+    pool.balancer
+        .add_instance(instance("a").with_weight(Weight::new(7).unwrap()));
+    pool.balancer
+        .configure(config().with_strategy(LoadBalancingStrategy::Random));
+    pool.balancer.remove_instance(&"a".parse().unwrap());
+    pool.balancer.add_instance(instance("a"));
+    assert_eq!(pool.why("a"), ["breaker_open"]);
+    assert_eq!(pool.picked(), ids(&["b", "c", "d"]));
+    // The same id elsewhere has done nothing yet.
+    pool.balancer
+        .add_instance(ServiceInstance::new("a", "10.0.1.1", 80).unwrap());
+    assert_eq!(pool.why("a"), [""; 0]);
+}
+
+#[test]
+fn checks_that_run_no_more_say_nothing_any_more() {
+    let pool = Pool::new(config(), &FOUR);
+    pool.check("a", REFUSED, 3);
+    pool.balancer.forget_checks();
+    assert_eq!((pool.why("a"), pool.picked()), (vec![], ids(&FOUR)));
+    assert_eq!(pool.explain("a").layers.active, None);
+}
+
+#[test]
+fn an_address_that_a_check_was_refused_for_is_never_picked() {
+    let pool = Pool::new(config(), &["a", "b"]);
+    pool.check("a", Check::Fail(CheckFailure::AddressRefused), 1);
+    pool.check("b", REFUSED, 3);
+    assert_eq!(pool.why("a"), ["address_refused"]);
+    assert_eq!(
+        (pool.picked(), pool.balancer.panics()),
+        (ids(&["b"]), true),
+        "panic included"
+    );
+}
+
+#[test]
+fn instances_at_one_address_are_judged_together_and_drained_apart() {
+    let twin = |id: &str| ServiceInstance::new(id, "10.9.9.9", 80).unwrap();
+    let pool = Pool::of(
+        config(),
+        [twin("t1"), twin("t2"), instance("a"), instance("b"), instance("c")],
+    );
+    pool.balancer.drain(&"t2".parse().unwrap(), Order::by("ops")).unwrap();
+    pool.report("t1", FAIL, 3);
+    assert_eq!(
+        (pool.why("t1"), pool.why("t2")),
+        (vec!["breaker_open"], vec!["drained", "breaker_open"])
+    );
+    assert_eq!(pool.picked(), ids(&["a", "b", "c"]));
+    let opened = pool.balancer.take_transitions();
+    assert_eq!(opened[0].instances.len(), 2);
+}
+
+#[test]
+fn tables_follow_a_moment_later_and_without_anybody_who_drives_the_time_with_the_next_request() {
+    let pool = Pool::new(config(), &FOUR);
+    pool.report("a", FAIL, 3);
+    pool.clock.advance(Duration::from_millis(60));
+    pool.balancer
+        .finish(pool.acquire("b").unwrap(), OK, Duration::from_millis(1));
+    // In turn again, without a look at the one that is out.
+    let picks: Vec<String> = (0..6).map(|_| pool.pick()).collect();
+    assert_eq!(picks[..3], picks[3..]);
+    assert_eq!(picks.iter().cloned().collect::<BTreeSet<_>>(), ids(&["b", "c", "d"]));
+}
+
+#[test]
+fn ten_thousand_picks_during_a_trial_and_a_panic_render_and_lose_nothing() {
+    let pool = Pool::new(config(), &FOUR);
+    pool.report("a", FAIL, 3);
+    pool.until_half_open("a");
+    assert_eq!(pool.picks(10_000).values().sum::<usize>(), 10_000);
+    for id in FOUR {
+        pool.check(id, REFUSED, 3);
+    }
+    assert_eq!(pool.picks(10_000).values().sum::<usize>(), 10_000);
+    assert_eq!(pool.balancer.panic_picks(), 10_000);
+}
