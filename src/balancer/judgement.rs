@@ -284,3 +284,235 @@ pub(crate) fn decide(candidates: impl Iterator<Item = Candidate>, config: &LoadB
         usable,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The rules of the breaker once more, from the list of everything that ever happened instead of from a state.
+    #[derive(Default)]
+    struct Naive {
+        /// Each outcome that a closed breaker was told since it last closed.
+        outcomes: Vec<(Timestamp, Outcome)>,
+        /// When it opened and until when it is open; `None` while closed.
+        open: Option<(Timestamp, Timestamp)>,
+        half_open: bool,
+        unknown_trials: u8,
+        openings: Vec<Timestamp>,
+        closings: Vec<Timestamp>,
+    }
+
+    impl Naive {
+        fn in_a_row(&self) -> u32 {
+            let since_success = self.outcomes.iter().rev().map_while(|(_, outcome)| match outcome {
+                Outcome::Success => None,
+                outcome => Some(outcome.failures_in_a_row()),
+            });
+            since_success.sum()
+        }
+
+        fn trips(&self, config: &LoadBalancerConfig, now: Timestamp) -> bool {
+            let step = (config.breaker().window() / 12).as_nanos() as u64;
+            let is_recent = |at: &Timestamp| at.as_nanos() / step + 12 > now.as_nanos() / step;
+            let recent: Vec<_> = self.outcomes.iter().filter(|(at, _)| is_recent(at)).collect();
+            let failed = recent
+                .iter()
+                .filter(|(_, outcome)| *outcome != Outcome::Success)
+                .count();
+            let enough = recent.len() >= config.breaker().min_outcomes() as usize;
+            self.in_a_row() >= config.max_consecutive_failures()
+                || enough && failed as f64 / recent.len() as f64 >= config.breaker().failure_ratio()
+        }
+
+        fn close(&mut self, now: Timestamp) {
+            (self.open, self.half_open, self.unknown_trials) = (None, false, 0);
+            self.outcomes.clear();
+            self.closings.push(now);
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Outcome(Outcome),
+        Wait(u64),
+        /// A pick is let through.
+        Trial,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let outcome = prop_oneof![
+            4 => Just(Outcome::Success),
+            3 => Just(Outcome::Failure),
+            1 => Just(Outcome::Timeout),
+            1 => Just(Outcome::ConnectError),
+            1 => Just(Outcome::Rejected),
+            1 => Just(Outcome::Cancelled),
+        ];
+        prop_oneof![
+            5 => outcome.prop_map(Event::Outcome),
+            3 => (1_u64..4_000).prop_map(Event::Wait),
+            1 => (4_000_u64..90_000).prop_map(Event::Wait),
+            2 => Just(Event::Trial),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_breaker_does_what_its_rules_say_of_all_that_happened(
+            events in prop::collection::vec(event(), 1..120),
+            enabled: bool,
+            entropy in 0.0..1.0_f64,
+        ) {
+            let config = LoadBalancerConfig::default().with_circuit_breaker_enabled(enabled);
+            let (mut judgement, mut naive) = (Judgement::default(), Naive::default());
+            let mut now = Timestamp::default() + Duration::from_secs(1_000_000);
+            let mut trial = Trial::None;
+            for event in events {
+                match event {
+                    Event::Wait(milliseconds) => {
+                        // In small steps, as somebody who drives the time would.
+                        for _ in 0..milliseconds.div_ceil(500) {
+                            now = now + Duration::from_millis(500);
+                            let [_, step] = judgement.advance(trial, None, &config, now);
+                            match naive.open {
+                                Some((_, until)) if until <= now => {
+                                    naive.open = None;
+                                    if enabled {
+                                        naive.half_open = true;
+                                    } else {
+                                        naive.close(now);
+                                    }
+                                }
+                                _ => {}
+                            }
+                            if let Trial::Since(then) = trial && naive.half_open && now.since(then) >= Duration::from_secs(5) {
+                                naive.unknown_trials += 1;
+                                if naive.unknown_trials == 3 {
+                                    naive.close(now);
+                                }
+                            }
+                            if step.is_some() {
+                                trial = Trial::None;
+                            }
+                        }
+                    }
+                    Event::Trial if naive.half_open && trial == Trial::None => trial = Trial::Since(now),
+                    Event::Trial => {}
+                    Event::Outcome(outcome) => {
+                        let [_, step] = judgement.record(outcome, None, trial, None, &config, entropy, now);
+                        let heard = trial != Trial::None || naive.unknown_trials > 0;
+                        let mut opens = false;
+                        if outcome == Outcome::Cancelled || naive.open.is_some() {
+                        } else if naive.half_open {
+                            match outcome {
+                                _ if !heard => {}
+                                Outcome::Success => naive.close(now),
+                                _ => opens = true,
+                            }
+                        } else {
+                            naive.outcomes.push((now, outcome));
+                            opens = outcome != Outcome::Success && naive.trips(&config, now);
+                        }
+                        if opens {
+                            let in_a_row = naive.half_open
+                                || naive.closings.last().is_some_and(|&at| now.since(at) < config.breaker().window());
+                            if !in_a_row {
+                                naive.openings.clear();
+                            }
+                            naive.openings.push(now);
+                            let times = naive.openings.len() as i32;
+                            let seconds = if enabled {
+                                2_f64.powi(times - 1).min(60.0) * (0.5 + entropy)
+                            } else {
+                                f64::from(30 * times).min(300.0)
+                            };
+                            naive.open = Some((now, now + Duration::from_secs_f64(seconds)));
+                            (naive.half_open, naive.unknown_trials) = (false, 0);
+                        }
+                        if step.is_some() {
+                            trial = Trial::None;
+                        }
+                    }
+                }
+                match (judgement.breaker.state(), naive.open) {
+                    (BreakerState::Open { until, .. }, Some((_, expected))) => {
+                        let difference = until.since(expected) + expected.since(until);
+                        prop_assert!(difference < Duration::from_millis(1), "{:?} {:?}", until, expected);
+                    }
+                    (BreakerState::HalfOpen { .. }, None) => prop_assert!(naive.half_open),
+                    (BreakerState::Closed, None) => prop_assert!(!naive.half_open),
+                    other => prop_assert!(false, "{:?}", other),
+                }
+            }
+        }
+
+        #[test]
+        fn who_is_out_keeps_the_rules_of_cap_and_panic(
+            pool in prop::collection::vec((any::<bool>(), any::<bool>(), prop::option::of((0_u32..4, 0_u64..5, any::<bool>()))), 0..24),
+            share in 0.0..=1.0_f64,
+            threshold in 0.0..=1.0_f64,
+        ) {
+            let config = LoadBalancerConfig::default()
+                .with_max_ejection(share)
+                .and_then(|config| config.with_panic_threshold(threshold))
+                .unwrap();
+            let candidate = |(address, (eligible, down, wish)): (usize, &(bool, bool, Option<(u32, u64, bool)>))| Candidate {
+                address,
+                eligible: *eligible,
+                down: *down,
+                wish: wish.map(|(severity, at, half_open)| Wish {
+                    severity: severity as f32,
+                    tripped_at: Timestamp::from_nanos(at),
+                    half_open,
+                }),
+            };
+            let candidates: Vec<Candidate> = pool.iter().enumerate().map(candidate).collect();
+            let decision = decide(candidates.iter().copied(), &config);
+            let eligible: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.eligible).collect();
+            let up: Vec<&&Candidate> = eligible.iter().filter(|candidate| !candidate.down).collect();
+            let wishing: Vec<&&&Candidate> = up.iter().filter(|candidate| candidate.wish.is_some()).collect();
+            let is_held = |candidate: &Candidate| decision.held.contains(&candidate.address);
+            let out: Vec<_> = wishing.iter().filter(|candidate| !is_held(candidate)).collect();
+            let cap = ((share * eligible.len() as f64) as usize).max(1);
+            prop_assert!(out.len() <= cap && (up.is_empty() || out.len() < up.len()));
+            prop_assert_eq!(out.len(), wishing.len().min(cap).min(up.len().saturating_sub(1)), "as many as may be");
+            for out in &out {
+                for held in wishing.iter().filter(|candidate| is_held(candidate)) {
+                    prop_assert!(out.wish.unwrap().severity >= held.wish.unwrap().severity, "the worst first");
+                }
+            }
+            let usable = up.len() - out.len();
+            prop_assert_eq!((decision.eligible, decision.usable), (eligible.len(), usable));
+            let panics = !eligible.is_empty() && (usable as f64) < (threshold * eligible.len() as f64).max(1.0);
+            prop_assert_eq!(decision.panic, panics);
+            let admitted = eligible.iter().filter(|candidate| decision.admission(candidate) == Admission::In).count();
+            prop_assert_eq!(admitted, if panics { eligible.len() } else { usable });
+        }
+    }
+
+    #[test]
+    fn outcomes_leave_the_window_in_steps() {
+        let at = |seconds| Timestamp::default() + Duration::from_secs(seconds);
+        let minute = Duration::from_secs(60);
+        let mut window = OutcomeWindow::default();
+        for second in (0..60).step_by(5) {
+            window.count(second >= 30, minute, at(second));
+        }
+        let totals = |window: &mut OutcomeWindow, second| {
+            let totals = window.totals(minute, at(second));
+            (totals.failed, totals.total)
+        };
+        assert_eq!(totals(&mut window, 59), (6, 12));
+        assert_eq!(totals(&mut window, 60), (6, 11));
+        assert_eq!(totals(&mut window, 89), (6, 6));
+        assert_eq!(totals(&mut window, 114), (1, 1));
+        assert_eq!(totals(&mut window, 115), (0, 0));
+        assert_eq!(totals(&mut window, 100_000), (0, 0));
+        window.count(true, minute, at(100_000));
+        assert_eq!(totals(&mut window, 3), (1, 1), "time that goes back takes nothing away");
+    }
+}

@@ -765,9 +765,10 @@ impl LoadBalancer {
         leaving.extend(previous);
         let candidates = drafts.iter().map(|draft| draft.candidate(&config));
         let decision = judgement::decide(candidates, &config);
+        let mut last = None;
         let members: Box<[Member]> = drafts
             .into_iter()
-            .map(|draft| self.member(draft, &decision, &config, now))
+            .map(|draft| self.member(draft, &decision, &config, &mut last, now))
             .collect();
         writer.depart_ids(&old.members, &members, now);
         writer.empty_since = match (members.is_empty(), writer.empty_since) {
@@ -798,8 +799,16 @@ impl LoadBalancer {
         self.plan(writer, now);
     }
 
-    /// A member of the next view. Its bodies are those from before if it has the same attributes and status.
-    fn member(&self, draft: Draft<'_>, decision: &Decision, config: &LoadBalancerConfig, now: Timestamp) -> Member {
+    /// A member of the next view. Its bodies are those from before if it has the same attributes and status. Its verdict is that
+    /// from before, or the `last` one made, if it is the same: most are.
+    fn member(
+        &self,
+        draft: Draft<'_>,
+        decision: &Decision,
+        config: &LoadBalancerConfig,
+        last: &mut Option<Arc<Verdict>>,
+        now: Timestamp,
+    ) -> Member {
         let candidate = draft.candidate(config);
         let Draft {
             instance,
@@ -824,9 +833,10 @@ impl LoadBalancer {
             (true, false) => factors.units(config),
         };
         let verdict = Verdict { layers, weight };
-        let verdict = match before.map(|before| &before.verdict) {
-            Some(before) if **before == verdict => Arc::clone(before),
-            _ => Arc::new(verdict),
+        let verdict = match (before.map(|before| &before.verdict), last.as_ref()) {
+            (Some(before), _) if **before == verdict => Arc::clone(before),
+            (_, Some(last)) if **last == verdict => Arc::clone(last),
+            _ => Arc::clone(last.insert(Arc::new(verdict))),
         };
         let bodies = match alike {
             Some(alike) if alike.status == status => Arc::clone(&alike.bodies),
