@@ -232,7 +232,7 @@ impl Config {
             sources,
             metrics,
             services: ServiceConfigs { defaults, services },
-            probe: crate::probe::ProbeSettings,
+            probe: crate::probe::ProbeSettings::default(),
             health_checks: BTreeMap::new(),
         })
     }

@@ -1,19 +1,10 @@
 //! stub
 #![allow(missing_docs, dead_code)]
+mod settings;
 use crate::balancer::*;
+pub use settings::{HealthCheck, HttpCheck, InvalidCheck, Plan, ProbeSettings};
 use std::sync::Arc;
 use std::time::Duration;
-#[derive(Debug, Clone, PartialEq)]
-pub struct HealthCheck;
-#[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
-    pub check: Arc<HealthCheck>,
-    pub interval: Duration,
-    pub timeout: Duration,
-    pub denied: DeniedNetworks,
-}
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ProbeSettings;
 #[derive(Debug, Clone)]
 pub struct ProbeHandle;
 impl ProbeHandle {
