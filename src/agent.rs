@@ -544,7 +544,7 @@ impl Running {
                 balancer.observe(&checked.address, checked.check);
             }
         };
-        let prober = Prober::new(self.config.probe, Arc::new(observe));
+        let prober = Prober::new(self.config.probe, Arc::clone(&self.clock), Arc::new(observe));
         self.checks.start(prober.handle(), &self.woken);
         let task = prober.run(stop.clone());
         let id = self.tasks.spawn(async move {

@@ -27,6 +27,7 @@
 //! |---|---|
 //! | [`balancer`] | the core: instances, views, strategies, statistics, leases, orders. Start here, with the story of one pick |
 //! | `discovery` | registries in: a `Watcher` for each, retried, doubted, merged, coalesced into views |
+//! | `probe` | active checks out: whose turn it is, and HTTP, TCP and gRPC questions to instances |
 //! | `api` | the HTTP interface: parse, ask the core, answer |
 //! | `metrics` | every series in one table, read from the core at scrape time |
 //! | `config` | what an operator writes, and what is meant by it: valid by construction |
@@ -36,7 +37,7 @@
 //!
 //! # The layers, and what holds
 //!
-//! - **Imports point down**: `cli -> agent -> config -> { api | discovery } -> { http_client | telemetry | duration } -> metrics -> balancer`.
+//! - **Imports point down**: `cli -> agent -> config -> { api | discovery | probe } -> { http_client | telemetry | duration } -> metrics -> balancer`.
 //!   Rooms on one floor do not know each other. `tests/integration/house.rs` finds a path that points up.
 //! - **The core is pure**: no I/O, no runtime, no logs. Time comes through a [`Clock`], bytes through a [`Render`]; a transition
 //!   returns what happened, and somebody else reports it.

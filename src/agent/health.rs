@@ -113,11 +113,11 @@ impl Checks {
         match plans.by_service.get(service).cloned() {
             Some(plan) => {
                 if plans.told.insert(service.clone(), generation) != Some(generation) {
-                    prober.set(service.clone(), Some(plan), balancer.addresses_to_check());
+                    prober.set(service, Some(&plan), balancer.addresses_to_check());
                 }
             }
             None if plans.told.remove(service).is_some() => {
-                prober.set(service.clone(), None, []);
+                prober.set(service, None, []);
                 balancer.forget_checks();
             }
             None => {}

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method};
 
 use crate::balancer::DeniedNetworks;
 
@@ -192,11 +192,6 @@ impl HttpCheck {
     #[must_use]
     pub fn expects(&self, status: u16) -> bool {
         self.statuses.iter().any(|range| range.contains(&status))
-    }
-
-    /// The same for hyper's type.
-    pub(super) fn expects_code(&self, status: StatusCode) -> bool {
-        self.expects(status.as_u16())
     }
 }
 

@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 7] = [
     &["cli"],
     &["agent"],
     &["config"],
-    &["api", "discovery"],
+    &["api", "discovery", "probe"],
     &["duration", "http_client", "telemetry"],
     &["metrics"],
     &["balancer"],

@@ -1,0 +1,131 @@
+//! Connections of checks: to the address that was looked at, and to no other.
+//!
+//! A registered name may lead anywhere by the time it is resolved (Consul: CVE-2022-29153). So names are resolved here, what
+//! came of it is compared with the denied networks, and the connection goes to exactly the address that was compared: nothing
+//! resolves a second time. Neither proxies nor redirects are followed by anything above.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::net::{TcpStream, lookup_host};
+
+use crate::balancer::{Address, CheckFailure, DeniedNetworks};
+
+/// Who knows the addresses of a name.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Resolver {
+    /// The system.
+    #[default]
+    System,
+    /// A list.
+    #[cfg(test)]
+    Fixed(std::sync::Arc<Vec<SocketAddr>>),
+}
+
+impl Resolver {
+    async fn resolve(&self, address: &Address) -> io::Result<Vec<SocketAddr>> {
+        match self {
+            Self::System => Ok(lookup_host((address.host(), address.port())).await?.collect()),
+            #[cfg(test)]
+            Self::Fixed(addresses) => Ok(addresses.to_vec()),
+        }
+    }
+}
+
+/// Connects to an instance, if that is allowed. Of several addresses of a name those that are denied are left out, and the first
+/// that takes the connection is the one.
+///
+/// Waits without limit: whoever asks has a timeout.
+pub(super) async fn connect(
+    address: &Address,
+    denied: &DeniedNetworks,
+    resolver: &Resolver,
+) -> Result<TcpStream, CheckFailure> {
+    let found = match address.ip() {
+        Some(ip) => vec![SocketAddr::new(ip, address.port())],
+        None => resolver.resolve(address).await.unwrap_or_default(),
+    };
+    if found.is_empty() {
+        return Err(CheckFailure::NameNotResolved);
+    }
+    let mut failure = CheckFailure::AddressRefused;
+    for found in found.into_iter().filter(|found| !denied.contains(found.ip())) {
+        match TcpStream::connect(found).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = classify(&error),
+        }
+    }
+    Err(failure)
+}
+
+/// Why there is no connection, or none any more.
+pub(super) fn classify(error: &io::Error) -> CheckFailure {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => CheckFailure::ConnectionRefused,
+        io::ErrorKind::TimedOut => CheckFailure::Timeout,
+        _ => CheckFailure::ConnectionFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    fn loopback_denied() -> DeniedNetworks {
+        DeniedNetworks::default().and(["127.0.0.0/8".parse().unwrap()])
+    }
+
+    async fn outcome(host: &str, port: u16, denied: &DeniedNetworks, resolved: &[&str]) -> Result<(), CheckFailure> {
+        let resolved = resolved.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
+        let resolver = Resolver::Fixed(Arc::new(resolved.collect()));
+        let address = Address::new(host, i64::from(port)).unwrap();
+        connect(&address, denied, &resolver).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn a_denied_address_is_not_connected_to_in_any_spelling() {
+        let (listener, address) = listener().await;
+        let port = address.port();
+        for host in ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:7f00:1"] {
+            let refused = outcome(host, port, &loopback_denied(), &[]).await;
+            assert_eq!(refused, Err(CheckFailure::AddressRefused), "{host}");
+        }
+        for resolved in [["127.0.0.1"], ["::ffff:127.0.0.1"]] {
+            let refused = outcome("backend.test", port, &loopback_denied(), &resolved).await;
+            assert_eq!(refused, Err(CheckFailure::AddressRefused), "{resolved:?}");
+        }
+        // What would have arrived is here before the one that is allowed.
+        outcome("127.0.0.1", port, &DeniedNetworks::default(), &[])
+            .await
+            .unwrap();
+        listener.accept().await.unwrap();
+        let more = tokio::time::timeout(std::time::Duration::from_millis(50), listener.accept()).await;
+        assert!(more.is_err(), "nobody else has connected");
+    }
+
+    #[tokio::test]
+    async fn of_the_addresses_of_a_name_the_first_that_is_allowed_and_answers_is_taken() {
+        let (listener, address) = listener().await;
+        let port = address.port();
+        // 127.0.0.2 is loopback, too, and nobody listens there.
+        let denied = DeniedNetworks::default().and(["127.0.0.3".parse().unwrap()]);
+        outcome("backend.test", port, &denied, &["127.0.0.3", "127.0.0.2", "127.0.0.1"])
+            .await
+            .unwrap();
+        listener.accept().await.unwrap();
+        let refused = outcome("backend.test", port, &denied, &["127.0.0.2", "127.0.0.3"]).await;
+        assert_eq!(refused, Err(CheckFailure::ConnectionRefused));
+        let nowhere = outcome("backend.test", port, &denied, &[]).await;
+        assert_eq!(nowhere, Err(CheckFailure::NameNotResolved));
+    }
+}

@@ -1,0 +1,85 @@
+//! gRPC checks: the standard health protocol (`grpc.health.v1.Health/Check`), in plain text.
+//!
+//! `SERVING` passes. A service that the server does not know does not serve; a server that does not know the protocol is none.
+//! A target's channel is kept from one check to the next, and connects again by itself, each time to an address that was
+//! looked at.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tower::service_fn;
+
+use super::connect::{Resolver, connect};
+use crate::balancer::{Address, CheckFailure, DeniedNetworks};
+
+/// What is kept of one target between checks.
+#[derive(Debug)]
+pub(super) struct GrpcTarget {
+    client: HealthClient<Channel>,
+    /// Why the last attempt to connect failed: tonic tells only that it did.
+    refusal: Arc<Mutex<Option<CheckFailure>>>,
+}
+
+/// An attempt to connect that failed.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("no connection: {0}")]
+struct NoConnection(CheckFailure);
+
+impl GrpcTarget {
+    /// Nothing is connected before the first check.
+    pub(super) fn new(address: &Address, denied: &DeniedNetworks, resolver: &Resolver) -> Result<Self, CheckFailure> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| CheckFailure::Protocol)?;
+        let endpoint = endpoint
+            .user_agent(concat!("pickd/", env!("CARGO_PKG_VERSION")))
+            .map_err(|_| CheckFailure::Protocol)?;
+        let refusal = Arc::new(Mutex::new(None));
+        let (address, denied, resolver) = (address.clone(), denied.clone(), resolver.clone());
+        let noted = Arc::clone(&refusal);
+        let connector = service_fn(move |_: Uri| {
+            let (address, denied, resolver) = (address.clone(), denied.clone(), resolver.clone());
+            let noted = Arc::clone(&noted);
+            async move {
+                let connected = connect(&address, &denied, &resolver).await;
+                note(&noted, connected.as_ref().err().copied());
+                connected.map(TokioIo::new).map_err(NoConnection)
+            }
+        });
+        Ok(Self {
+            client: HealthClient::new(endpoint.connect_with_connector_lazy(connector)),
+            refusal,
+        })
+    }
+
+    pub(super) async fn check(&mut self, service: &str) -> Result<(), CheckFailure> {
+        note(&self.refusal, None);
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        match self.client.check(request).await {
+            Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
+            Ok(_) => Err(CheckFailure::NotServing),
+            Err(status) => Err(self.failure(&status)),
+        }
+    }
+
+    fn failure(&self, status: &Status) -> CheckFailure {
+        if let Some(refusal) = *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) {
+            return refusal;
+        }
+        match status.code() {
+            Code::NotFound => CheckFailure::NotServing,
+            Code::DeadlineExceeded => CheckFailure::Timeout,
+            Code::Unavailable | Code::Cancelled => CheckFailure::ConnectionFailed,
+            _ => CheckFailure::Protocol,
+        }
+    }
+}
+
+fn note(refusal: &Mutex<Option<CheckFailure>>, why: Option<CheckFailure>) {
+    *refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
+}

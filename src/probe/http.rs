@@ -1,0 +1,186 @@
+//! HTTP checks: a request, and the status of its answer.
+//!
+//! The status decides, and nothing behind it: a body that never ends does not make an instance sick. It is read as far as is
+//! needed to use the connection again, and else the connection is closed.
+//!
+//! A connection is kept from one check to the next, and driven only while a check runs: an idle one costs no task. That its
+//! server has closed it meanwhile is noticed by the next check, which then opens another one within the same time.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::http::{HeaderValue, Request, Version, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{Connection, SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time;
+
+use super::connect::{Resolver, connect};
+use super::settings::HttpCheck;
+use crate::balancer::{Address, CheckFailure, DeniedNetworks};
+
+/// How much of a body is read.
+const MOST_BYTES: usize = 64 << 10;
+/// And for how long.
+const LONGEST_READ: Duration = Duration::from_secs(1);
+
+/// What is kept of one target between checks.
+#[derive(Debug, Default)]
+pub(super) struct HttpTarget {
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    sender: SendRequest<Empty<Bytes>>,
+    driver: Pin<Box<Connection<TokioIo<TcpStream>, Empty<Bytes>>>>,
+    closed: bool,
+}
+
+/// Why there is no status.
+enum NoStatus {
+    Failed(CheckFailure),
+    /// The connection was gone before anything was answered.
+    Gone,
+}
+
+impl HttpTarget {
+    pub(super) async fn check(
+        &mut self,
+        check: &HttpCheck,
+        address: &Address,
+        denied: &DeniedNetworks,
+        resolver: &Resolver,
+    ) -> Result<(), CheckFailure> {
+        let request = || request(check, address);
+        if let Some(mut open) = self.open.take() {
+            match open.ask(request()?).await {
+                Ok(status) => return self.judge(check, open, status),
+                Err(NoStatus::Failed(failure)) => return Err(failure),
+                // It had been idle, and its server may close what is idle.
+                Err(NoStatus::Gone) => {}
+            }
+        }
+        let stream = connect(address, denied, resolver).await?;
+        // A request in one segment is worth more than a full one.
+        let _best_effort = stream.set_nodelay(true);
+        let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(|error| failure(&error))?;
+        let mut open = Open {
+            sender,
+            driver: Box::pin(driver),
+            closed: false,
+        };
+        match open.ask(request()?).await {
+            Ok(status) => self.judge(check, open, status),
+            Err(NoStatus::Failed(failure)) => Err(failure),
+            Err(NoStatus::Gone) => Err(CheckFailure::ConnectionFailed),
+        }
+    }
+
+    fn judge(&mut self, check: &HttpCheck, open: Open, status: u16) -> Result<(), CheckFailure> {
+        self.open = Some(open).filter(|open| !open.closed);
+        if check.expects(status) {
+            Ok(())
+        } else {
+            Err(CheckFailure::Status(status))
+        }
+    }
+}
+
+impl Open {
+    /// The status of the answer. Its body is read, or the connection given up.
+    async fn ask(&mut self, request: Request<Empty<Bytes>>) -> Result<u16, NoStatus> {
+        let Self { sender, driver, closed } = self;
+        let head = async {
+            sender.ready().await.map_err(|_| NoStatus::Gone)?;
+            sender.send_request(request).await.map_err(|error| {
+                if error.is_parse() || error.is_parse_too_large() {
+                    NoStatus::Failed(CheckFailure::Protocol)
+                } else {
+                    NoStatus::Gone
+                }
+            })
+        };
+        let response = drive(driver, closed, head).await.unwrap_or(Err(NoStatus::Gone))?;
+        let status = response.status().as_u16();
+        let drained = time::timeout(LONGEST_READ, drive(driver, closed, drain(response.into_body()))).await;
+        *closed |= !matches!(drained, Ok(Some(true)));
+        Ok(status)
+    }
+}
+
+/// Reads a body to its end. False: there is more of it than anybody needs.
+async fn drain(mut body: Incoming) -> bool {
+    let mut read = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return false };
+        read += frame.data_ref().map_or(0, Bytes::len);
+        if read > MOST_BYTES {
+            return false;
+        }
+    }
+    true
+}
+
+/// Drives the connection for as long as `exchange` takes. `None`: the connection ended, and the exchange cannot.
+async fn drive<T>(
+    driver: &mut Pin<Box<Connection<TokioIo<TcpStream>, Empty<Bytes>>>>,
+    closed: &mut bool,
+    exchange: impl Future<Output = T>,
+) -> Option<T> {
+    let mut exchange = pin!(exchange);
+    poll_fn(|context| {
+        if let Poll::Ready(done) = exchange.as_mut().poll(context) {
+            return Poll::Ready(Some(done));
+        }
+        if !*closed && driver.as_mut().poll(context).is_ready() {
+            *closed = true;
+        }
+        match exchange.as_mut().poll(context) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if *closed => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+fn request(check: &HttpCheck, address: &Address) -> Result<Request<Empty<Bytes>>, CheckFailure> {
+    let mut request = Request::builder()
+        .version(Version::HTTP_11)
+        .method(check.method.clone())
+        .uri(check.path.as_str())
+        .body(Empty::new())
+        // Both were checked when the check was made.
+        .map_err(|_| CheckFailure::Protocol)?;
+    let headers = request.headers_mut();
+    let host = match &check.host {
+        Some(host) => host.clone(),
+        None => HeaderValue::from_str(address.as_str()).map_err(|_| CheckFailure::Protocol)?,
+    };
+    headers.insert(header::HOST, host);
+    headers.insert(
+        header::USER_AGENT,
+        HeaderValue::from_static(concat!("pickd/", env!("CARGO_PKG_VERSION"))),
+    );
+    for (name, _) in &check.headers {
+        headers.remove(name);
+    }
+    for (name, value) in &check.headers {
+        headers.append(name.clone(), value.clone());
+    }
+    Ok(request)
+}
+
+fn failure(error: &hyper::Error) -> CheckFailure {
+    if error.is_parse() {
+        CheckFailure::Protocol
+    } else {
+        CheckFailure::ConnectionFailed
+    }
+}
