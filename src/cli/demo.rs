@@ -1,8 +1,10 @@
 //! `pickd demo`: a small world to try the agent in.
 //!
 //! Five real HTTP backends of two services, a file registry in a temporary folder that names them, and an agent that watches
-//! it. Each backend can be stopped with a request, which also takes it out of the registry.
+//! it and checks them. Each backend can be stopped and started again with a request to the demo. Nobody tells the agent: its
+//! checks find out, and one that is back comes to its share slowly.
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,9 +14,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use axum::extract::State;
+use axum::body::Body;
+use axum::extract::{self, State};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures_util::stream;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +29,7 @@ use super::Exit;
 use super::output::{data, say};
 use super::run::{self, LogArguments};
 use crate::agent::{Agent, AgentError};
-use crate::balancer::{Context, Directory, LoadBalancingStrategy};
+use crate::balancer::{Context, Directory, HealthStatus};
 use crate::config::{self, Config, Layers, Listen, Overrides};
 
 const EXAMPLES: &str = "\
@@ -53,7 +60,21 @@ const BACKENDS: [(&str, &str, u16, u64); 5] = [
     ("order-service", "order-2", 3, 10),
 ];
 
-/// A backend that runs.
+/// How long the agent takes to find out, and one that is back to come to its share: short, since somebody is watching.
+const SETTINGS: &str = r#"
+[file]
+path = "services.toml"
+
+[defaults]
+strategy = "weighted_round_robin"
+health_check_interval = "500ms"
+health_check_timeout = "250ms"
+max_consecutive_failures = 1
+rise = 1
+slow_start = "16s"
+"#;
+
+/// A backend, running or not.
 #[derive(Clone, Debug)]
 struct Backend {
     service: &'static str,
@@ -61,13 +82,17 @@ struct Backend {
     weight: u16,
     latency: Duration,
     address: SocketAddr,
+    /// Ends it; `None` while it is stopped.
+    stop: Option<CancellationToken>,
 }
 
-/// The backends that run, and the file that names them.
+/// The backends, and the files that name them.
 #[derive(Debug)]
 struct World {
     folder: PathBuf,
     backends: Mutex<Vec<Backend>>,
+    /// Backends that were started again, and want to be served.
+    started: mpsc::UnboundedSender<(TcpListener, &'static str)>,
 }
 
 pub(super) fn execute(arguments: &DemoArguments) -> Exit {
@@ -84,11 +109,12 @@ pub(super) fn execute(arguments: &DemoArguments) -> Exit {
 
 async fn demo(arguments: &DemoArguments, folder: PathBuf) -> anyhow::Result<()> {
     std::fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let (started, mut starting) = mpsc::unbounded_channel();
     let world = Arc::new(World {
         folder,
         backends: Mutex::default(),
+        started: started.clone(),
     });
-    let mut listeners = Vec::new();
     for (service, id, weight, milliseconds) in BACKENDS {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let latency = Duration::from_millis(milliseconds);
@@ -98,49 +124,66 @@ async fn demo(arguments: &DemoArguments, folder: PathBuf) -> anyhow::Result<()> 
             weight,
             latency,
             address: listener.local_addr()?,
+            stop: None,
         };
-        world.lock().push(backend.clone());
-        listeners.push((listener, backend));
+        world.lock().push(backend);
+        started.send((listener, id))?;
     }
-    world.register()?;
-    let agent = agent(arguments.listen, &world.registry()).await?;
+    let config = world.register()?;
+    let agent = agent(arguments.listen, &config).await?;
     let directory = Arc::clone(&agent.api().directory);
     let address = agent
         .addresses()
         .into_iter()
         .next()
         .context("the agent listens nowhere")?;
-    let mut backends = tokio::task::JoinSet::new();
-    for (listener, backend) in listeners {
-        backends.spawn(serve(listener, backend, Arc::clone(&world), Arc::clone(&directory)));
-    }
-    let ready = async {
-        for (service, ..) in BACKENDS {
-            known(&directory, service).await;
-        }
-        data(&world.introduction(&address));
+    let controls = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let controls_at = controls.local_addr()?;
+    let serving = Controls {
+        world: Arc::clone(&world),
+        directory: Arc::clone(&directory),
     };
-    let introduced = async {
-        ready.await;
-        std::future::pending::<anyhow::Result<()>>().await
+    let router = Router::new()
+        .route("/stop/{id}", post(stop))
+        .route("/start/{id}", post(start))
+        .with_state(serving);
+    let mut backends = JoinSet::new();
+    let play = async {
+        for (service, ..) in BACKENDS {
+            all_well(&directory, service).await;
+        }
+        data(&world.introduction(&address, controls_at));
+        axum::serve(controls, router).await
+    };
+    let serve = async {
+        loop {
+            tokio::select! {
+                Some((listener, id)) = starting.recv() => {
+                    if let Some((backend, stop)) = world.begin(id) {
+                        backends.spawn(serve(listener, backend, stop));
+                    }
+                }
+                Some(_) = backends.join_next() => {}
+            }
+        }
     };
     tokio::select! {
         outcome = run::run(agent, Layers::default()) => outcome,
-        outcome = introduced => outcome,
+        outcome = play => Ok(outcome?),
+        () = serve => Ok(()),
     }
 }
 
 /// Binds the agent where asked, or on the first free port.
-async fn agent(listen: Option<SocketAddr>, registry: &Path) -> anyhow::Result<Agent> {
+async fn agent(listen: Option<SocketAddr>, config: &Path) -> anyhow::Result<Agent> {
     let bind = async |address: SocketAddr| {
         let overrides = Overrides {
             listen: vec![address.into()],
-            file: Some(registry.to_owned()),
-            strategy: Some(LoadBalancingStrategy::WeightedRoundRobin),
             ..Overrides::default()
         };
         let config = Config::load(&Layers {
             overrides,
+            file: Some(config.to_owned()),
             ..Layers::default()
         })?;
         anyhow::Ok(Agent::bind(config).await?)
@@ -165,12 +208,13 @@ fn is_taken(error: &anyhow::Error) -> bool {
     }
 }
 
-/// Waits until the agent has read of the service.
-async fn known(directory: &Directory, service: &str) {
-    while directory
-        .get(service)
-        .is_none_or(|balancer| balancer.instances().is_empty())
-    {
+/// Waits until the agent has checked every instance of the service.
+async fn all_well(directory: &Directory, service: &str) {
+    let well = |(_, status): &(_, HealthStatus)| *status == HealthStatus::Healthy;
+    while directory.get(service).is_none_or(|balancer| {
+        let instances = balancer.instances();
+        instances.is_empty() || !instances.iter().all(well)
+    }) {
         time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -184,9 +228,28 @@ impl World {
         self.folder.join("services.toml")
     }
 
-    /// Writes the registry as an operator's tool should: a new file, moved over the old one.
-    fn register(&self) -> io::Result<()> {
+    /// Marks a backend as running, and gives what ends it.
+    fn begin(&self, id: &str) -> Option<(Backend, CancellationToken)> {
+        let stop = CancellationToken::new();
+        let mut backends = self.lock();
+        let backend = backends.iter_mut().find(|backend| backend.id == id)?;
+        backend.stop = Some(stop.clone());
+        Some((backend.clone(), stop))
+    }
+
+    fn find(&self, id: &str) -> Result<Backend, String> {
+        let backends = self.lock();
+        let found = backends.iter().find(|backend| backend.id == id).cloned();
+        found.ok_or_else(|| {
+            let ids: Vec<_> = backends.iter().map(|backend| backend.id).collect();
+            format!("there is no {id}; there are {}\n", ids.join(", "))
+        })
+    }
+
+    /// Writes the registry and the agent's configuration. Gives the path of that.
+    fn register(&self) -> io::Result<PathBuf> {
         let mut text = String::new();
+        let mut settings = SETTINGS.to_owned();
         let mut last = "";
         for Backend {
             service,
@@ -200,6 +263,8 @@ impl World {
                 last = service;
                 // Writing to a string does not fail.
                 let _ = writeln!(text, "[[service]]\nname = \"{service}\"\n");
+                let check = "{ type = \"http\", path = \"/healthz\" }";
+                let _ = writeln!(settings, "\n[services.{service}]\nhealth_check = {check}");
             }
             let (host, port) = (address.ip(), address.port());
             let _ = writeln!(
@@ -207,18 +272,13 @@ impl World {
                 "[[service.instance]]\nid = \"{id}\"\nhost = \"{host}\"\nport = {port}\nweight = {weight}\n"
             );
         }
-        let new = self.folder.join("services.toml.new");
-        std::fs::write(&new, text)?;
-        std::fs::rename(new, self.registry())
+        std::fs::write(self.registry(), text)?;
+        let config = self.folder.join("pickd.toml");
+        std::fs::write(&config, settings)?;
+        Ok(config)
     }
 
-    fn introduction(&self, agent: &Listen) -> String {
-        let heaviest = self
-            .lock()
-            .iter()
-            .find(|backend| backend.id == "user-2")
-            .map(|backend| backend.address);
-        let stop = heaviest.map(|address| address.to_string()).unwrap_or_default();
+    fn introduction(&self, agent: &Listen, controls: SocketAddr) -> String {
         let commands = [
             (
                 format!("curl {agent}/pick/user-service"),
@@ -228,8 +288,15 @@ impl World {
                 format!("curl '{agent}/pick/user-service?n=3&format=text'"),
                 "and who if that one fails?",
             ),
-            (format!("curl -X POST {stop}/stop"), "stop user-2"),
-            (format!("curl {agent}/pick/user-service"), "the pick has moved on"),
+            (
+                format!("curl -X POST {controls}/stop/user-2"),
+                "stop user-2: checks find out",
+            ),
+            (format!("curl {agent}/explain/user-service"), "why is it not picked?"),
+            (
+                format!("curl -X POST {controls}/start/user-2"),
+                "start it again: slowly",
+            ),
         ];
         let width = commands
             .iter()
@@ -248,78 +315,125 @@ impl World {
     }
 }
 
-/// What a backend's routes look at.
-#[derive(Clone)]
-struct Serving {
-    backend: Backend,
-    world: Arc<World>,
-    directory: Arc<Directory>,
-    stop: CancellationToken,
-}
-
-async fn serve(
-    listener: TcpListener,
-    backend: Backend,
-    world: Arc<World>,
-    directory: Arc<Directory>,
-) -> io::Result<()> {
-    let stop = CancellationToken::new();
-    let serving = Serving {
-        backend,
-        world,
-        directory,
-        stop: stop.clone(),
-    };
+async fn serve(listener: TcpListener, backend: Backend, stop: CancellationToken) -> io::Result<()> {
     let router = Router::new()
         .route("/", get(hello))
-        .route("/stop", post(stop_backend))
-        .with_state(serving);
+        .route("/healthz", get(async || "well\n"))
+        .with_state(backend);
     axum::serve(listener, router)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
 }
 
-async fn hello(State(serving): State<Serving>) -> String {
-    time::sleep(serving.backend.latency).await;
-    format!("hello from {} of {}\n", serving.backend.id, serving.backend.service)
+async fn hello(State(backend): State<Backend>) -> String {
+    time::sleep(backend.latency).await;
+    format!("hello from {} of {}\n", backend.id, backend.service)
 }
 
-/// Stops this backend, takes it out of the registry, and shows where picks go now.
-async fn stop_backend(State(serving): State<Serving>) -> String {
-    let Backend { service, id, .. } = serving.backend;
-    serving.stop.cancel();
-    serving.world.lock().retain(|backend| backend.id != id);
-    if let Err(error) = serving.world.register() {
-        return format!("{id} stops, but the registry could not be written: {error}\n");
+/// What the demo's own routes look at.
+#[derive(Clone)]
+struct Controls {
+    world: Arc<World>,
+    directory: Arc<Directory>,
+}
+
+/// Stops a backend, waits until the agent has found out, and shows where picks go now.
+async fn stop(State(controls): State<Controls>, extract::Path(id): extract::Path<String>) -> String {
+    let backend = match controls.world.find(&id) {
+        Ok(backend) => backend,
+        Err(none) => return none,
+    };
+    let Some(stop) = &backend.stop else {
+        return format!("{id} is stopped already\n");
+    };
+    stop.cancel();
+    if let Some(found) = controls.world.lock().iter_mut().find(|found| found.id == id) {
+        found.stop = None;
     }
-    let gone = async {
-        let listed = |directory: &Directory| {
-            directory
-                .get(service)
-                .is_some_and(|balancer| balancer.instances().iter().any(|(it, _)| it.id().as_str() == id))
-        };
-        while listed(&serving.directory) {
-            time::sleep(Duration::from_millis(1)).await;
+    let took = controls.until(&backend, HealthStatus::Unhealthy).await;
+    let (service, took) = (backend.service, took.as_millis());
+    let picks: Vec<String> = (0..4).map(|_| controls.pick(service)).collect();
+    told(format!(
+        "{id} has stopped; a check found out after {took} ms.\nThe next picks of {service}: {}\n",
+        picks.join(", ")
+    ))
+}
+
+/// Starts a backend again, waits until the agent has found out, and shows how it comes to its share, line by line.
+async fn start(State(controls): State<Controls>, extract::Path(id): extract::Path<String>) -> Response {
+    let backend = match controls.start(&id).await {
+        Ok(backend) => backend,
+        Err(why) => return why.into_response(),
+    };
+    let took = controls.until(&backend, HealthStatus::Healthy).await.as_millis();
+    let line = move |second: u64| {
+        let (controls, backend) = (controls.clone(), backend.clone());
+        async move {
+            if second > 16 {
+                return None;
+            }
+            let mut text = String::new();
+            if second == 0 {
+                let _ = writeln!(
+                    text,
+                    "{} is back; a check found out after {took} ms. It starts slowly.",
+                    backend.id
+                );
+            } else {
+                time::sleep(Duration::from_secs(4)).await;
+            }
+            let own = (0..100).filter(|_| controls.pick(backend.service) == backend.id);
+            let _ = writeln!(text, "Of 100 picks it gets {:2} after {second} s", own.count());
+            Some((Ok::<_, Infallible>(told(text)), second + 4))
         }
     };
-    let mut text = format!(
-        "{id} has stopped, and the demo took it out of {}.\n",
-        serving.world.registry().display()
-    );
-    if time::timeout(Duration::from_secs(5), gone).await.is_err() {
-        text.push_str("The agent has not noticed within 5 s.\n");
-    }
-    let next = |_| match serving
-        .directory
-        .get(service)
-        .map(|balancer| balancer.select_instance(&Context::new()))
-    {
-        Some(Ok(pick)) => pick.id().to_string(),
-        Some(Err(error)) => error.to_string(),
-        None => format!("service {service} is unknown"),
-    };
-    let picks: Vec<String> = (0..4).map(next).collect();
-    let _ = writeln!(text, "The next picks of {service}: {}", picks.join(", "));
+    Body::from_stream(stream::unfold(0, line)).into_response()
+}
+
+/// The demo's own window shows it, too.
+fn told(text: String) -> String {
     data(&text);
     text
+}
+
+impl Controls {
+    async fn start(&self, id: &str) -> Result<Backend, String> {
+        let backend = self.world.find(id)?;
+        if backend.stop.is_some() {
+            return Err(format!("{id} runs already\n"));
+        }
+        let listener = TcpListener::bind(backend.address)
+            .await
+            .map_err(|error| format!("{id} cannot be started again: {error}\n"))?;
+        match self.world.started.send((listener, backend.id)) {
+            Ok(()) => Ok(backend),
+            Err(_) => Err("the demo ends\n".to_owned()),
+        }
+    }
+
+    /// Waits until the agent takes a backend for this, for at most ten seconds.
+    async fn until(&self, backend: &Backend, status: HealthStatus) -> Duration {
+        let started = time::Instant::now();
+        let is_so = || {
+            let balancer = self.directory.get(backend.service)?;
+            let id = backend.id.parse().ok()?;
+            Some(balancer.explain_instance(&id)?.status == status)
+        };
+        while is_so() != Some(true) && started.elapsed() < Duration::from_secs(10) {
+            time::sleep(Duration::from_millis(2)).await;
+        }
+        started.elapsed()
+    }
+
+    fn pick(&self, service: &str) -> String {
+        match self
+            .directory
+            .get(service)
+            .map(|balancer| balancer.select_instance(&Context::new()))
+        {
+            Some(Ok(pick)) => pick.id().to_string(),
+            Some(Err(error)) => error.to_string(),
+            None => format!("service {service} is unknown"),
+        }
+    }
 }

@@ -410,13 +410,12 @@ fn curl(words: &str) -> Response {
 fn the_demo_shows_what_it_says() {
     let temporary = Folder::new();
     let mut demo = demo(&temporary);
-    assert_eq!(demo.commands.len(), 4, "{:?}", demo.program.stdout.all());
+    assert_eq!(demo.commands.len(), 5, "{:?}", demo.program.stdout.all());
     assert!(demo.registry.starts_with(temporary.path("")) && demo.registry.exists());
     assert!((7425..=7525).contains(&demo.address.port()), "{}", demo.address);
-    let [who, fallbacks, stop, moved] = &demo.commands[..] else {
+    let [who, fallbacks, stop, why, start] = &demo.commands[..] else {
         unreachable!()
     };
-    assert_eq!(who, moved, "the same question before and after");
 
     // Who takes the next request, by weight; each backend that is picked answers.
     let mut ids = Vec::new();
@@ -435,12 +434,9 @@ fn the_demo_shows_what_it_says() {
     let lines: BTreeSet<&str> = answer.text().lines().collect();
     assert_eq!(lines.len(), 3, "{}", answer.text());
 
-    // A backend is stopped; when the command returns, the pick has moved on, and the demo says so.
-    let address = stop.split(['/', ' ']).find(|word| word.starts_with("127.")).unwrap();
-    assert!(lines.contains(address), "user-2 is among the picked");
+    // A backend is stopped, and nobody tells the registry. When the command returns, a check has found out.
     let said = curl(stop);
-    assert_eq!(said.status, 200);
-    let told = "user-2 has stopped, and the demo took it out of ";
+    let told = "user-2 has stopped; a check found out after ";
     assert!(backend_text(&said).starts_with(told), "{}", said.text());
     let next = said
         .text()
@@ -451,21 +447,44 @@ fn the_demo_shows_what_it_says() {
         ["user-1", "user-3"].into()
     );
     let after: BTreeSet<String> = (0..20)
-        .map(|_| curl(moved).json()["id"].as_str().unwrap().to_owned())
+        .map(|_| curl(who).json()["id"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(after, ["user-1".to_owned(), "user-3".to_owned()].into());
-    until(SOON, "the demo says so", || {
+    assert!(std::fs::read_to_string(&demo.registry).unwrap().contains("user-2"));
+    let user_2 = |answer: &Response| {
+        let explained = answer.json();
+        let instances = explained["instances"].as_array().unwrap().clone();
+        instances
+            .into_iter()
+            .find(|instance| instance["id"] == "user-2")
+            .unwrap()
+    };
+    let explained = user_2(&curl(why));
+    assert_eq!(explained["why"], serde_json::json!(["check_failed"]));
+    assert_eq!(explained["layers"]["active"]["reason"], "connection_refused");
+
+    // It is started again, and comes to its half of the picks slowly.
+    let said = curl(start);
+    assert!(
+        backend_text(&said).starts_with("user-2 is back; a check found out after "),
+        "{}",
+        said.text()
+    );
+    let shares: Vec<u64> = said
+        .text()
+        .lines()
+        .filter_map(|line| line.strip_prefix("Of 100 picks it gets "))
+        .map(|rest| rest.split_whitespace().next().unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(shares.len(), 5, "{}", said.text());
+    assert!(shares[0] <= 10 && shares.is_sorted() && shares[4] == 50, "{shares:?}");
+    until(SOON, "the demo's own window says so", || {
         demo.program
             .stdout
             .all()
             .iter()
             .any(|line| line.starts_with(told))
             .then_some(())
-    });
-    assert!(!std::fs::read_to_string(&demo.registry).unwrap().contains("user-2"));
-    until(SOON, "its port is closed", || {
-        let address: SocketAddr = address.parse().unwrap();
-        std::net::TcpStream::connect(address).is_err().then_some(())
     });
     assert_eq!(
         http::get(demo.address, "/pick/order-service").status,

@@ -20,6 +20,7 @@ mod etcd_faults;
 mod etcd_registry;
 mod etcd_scale;
 mod etcd_secured;
+mod health;
 mod house;
 mod judgement;
 mod leases;

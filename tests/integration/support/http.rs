@@ -106,11 +106,15 @@ impl Connection {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
+        if headers.contains(&("transfer-encoding".to_owned(), "chunked".to_owned())) {
+            let body = self.chunks()?;
+            return Ok(Response { status, headers, body });
+        }
         let length = headers.iter().find(|(name, _)| name == "content-length");
         let length = match length {
             _ if method == "HEAD" => 0,
             Some((_, length)) => length.parse().map_err(io::Error::other)?,
-            // Every answer of the agent is of a known length.
+            // Every answer of the agent is of a known length; only the demo's own are not.
             None => return Err(io::Error::other(format!("no content-length: {head}"))),
         };
         while self.pending.len() < length {
@@ -118,6 +122,28 @@ impl Connection {
         }
         let body = self.pending.drain(..length).collect();
         Ok(Response { status, headers, body })
+    }
+
+    fn chunks(&mut self) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let end = loop {
+                if let Some(at) = self.pending.windows(2).position(|window| window == b"\r\n") {
+                    break at;
+                }
+                self.fill()?;
+            };
+            let line: Vec<u8> = self.pending.drain(..end + 2).collect();
+            let length = std::str::from_utf8(&line).map_err(io::Error::other)?;
+            let length = usize::from_str_radix(length.trim(), 16).map_err(io::Error::other)?;
+            while self.pending.len() < length + 2 {
+                self.fill()?;
+            }
+            body.extend(self.pending.drain(..length + 2).take(length));
+            if length == 0 {
+                return Ok(body);
+            }
+        }
     }
 
     fn fill(&mut self) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! What the tests stand on: real servers, stand-ins for what real ones cannot be made to do, and waiting with a bound.
 
 pub(crate) mod agent;
+pub(crate) mod backend;
 pub(crate) mod cable;
 pub(crate) mod consul;
 pub(crate) mod etcd;

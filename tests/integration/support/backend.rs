@@ -1,0 +1,128 @@
+//! HTTP backends that do as they are told: answer well, answer 500, hang, refuse, come back.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// One backend in this process, at an address that stays its own.
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The status of answers; 0: none ever comes.
+    status: AtomicU16,
+    stopped: AtomicBool,
+    requests: AtomicUsize,
+    connections: AtomicUsize,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+impl Backend {
+    /// One that answers 200.
+    pub(crate) fn start() -> Self {
+        Self::start_at("127.0.0.1:0")
+    }
+
+    pub(crate) fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let backend = Self {
+            address: listener.local_addr().unwrap(),
+            shared: Arc::default(),
+            accepting: Mutex::default(),
+        };
+        backend.shared.status.store(200, Ordering::Relaxed);
+        backend.accept(listener);
+        backend
+    }
+
+    fn accept(&self, listener: TcpListener) {
+        let shared = Arc::clone(&self.shared);
+        let accepting = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if shared.stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(stream) = stream else { continue };
+                shared.connections.fetch_add(1, Ordering::Relaxed);
+                shared.open.lock().unwrap().push(stream.try_clone().unwrap());
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || shared.serve(stream));
+            }
+        });
+        *self.accepting.lock().unwrap() = Some(accepting);
+    }
+
+    /// Answers with this status from now on.
+    pub(crate) fn answers(&self, status: u16) {
+        self.shared.status.store(status, Ordering::Relaxed);
+    }
+
+    /// Takes requests from now on, and answers none.
+    pub(crate) fn hangs(&self) {
+        self.answers(0);
+    }
+
+    /// Refuses connections, and breaks off those that are open.
+    pub(crate) fn stop(&self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+        // Has `accept` return.
+        drop(TcpStream::connect_timeout(&self.address, Duration::from_secs(1)));
+        if let Some(accepting) = self.accepting.lock().unwrap().take() {
+            accepting.join().unwrap();
+        }
+        for stream in self.shared.open.lock().unwrap().drain(..) {
+            drop(stream.shutdown(std::net::Shutdown::Both));
+        }
+    }
+
+    /// Takes connections again.
+    pub(crate) fn restart(&self) {
+        self.shared.stopped.store(false, Ordering::Relaxed);
+        self.accept(TcpListener::bind(self.address).unwrap());
+    }
+
+    pub(crate) fn requests(&self) -> usize {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if self.accepting.lock().unwrap().is_some() {
+            self.stop();
+        }
+    }
+}
+
+impl Shared {
+    fn serve(&self, mut stream: TcpStream) {
+        let (mut head, mut byte) = (Vec::new(), [0; 512]);
+        while let Ok(read @ 1..) = stream.read(&mut byte) {
+            head.extend_from_slice(&byte[..read]);
+            if !head.ends_with(b"\r\n\r\n") {
+                continue;
+            }
+            head.clear();
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            let status = self.status.load(Ordering::Relaxed);
+            if status == 0 {
+                continue;
+            }
+            let answer = format!("HTTP/1.1 {status} Whatever\r\nContent-Length: 2\r\n\r\nok");
+            if stream.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    }
+}
