@@ -12,6 +12,7 @@ mod address;
 mod duration;
 mod error;
 mod etcd_table;
+mod health_table;
 mod raw;
 
 use std::collections::{BTreeMap, HashSet};
@@ -19,15 +20,17 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::Spanned;
 
 use crate::api::server::SocketAccess;
-use crate::balancer::{Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, ServiceConfigs};
+use crate::balancer::{Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, ServiceConfigs, ServiceName};
 use crate::discovery::{consul, etcd};
 use crate::http_client::Tls;
 use crate::metrics::INSTANCE_SERIES;
+use crate::probe::{HealthCheck, ProbeSettings};
 
 pub use crate::api::server::Listen;
 pub use address::{ConsulAddress, EtcdAddress, InvalidAddress, listen, listen_tcp, socket_path};
@@ -56,10 +59,10 @@ pub struct Config {
     /// How services are balanced: by the defaults, or as configured one by one; what those leave out is taken from the
     /// defaults already.
     pub services: ServiceConfigs,
-    /// stub
-    pub probe: crate::probe::ProbeSettings,
-    /// stub
-    pub health_checks: BTreeMap<crate::balancer::ServiceName, std::sync::Arc<crate::probe::HealthCheck>>,
+    /// How much is checked in all.
+    pub probe: ProbeSettings,
+    /// The services whose instances are checked, and what they are asked.
+    pub health_checks: BTreeMap<ServiceName, Arc<HealthCheck>>,
 }
 
 /// `[api]`
@@ -202,13 +205,18 @@ impl Config {
         let metrics = checker.metrics(&raw.metrics);
         let api = checker.api(&raw.api, &layers.overrides);
         let sources = checker.sources(&raw, layers);
-        let mut defaults = checker.balancer("defaults", &raw.defaults, LoadBalancerConfig::default());
+        let (probe, denied) = checker.probe(&raw.probe);
+        let health_checks = checker.health_checks(&raw);
+        let built_in = LoadBalancerConfig::default().with_denied(denied);
+        let mut defaults = checker.balancer("defaults", &raw.defaults, built_in);
         if let Some(strategy) = layers.overrides.strategy {
             defaults = defaults.with_strategy(strategy);
         }
         let mut services = BTreeMap::new();
         for (name, own) in &raw.services {
-            let config = checker.balancer(&format!("services.{}", name.get_ref()), own, defaults.clone());
+            let section = format!("services.{}", name.get_ref());
+            let preset = checker.preset(&section, own, defaults.clone());
+            let config = checker.balancer(&section, own, preset);
             match name.get_ref().parse() {
                 Ok(name) => {
                     services.insert(name, config);
@@ -232,8 +240,8 @@ impl Config {
             sources,
             metrics,
             services: ServiceConfigs { defaults, services },
-            probe: crate::probe::ProbeSettings::default(),
-            health_checks: BTreeMap::new(),
+            probe,
+            health_checks,
         })
     }
 }
@@ -675,7 +683,7 @@ impl Checker<'_> {
         self.set(section, &mut config, raw.max_leases.as_ref(), |config, leases| {
             config.with_max_leases(*leases)
         });
-        config
+        self.health(section, raw, config)
     }
 
     fn set<T>(

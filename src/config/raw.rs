@@ -20,6 +20,8 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) metrics: RawMetrics,
     #[serde(default)]
+    pub(super) probe: RawProbe,
+    #[serde(default)]
     pub(super) defaults: RawBalancer,
     #[serde(default)]
     pub(super) services: BTreeMap<Spanned<String>, RawBalancer>,
@@ -108,6 +110,56 @@ pub(super) struct RawBalancer {
     pub(super) choices: Option<Spanned<Value>>,
     pub(super) lease_ttl: Option<RawDuration>,
     pub(super) max_leases: Option<Spanned<i64>>,
+    pub(super) health_check_enabled: Option<bool>,
+    pub(super) health_check_interval: Option<RawDuration>,
+    pub(super) health_check_timeout: Option<RawDuration>,
+    pub(super) max_consecutive_failures: Option<Spanned<i64>>,
+    pub(super) rise: Option<Spanned<i64>>,
+    pub(super) circuit_breaker_enabled: Option<bool>,
+    pub(super) breaker: Option<RawBreaker>,
+    pub(super) max_ejection: Option<Spanned<f64>>,
+    pub(super) panic: Option<bool>,
+    pub(super) panic_threshold: Option<Spanned<f64>>,
+    pub(super) slow_start: Option<RawDuration>,
+    /// Of a service only.
+    pub(super) preset: Option<Spanned<String>>,
+    /// Of a service only.
+    pub(super) health_check: Option<Spanned<RawHealthCheck>>,
+}
+
+/// `breaker = { … }`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawBreaker {
+    pub(super) min_outcomes: Option<Spanned<i64>>,
+    pub(super) failure_ratio: Option<Spanned<f64>>,
+    pub(super) window: Option<RawDuration>,
+    pub(super) open_min: Option<RawDuration>,
+    pub(super) open_max: Option<RawDuration>,
+}
+
+/// `health_check = { … }`: the keys of all kinds, since a tagged enum would lose their places.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawHealthCheck {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<Spanned<String>>,
+    pub(super) method: Option<Spanned<String>>,
+    pub(super) path: Option<Spanned<String>>,
+    pub(super) host: Option<Spanned<String>>,
+    pub(super) headers: Option<Spanned<BTreeMap<Spanned<String>, Spanned<String>>>>,
+    pub(super) statuses: Option<Spanned<Vec<Value>>>,
+    pub(super) service: Option<Spanned<String>>,
+}
+
+/// `[probe]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawProbe {
+    pub(super) max_rate: Option<Spanned<i64>>,
+    pub(super) max_concurrent: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub(super) deny: Vec<Spanned<String>>,
 }
 
 /// A string with a unit, or seconds as a number. Any value at all, since serde's own words for "one of these types" help

@@ -82,19 +82,30 @@ impl HttpCheck {
     ///
     /// When the path does not begin with `/`, or holds what has no place in one.
     pub fn new(path: &str) -> Result<Self, InvalidCheck> {
+        let check = Self {
+            method: Method::GET,
+            path: "/".to_owned(),
+            host: None,
+            headers: Vec::new(),
+            statuses: vec![200..=299],
+        };
+        check.with_path(path)
+    }
+
+    /// Asks for this path.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    pub fn with_path(mut self, path: &str) -> Result<Self, InvalidCheck> {
         let is_sendable = |path: &str| path.bytes().all(|byte| (0x21..0x7f).contains(&byte) && byte != b'#');
         if !path.starts_with('/') || !is_sendable(path) || path.parse::<axum::http::Uri>().is_err() {
             return Err(InvalidCheck::Path {
                 found: path.chars().take(64).collect(),
             });
         }
-        Ok(Self {
-            method: Method::GET,
-            path: path.to_owned(),
-            host: None,
-            headers: Vec::new(),
-            statuses: vec![200..=299],
-        })
+        self.path = path.to_owned();
+        Ok(self)
     }
 
     /// Asks with this method: `GET`, `HEAD`, `OPTIONS`, or `POST` without a body.
