@@ -9,10 +9,13 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
+use std::time::Duration;
+
 use pickd::{Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, PickError, ServiceInstance};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let config = LoadBalancerConfig::new(LoadBalancingStrategy::ConsistentHash);
+    // Who joins or returns has all of its keys at once, so that only the ring decides.
+    let config = LoadBalancerConfig::new(LoadBalancingStrategy::ConsistentHash).with_slow_start(Duration::ZERO)?;
     let balancer = LoadBalancer::new("session_service".parse()?, config);
     for (id, host) in [
         ("cache-1", "10.0.1.20"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use toml::{Spanned, Value};
 
-use super::raw::{RawBalancer, RawBreaker, RawConfig, RawDuration, RawHealthCheck, RawProbe};
+use super::raw::{RawBalancer, RawBreaker, RawConfig, RawDuration, RawHealthCheck, RawProbe, RawService};
 use super::{Checker, MINUTE, SECOND};
 use crate::balancer::{BreakerConfig, DeniedNetworks, InvalidConfig, LoadBalancerConfig, Network, Preset, ServiceName};
 use crate::probe::{HealthCheck, HttpCheck, InvalidCheck, ProbeSettings};
@@ -53,7 +53,7 @@ impl Checker<'_> {
     pub(super) fn preset(
         &mut self,
         section: &str,
-        raw: &RawBalancer,
+        raw: &RawService,
         mut config: LoadBalancerConfig,
     ) -> LoadBalancerConfig {
         self.set(section, &mut config, raw.preset.as_ref(), |config, name| {
@@ -188,14 +188,6 @@ impl Checker<'_> {
 
     /// Which services are checked, and how.
     pub(super) fn health_checks(&mut self, raw: &RawConfig) -> BTreeMap<ServiceName, Arc<HealthCheck>> {
-        for (key, span) in [
-            ("preset", raw.defaults.preset.as_ref().map(Spanned::span)),
-            ("health_check", raw.defaults.health_check.as_ref().map(Spanned::span)),
-        ] {
-            if let Some(span) = span {
-                self.refuse(span, format!("defaults.{key}: expected in [services.<name>] only"));
-            }
-        }
         let mut checks = BTreeMap::new();
         for (name, service) in &raw.services {
             let Some(written) = &service.health_check else { continue };
@@ -479,11 +471,11 @@ mod tests {
             ),
             (
                 "[defaults]\npreset = \"critical\"",
-                "p.toml:3:10: defaults.preset: expected in [services.<name>] only",
+                "p.toml:3:1: unknown field `preset`",
             ),
             (
                 "[defaults]\nhealth_check = { type = \"tcp\" }",
-                "p.toml:3:16: defaults.health_check: expected in [services.<name>] only",
+                "p.toml:3:1: unknown field `health_check`",
             ),
             (
                 "[services.web]\nhealth_check = { path = \"/\" }",

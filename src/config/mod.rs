@@ -216,7 +216,7 @@ impl Config {
         for (name, own) in &raw.services {
             let section = format!("services.{}", name.get_ref());
             let preset = checker.preset(&section, own, defaults.clone());
-            let config = checker.balancer(&section, own, preset);
+            let config = checker.balancer(&section, &own.balancer(), preset);
             match name.get_ref().parse() {
                 Ok(name) => {
                     services.insert(name, config);

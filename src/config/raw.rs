@@ -24,7 +24,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) defaults: RawBalancer,
     #[serde(default)]
-    pub(super) services: BTreeMap<Spanned<String>, RawBalancer>,
+    pub(super) services: BTreeMap<Spanned<String>, RawService>,
 }
 
 /// `[api]`
@@ -99,36 +99,60 @@ pub(super) struct RawMetrics {
     pub(super) instance_series: Option<Spanned<i64>>,
 }
 
-/// `[defaults]` and `[services.<name>]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawBalancer {
-    pub(super) strategy: Option<Spanned<String>>,
-    pub(super) degraded_factor: Option<Spanned<f64>>,
-    pub(super) virtual_nodes: Option<Spanned<i64>>,
-    pub(super) hash_balance_factor: Option<Spanned<f64>>,
-    pub(super) choices: Option<Spanned<Value>>,
-    pub(super) lease_ttl: Option<RawDuration>,
-    pub(super) max_leases: Option<Spanned<i64>>,
-    pub(super) health_check_enabled: Option<bool>,
-    pub(super) health_check_interval: Option<RawDuration>,
-    pub(super) health_check_timeout: Option<RawDuration>,
-    pub(super) max_consecutive_failures: Option<Spanned<i64>>,
-    pub(super) rise: Option<Spanned<i64>>,
-    pub(super) circuit_breaker_enabled: Option<bool>,
-    pub(super) breaker: Option<RawBreaker>,
-    pub(super) max_ejection: Option<Spanned<f64>>,
-    pub(super) panic: Option<bool>,
-    pub(super) panic_threshold: Option<Spanned<f64>>,
-    pub(super) slow_start: Option<RawDuration>,
-    /// Of a service only.
-    pub(super) preset: Option<Spanned<String>>,
-    /// Of a service only.
-    pub(super) health_check: Option<Spanned<RawHealthCheck>>,
+/// Both tables have these keys, and a service has some of its own. (serde can share them by flattening, and then forgets where they
+/// stood.)
+macro_rules! balancer_tables {
+    ($($key:ident: $kind:ty,)*) => {
+        /// `[defaults]`
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields, expecting = "a table")]
+        pub(super) struct RawBalancer {
+            $(pub(super) $key: Option<$kind>,)*
+        }
+
+        /// `[services.<name>]`
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields, expecting = "a table")]
+        pub(super) struct RawService {
+            $(pub(super) $key: Option<$kind>,)*
+            pub(super) preset: Option<Spanned<String>>,
+            pub(super) health_check: Option<Spanned<RawHealthCheck>>,
+        }
+
+        impl RawService {
+            /// What it says of the keys of `[defaults]`.
+            pub(super) fn balancer(&self) -> RawBalancer {
+                RawBalancer {
+                    $($key: self.$key.clone(),)*
+                }
+            }
+        }
+    };
+}
+
+balancer_tables! {
+    strategy: Spanned<String>,
+    degraded_factor: Spanned<f64>,
+    virtual_nodes: Spanned<i64>,
+    hash_balance_factor: Spanned<f64>,
+    choices: Spanned<Value>,
+    lease_ttl: RawDuration,
+    max_leases: Spanned<i64>,
+    health_check_enabled: bool,
+    health_check_interval: RawDuration,
+    health_check_timeout: RawDuration,
+    max_consecutive_failures: Spanned<i64>,
+    rise: Spanned<i64>,
+    circuit_breaker_enabled: bool,
+    breaker: RawBreaker,
+    max_ejection: Spanned<f64>,
+    panic: bool,
+    panic_threshold: Spanned<f64>,
+    slow_start: RawDuration,
 }
 
 /// `breaker = { … }`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawBreaker {
     pub(super) min_outcomes: Option<Spanned<i64>>,

@@ -205,7 +205,11 @@ fn an_unknown_key_is_refused_where_it_stands() {
         ("[alerts]", "p.toml:1:2: ", "`alerts`"),
         ("[file]\npath = \"a\"\nwatch = true", "p.toml:3:1: ", "`watch`"),
         ("[defaults]\nretry_budget = 0.2", "p.toml:2:1: ", "`retry_budget`"),
-        ("[services.a]\nsticky_sessions = true", "p.toml:2:1: ", "`sticky_sessions`"),
+        (
+            "[services.a]\nsticky_sessions = true",
+            "p.toml:2:1: ",
+            "`sticky_sessions`",
+        ),
         ("listen = 1", "p.toml:1:1: ", "`listen`"),
     ] {
         let refusal = refused_once(text);

@@ -505,11 +505,8 @@ fn a_held_one_takes_the_place_of_one_that_comes_back_and_a_held_one_that_is_well
     pool.report("b", FAIL, 3);
     pool.until_half_open("b");
     assert!(pool.explain("b").layers.held_by_cap);
-    assert_eq!(
-        pool.picks(50),
-        BTreeMap::from([("b".to_owned(), 50)]),
-        "every pick of it is a trial"
-    );
+    // But for the one trial of "a", if its time is over as well.
+    assert!(pool.picks(50)["b"] >= 49, "every pick of it is a trial");
     pool.report("b", OK, 1);
     assert_eq!(pool.breaker("b"), Some(BreakerState::Closed));
 }

@@ -22,6 +22,8 @@ struct World {
 const CONFIG: &str = "\
 [file]
 path = \"services.toml\"
+[defaults]
+slow_start = 0
 [services.web]
 strategy = \"weighted_round_robin\"
 [services.cache]

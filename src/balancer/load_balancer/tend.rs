@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::{LoadBalancer, Registered, Writer, address_key, has_no_share, is_eligible};
 use crate::balancer::active::ActiveState;
 use crate::balancer::breaker::{BreakerStep, Recovery, Trip};
-use crate::balancer::clock::{Timestamp, nanos};
+use crate::balancer::clock::Timestamp;
 use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::health::{Check, CheckFailure};
 use crate::balancer::instance::{Address, InstanceId, ServiceInstance, ServiceName};
@@ -261,7 +261,9 @@ impl LoadBalancer {
         if writer.tending.stale && writer.tending.ready_at() <= now {
             self.republish(&mut writer);
         }
-        self.plan(&mut writer, now)
+        let next = self.next(&mut writer, now);
+        self.due.store(nanos_of(next), Ordering::Relaxed);
+        next
     }
 
     /// Does what is due, where nobody else does.
@@ -357,8 +359,16 @@ impl LoadBalancer {
         }
     }
 
-    /// Works out when something is due next, and wakes whoever drives the time if that is sooner than was said.
-    pub(super) fn plan(&self, writer: &mut Writer, now: Timestamp) -> Option<Timestamp> {
+    /// Wakes whoever drives the time if there is something to tell, or due sooner than was said.
+    pub(super) fn plan(&self, writer: &mut Writer, now: Timestamp) {
+        let due = nanos_of(self.next(writer, now));
+        if due < self.due.swap(due, Ordering::Relaxed) || !writer.tending.untold.is_empty() {
+            self.wake();
+        }
+    }
+
+    /// When something is due next.
+    fn next(&self, writer: &mut Writer, now: Timestamp) -> Option<Timestamp> {
         let view = self.view.load();
         let tending = &mut writer.tending;
         let steps = tending
@@ -371,13 +381,13 @@ impl LoadBalancer {
             .values()
             .filter_map(|live| live.next(&view.config, now));
         let tables = tending.stale.then(|| tending.ready_at());
-        let next = judged.chain(tables).chain(tending.ramp_step).min();
-        let due = next.map_or(u64::MAX, |next| nanos(next.since(Timestamp::default())));
-        if due < self.due.swap(due, Ordering::Relaxed) {
-            self.wake();
-        }
-        next
+        judged.chain(tables).chain(tending.ramp_step).min()
     }
+}
+
+/// `u64::MAX`: never.
+fn nanos_of(due: Option<Timestamp>) -> u64 {
+    due.map_or(u64::MAX, Timestamp::as_nanos)
 }
 
 /// A member as it is decided about between views.
