@@ -110,17 +110,13 @@ impl Checks {
         let mut plans = lock(&self.0);
         let Some(prober) = plans.prober.clone() else { return };
         let generation = balancer.generation();
-        match plans.by_service.get(service).cloned() {
-            Some(plan) => {
-                if plans.told.insert(service.clone(), generation) != Some(generation) {
-                    prober.set(service, Some(&plan), balancer.addresses_to_check());
-                }
+        if let Some(plan) = plans.by_service.get(service).cloned() {
+            if plans.told.insert(service.clone(), generation) != Some(generation) {
+                prober.set(service, Some(&plan), balancer.addresses_to_check());
             }
-            None if plans.told.remove(service).is_some() => {
-                prober.set(service, None, []);
-                balancer.forget_checks();
-            }
-            None => {}
+        } else if plans.told.remove(service).is_some() {
+            prober.set(service, None, []);
+            balancer.forget_checks();
         }
     }
 }
@@ -262,7 +258,7 @@ mod tests {
         due.set(&db, Some(at(3)));
         due.set(&web, Some(at(2)));
         assert_eq!(due.next(), Some(at(2)));
-        assert_eq!(due.take(at(2)), [web.clone()]);
+        assert_eq!(due.take(at(2)), std::slice::from_ref(&web));
         assert_eq!(due.take(at(9)), [db]);
         assert_eq!((due.next(), due.by_service.len()), (None, 0));
         due.set(&web, Some(at(1)));

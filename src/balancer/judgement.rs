@@ -360,6 +360,9 @@ mod tests {
         ]
     }
 
+    /// Eligible, down, and its breaker's wish: how bad, since when, half open.
+    type Drawn = (bool, bool, Option<(u32, u64, bool)>);
+
     proptest! {
         #[test]
         fn the_breaker_does_what_its_rules_say_of_all_that_happened(
@@ -460,7 +463,7 @@ mod tests {
                 .with_max_ejection(share)
                 .and_then(|config| config.with_panic_threshold(threshold))
                 .unwrap();
-            let candidate = |(address, (eligible, down, wish)): (usize, &(bool, bool, Option<(u32, u64, bool)>))| Candidate {
+            let candidate = |(address, (eligible, down, wish)): (usize, &Drawn)| Candidate {
                 address,
                 eligible: *eligible,
                 down: *down,

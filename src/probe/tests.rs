@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -284,7 +283,7 @@ async fn a_body_that_is_large_or_never_ends_does_not_matter() {
     assert_eq!(asker.ask().await, Check::Pass);
     assert_eq!(asker.ask().await, Check::Pass);
     assert_eq!(backend.connections.load(Ordering::Relaxed), 2, "not worth reading");
-    let started = Instant::now();
+    let started = time::Instant::now();
     let backend = Backend::answering("HTTP/1.1 500 Oh\r\nContent-Length: 10\r\n\r\nx").await;
     let check = asked(HealthCheck::Http(http()), &backend.address).await;
     assert_eq!(check, Check::Fail(CheckFailure::Status(500)));
@@ -388,7 +387,7 @@ async fn a_new_instance_is_checked_at_once_and_one_that_hangs_delays_no_other() 
     let backends = [Backend::status(200).await, Backend::status(500).await];
     let mut addresses: Vec<Address> = backends.iter().map(|backend| backend.address.clone()).collect();
     addresses.insert(0, hangs.clone());
-    let started = Instant::now();
+    let started = time::Instant::now();
     prober.set("web", Some(&plan(HealthCheck::Http(http()))), &addresses);
     let mut found = HashMap::new();
     for _ in 0..2 {
@@ -450,9 +449,13 @@ async fn the_rate_of_all_checks_is_bounded() {
     let backend = Backend::status(200).await;
     let mut often = plan(HealthCheck::Http(http()));
     often.interval = Duration::from_millis(100);
-    let started = Instant::now();
+    let started = time::Instant::now();
     for number in 0..10 {
-        prober.set(&format!("service-{number}"), Some(&often), &[backend.address.clone()]);
+        prober.set(
+            &format!("service-{number}"),
+            Some(&often),
+            std::slice::from_ref(&backend.address),
+        );
     }
     // A hundred a second would be due.
     for _ in 0..22 {

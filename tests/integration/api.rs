@@ -554,7 +554,8 @@ fn services_are_listed_with_what_is_known_of_them() {
         services[5],
         json!({
             "service": "user-service", "strategy": "round_robin", "total_requests": 3, "reported_requests": 0,
-            "failed_requests": 0, "failure_rate": 0.0, "available_instances": 3, "total_instances": 3, "sources": ["file"],
+            "failed_requests": 0, "failure_rate": 0.0, "available_instances": 3, "total_instances": 3, "panic": false,
+            "sources": ["file"],
         })
     );
     assert_eq!(

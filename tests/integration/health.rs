@@ -307,10 +307,7 @@ async fn a_recovered_backend_gets_a_tenth_at_most_in_its_first_second_and_its_sh
             factors.push(factor);
             (factor == 1.0).then_some(())
         });
-        assert!(
-            factors.is_sorted() && factors.iter().any(|factor| *factor == 0.5),
-            "{factors:?}"
-        );
+        assert!(factors.is_sorted() && factors.contains(&0.5), "{factors:?}");
         until(SOON, "it has its share", || {
             (picks(&agent, 40)["a@n1"] == 20).then_some(())
         });
@@ -427,7 +424,7 @@ async fn tcp_and_grpc_backends_are_checked_as_what_they_are() {
     };
     let agent = blocking(|| agent(&folder, &settings("shop.Cart")));
     blocking(|| {
-        until_why(&agent, "grpc", &["checks_passing", "slow_start"][..1].as_ref());
+        until_why(&agent, "grpc", &["checks_passing"]);
         // It speaks HTTP/1, not gRPC.
         until_why(&agent, "plain", &["check_failed"]);
     });
