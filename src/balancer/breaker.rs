@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use super::clock::Timestamp;
 use super::config::LoadBalancerConfig;
+use super::health::Said;
 use super::statistics::Totals;
 
 /// How long a pick that was let through as the trial keeps others from being one.
@@ -187,6 +188,8 @@ pub(crate) struct Breaker {
     /// who are out and those whom the cap holds do not change places.
     severity: f32,
     tripped_at: Timestamp,
+    /// Whether there was any outcome.
+    heard: bool,
 }
 
 impl Breaker {
@@ -198,8 +201,12 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn since(&self) -> Timestamp {
-        self.since
+    /// What it says, and since when; `None` before the first outcome.
+    pub(crate) fn said(&self) -> Option<Said<BreakerState>> {
+        self.heard.then(|| Said {
+            state: self.state(),
+            since: self.since,
+        })
     }
 
     /// How bad it was when it tripped, and when that was: whom the pool can do without first.
@@ -217,6 +224,9 @@ impl Breaker {
         entropy: f64,
         now: Timestamp,
     ) -> Option<BreakerStep> {
+        if !std::mem::replace(&mut self.heard, true) {
+            self.since = now;
+        }
         match (self.state, evidence) {
             (State::Closed, Evidence::Success) => {
                 self.failures_in_a_row = 0;

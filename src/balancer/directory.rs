@@ -217,6 +217,7 @@ impl Directory {
         context: &Context<'_>,
         ttl: Option<Duration>,
     ) -> Result<(Pick, Result<Lease, LeaseDenied>), PickError> {
+        balancer.catch_up();
         let pick = self.select_instance(balancer, context)?;
         let ttl = ttl.unwrap_or(pick.config().lease_ttl());
         let most = pick.config().max_leases() as usize;

@@ -11,6 +11,7 @@ use super::config::LoadBalancerConfig;
 use super::effective::Factors;
 use super::health::{Layers, Objection};
 use super::instance::{HealthStatus, InstanceId, ServiceInstance};
+use super::judgement::Admission;
 use super::live::Load;
 use super::overrides::WeightOrder;
 use super::pool::{Member, View};
@@ -118,7 +119,12 @@ impl Subject<'_> {
     /// Every instance, or only one.
     pub(crate) fn instances(&self, only: Option<&InstanceId>) -> Vec<ExplainedInstance> {
         let members = &self.view.members;
-        let all_units: u64 = members.iter().map(|member| u64::from(member.units)).sum();
+        let picked = |member: &&Member| member.live.admission() == Admission::In;
+        let all_units: u64 = members
+            .iter()
+            .filter(picked)
+            .map(|member| u64::from(member.units))
+            .sum();
         let points = self.view.ring().map(|ring| ring.points(members.len()));
         let all_points: u64 = points.iter().flatten().map(|&points| u64::from(points)).sum();
         let explained = |(index, member): (usize, &Member)| {

@@ -46,7 +46,7 @@ pub struct Layers {
     pub active: Option<Said<ActiveState>>,
     /// What outcomes say; `None` before there were enough of them.
     pub passive: Option<Said<PassiveState>>,
-    /// What its breaker says; `None` before the first outcome or check.
+    /// What its breaker says; `None` before the first outcome.
     pub breaker: Option<Said<BreakerState>>,
     /// Its breaker is open, and the pool cannot do without it: picked all the same.
     pub held_by_cap: bool,
@@ -83,10 +83,7 @@ impl Layers {
     pub(crate) fn judged(mut self, judgement: Option<&Judgement>) -> Self {
         self.active = judgement.and_then(|judgement| judgement.active.said());
         self.passive = judgement.and_then(|judgement| judgement.passive.said());
-        self.breaker = judgement.map(|judgement| Said {
-            state: judgement.breaker.state(),
-            since: judgement.breaker.since(),
-        });
+        self.breaker = judgement.and_then(|judgement| judgement.breaker.said());
         self.held_by_cap = judgement.is_some_and(|judgement| judgement.held_by_cap);
         self
     }

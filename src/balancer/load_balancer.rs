@@ -280,7 +280,6 @@ impl LoadBalancer {
     /// Ends a request: frees its place and learns from how it went. `latency` runs from the pick to the answer.
     pub fn finish(&self, acquired: Acquired, outcome: Outcome, latency: Duration) {
         self.learn(&acquired.live, outcome, Some(latency));
-        self.catch_up();
     }
 
     /// Learns from how a request went. A success without its latency counts, and leaves the average alone.
@@ -298,6 +297,7 @@ impl LoadBalancer {
         if steps != [None, None] {
             self.follow(live, steps, now);
         }
+        self.catch_up();
     }
 
     /// Learns from an outcome that comes without a lease, as often as there were picks in the last minute.

@@ -239,7 +239,7 @@ impl LoadBalancer {
     /// Does what time has made due in the health of instances: breakers become half open, trials expire, ramps rise, tables
     /// follow. Returns when it should be called again; [`Wake`] tells if that becomes sooner.
     ///
-    /// Without anybody who drives the time, [`acquire`](Self::acquire) and [`finish`](Self::finish) do it.
+    /// Without anybody who drives the time ([`Tools::wake`](super::Tools)), requests that are acquired, leased, finished or reported do it.
     pub fn tend(&self, now: Timestamp) -> Option<Timestamp> {
         let mut writer = self.write();
         let view = self.view.load_full();
@@ -267,7 +267,7 @@ impl LoadBalancer {
     }
 
     /// Does what is due, where nobody else does.
-    pub(super) fn catch_up(&self) {
+    pub(crate) fn catch_up(&self) {
         let due = self.due.load(Ordering::Relaxed);
         if due != u64::MAX && self.tools.wake.is_none() {
             let now = self.tools.clock.now();
