@@ -1,9 +1,17 @@
-//! Bodies of requests: small, JSON, and what is not understood is refused.
+//! Bodies of requests: small, JSON, here in time, and what is not understood is refused.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::BoxError;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderMap, header};
 use http_body_util::LengthLimitError;
+use hyper::body::{Frame, Incoming, SizeHint};
 use serde::de::DeserializeOwned;
+use tokio::time::{self, Sleep};
 
 use super::error::ApiError;
 
@@ -14,12 +22,61 @@ pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
         return Err(too_large());
     }
     axum::body::to_bytes(body, limit).await.map_err(|error| {
-        if error.into_inner().is::<LengthLimitError>() {
+        let error = error.into_inner();
+        if error.is::<LengthLimitError>() {
             too_large()
+        } else if error.is::<TooSlow>() {
+            ApiError::TooSlow
         } else {
             ApiError::InvalidRequest("the body did not arrive whole".to_owned())
         }
     })
+}
+
+/// A body that fails when it is not here in time.
+pub(super) fn within(incoming: Incoming, limit: Duration) -> Body {
+    if incoming.is_end_stream() {
+        return Body::empty();
+    }
+    Body::new(Timely {
+        incoming,
+        limit,
+        end: None,
+    })
+}
+
+struct Timely {
+    incoming: Incoming,
+    limit: Duration,
+    /// Set when there is something to wait for.
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the body took too long")]
+struct TooSlow;
+
+impl HttpBody for Timely {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(context) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
+        }
+        let limit = this.limit;
+        let end = this.end.get_or_insert_with(|| Box::pin(time::sleep(limit)));
+        end.as_mut().poll(context).map(|()| Some(Err(TooSlow.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
 }
 
 /// `application/json`, which a browser sends to no stranger without asking first.

@@ -32,6 +32,9 @@ pub(crate) enum ApiError {
     /// A body, or a list in it, that is larger than this route takes.
     #[error("{0}")]
     TooLarge(String),
+    /// A body that does not come.
+    #[error("the body did not arrive in time")]
+    TooSlow,
     /// A body that does not call itself JSON.
     #[error("expected a body of Content-Type application/json")]
     UnsupportedMediaType,
@@ -81,6 +84,7 @@ impl ApiError {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Instance(_) => (StatusCode::NOT_FOUND, "unknown_instance"),
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
@@ -134,6 +138,10 @@ impl IntoResponse for ApiError {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if status == StatusCode::REQUEST_TIMEOUT {
+            // What is left of the body would be taken for the next request.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(allow) = allow {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));

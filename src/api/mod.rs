@@ -17,6 +17,7 @@
 
 mod admin;
 mod body;
+mod connection;
 mod error;
 mod explain;
 mod hosts;
@@ -28,6 +29,7 @@ mod rights;
 pub mod server;
 mod services;
 mod socket;
+mod wake;
 mod wire;
 
 use std::any::Any;

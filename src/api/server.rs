@@ -1,27 +1,28 @@
 //! Listeners: bind, serve, stop.
 
-use std::convert::Infallible;
 use std::fmt;
-use std::future::{Ready, ready};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
-use axum::http::Method;
-use axum::response::Response;
-use axum::serve::IncomingStream;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio::time;
 use tokio_util::sync::CancellationToken;
-use tower::Service;
 
 use super::rights::{Peer, PeerName, Reach};
 use super::socket::{self, SocketFile};
-use super::{AllowedHosts, Api};
+use super::{AllowedHosts, Api, connection};
 
+pub use super::connection::Limits;
 pub use super::socket::{SocketAccess, set_access};
+
+/// How long nothing is accepted after the system refused to, which it does when it has run out of something.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +54,7 @@ impl fmt::Display for Listen {
 pub struct Listener {
     bound: Bound,
     address: Listen,
+    limits: Limits,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,7 @@ impl Listener {
         Ok(Self {
             address: Listen::Tcp(listener.local_addr()?),
             bound: Bound::Tcp(listener),
+            limits: Limits::default(),
         })
     }
 
@@ -87,7 +90,14 @@ impl Listener {
         Ok(Self {
             address: Listen::Unix(path.to_owned()),
             bound: Bound::Unix(listener, file),
+            limits: Limits::default(),
         })
+    }
+
+    /// Bounds its clients otherwise.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// What it is bound to.
@@ -108,103 +118,116 @@ impl Listener {
         }
     }
 
-    /// Serves until stopped, then waits for requests that are being answered. Whoever awaits this bounds that wait: a client
-    /// that never finishes its request would hold it up for ever.
+    /// Serves until stopped, then waits for requests that are being answered, or on their way. [`Limits`] bound that wait by and
+    /// by; whoever has less time drops the future, which closes all connections.
     ///
     /// # Errors
     ///
-    /// When the listener fails.
+    /// None so far: a connection that cannot be accepted leaves the others alone.
     pub async fn serve(self, api: Api, hosts: AllowedHosts, stop: CancellationToken) -> io::Result<()> {
         let reach = self.reach();
         // No web page can have its name resolve to a Unix socket.
         let is_tcp = matches!(self.bound, Bound::Tcp(_));
         let hosts = (is_tcp && reach == Reach::ThisMachine).then_some(hosts);
-        let connections = Connections {
+        let door = Door {
             router: api.router(hosts).with_state(()),
             reach,
+            limits: self.limits,
+            stop,
         };
         match self.bound {
-            Bound::Tcp(listener) => {
-                axum::serve(listener, connections)
-                    .with_graceful_shutdown(stop.cancelled_owned())
-                    .await
-            }
+            Bound::Tcp(listener) => door.serve(listener).await,
             Bound::Unix(listener, file) => {
-                let served = axum::serve(listener, connections)
-                    .with_graceful_shutdown(stop.cancelled_owned())
-                    .await;
+                door.serve(listener).await;
                 drop(file);
-                served
             }
         }
+        Ok(())
     }
 }
 
-/// Makes a service for each connection that knows who is at its other end.
-#[derive(Clone)]
-struct Connections {
-    router: Router,
-    reach: Reach,
-}
-
 /// Listeners whose connections have a name.
-trait Named: axum::serve::Listener + Sized {
-    fn peer(stream: &IncomingStream<'_, Self>) -> PeerName;
+trait Named: Send + Sync {
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, PeerName)>> + Send;
 }
 
 impl Named for TcpListener {
-    fn peer(stream: &IncomingStream<'_, Self>) -> PeerName {
-        PeerName::Address(*stream.remote_addr())
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, PeerName)> {
+        let (stream, address) = self.accept().await?;
+        // Answers are written whole, and wait for nothing.
+        stream.set_nodelay(true)?;
+        Ok((stream, PeerName::Address(address)))
     }
 }
 
 impl Named for UnixListener {
-    fn peer(stream: &IncomingStream<'_, Self>) -> PeerName {
-        PeerName::Unix(stream.io().peer_cred().ok().map(|peer| peer.uid()))
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<(UnixStream, PeerName)> {
+        let (stream, _) = self.accept().await?;
+        let user = stream.peer_cred().ok().map(|peer| peer.uid());
+        Ok((stream, PeerName::Unix(user)))
     }
 }
 
-impl<L: Named> Service<IncomingStream<'_, L>> for Connections {
-    type Response = Connection;
-    type Error = Infallible;
-    type Future = Ready<Result<Connection, Infallible>>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, stream: IncomingStream<'_, L>) -> Self::Future {
-        ready(Ok(Connection {
-            router: self.router.clone(),
-            peer: Peer {
-                reach: self.reach,
-                name: L::peer(&stream),
-            },
-        }))
-    }
-}
-
-/// The routes for one connection.
-#[derive(Clone)]
-struct Connection {
+/// Lets clients in, and owns their connections.
+struct Door {
     router: Router,
-    peer: Peer,
+    reach: Reach,
+    limits: Limits,
+    stop: CancellationToken,
 }
 
-impl Service<Request> for Connection {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = <Router as Service<Request>>::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Service::<Request>::poll_ready(&mut self.router, context)
-    }
-
-    fn call(&mut self, mut request: Request) -> Self::Future {
-        // Only overrides ask who it is; picks do not pay for it.
-        if matches!(*request.method(), Method::PUT | Method::DELETE) {
-            request.extensions_mut().insert(self.peer.clone());
+impl Door {
+    async fn serve<L: Named>(self, listener: L) {
+        let mut connections = JoinSet::new();
+        let mut refused = false;
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                // One that panicked has been told of by the panic hook.
+                Some(_) = connections.join_next() => {}
+                accepted = listener.accept(), if connections.len() < self.limits.connections => match accepted {
+                    Ok((stream, name)) => {
+                        refused = false;
+                        self.let_in(stream, name, &mut connections);
+                    }
+                    Err(error) if is_of_the_client(&error) => {}
+                    Err(error) => {
+                        if !std::mem::replace(&mut refused, true) {
+                            tracing::error!(%error, "no connection can be accepted, trying again every second");
+                        }
+                        let _stopped = self.stop.run_until_cancelled(time::sleep(PAUSE)).await;
+                    }
+                },
+            }
         }
-        self.router.call(request)
+        drop(listener);
+        while connections.join_next().await.is_some() {}
     }
+
+    fn let_in<S>(&self, stream: S, name: PeerName, connections: &mut JoinSet<()>)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let peer = Peer {
+            reach: self.reach,
+            name,
+        };
+        // A child, so that connections do not share one lock.
+        let stop = self.stop.child_token();
+        connections.spawn(connection::serve(stream, self.router.clone(), peer, self.limits, stop));
+    }
+}
+
+/// Whether only this one connection is lost.
+fn is_of_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+    )
 }
