@@ -56,9 +56,12 @@ impl Checker<'_> {
         raw: &RawService,
         mut config: LoadBalancerConfig,
     ) -> LoadBalancerConfig {
-        self.set(section, &mut config, raw.preset.as_ref(), |config, name| {
-            Ok(config.with_preset(name.parse::<Preset>()?))
-        });
+        self.set(
+            &format!("{section}."),
+            &mut config,
+            raw.preset.as_ref(),
+            |config, name| name.parse().map(|preset: Preset| config.with_preset(preset)),
+        );
         config
     }
 
@@ -69,6 +72,7 @@ impl Checker<'_> {
         raw: &RawBalancer,
         mut config: LoadBalancerConfig,
     ) -> LoadBalancerConfig {
+        let named = format!("{section}.");
         if let Some(enabled) = raw.health_check_enabled {
             config = config.with_health_check_enabled(enabled);
         }
@@ -100,18 +104,18 @@ impl Checker<'_> {
             LoadBalancerConfig::with_slow_start,
         );
         self.set(
-            section,
+            &named,
             &mut config,
             raw.max_consecutive_failures.as_ref(),
             |config, failures| config.with_max_consecutive_failures(*failures),
         );
-        self.set(section, &mut config, raw.rise.as_ref(), |config, rise| {
+        self.set(&named, &mut config, raw.rise.as_ref(), |config, rise| {
             config.with_rise(*rise)
         });
-        self.set(section, &mut config, raw.max_ejection.as_ref(), |config, share| {
+        self.set(&named, &mut config, raw.max_ejection.as_ref(), |config, share| {
             config.with_max_ejection(*share)
         });
-        self.set(section, &mut config, raw.panic_threshold.as_ref(), |config, share| {
+        self.set(&named, &mut config, raw.panic_threshold.as_ref(), |config, share| {
             config.with_panic_threshold(*share)
         });
         match &raw.breaker {
@@ -142,10 +146,11 @@ impl Checker<'_> {
     }
 
     fn breaker(&mut self, section: &str, raw: &RawBreaker, mut breaker: BreakerConfig) -> BreakerConfig {
-        self.breaker_key(section, &mut breaker, raw.min_outcomes.as_ref(), |breaker, outcomes| {
+        let named = format!("{section}.");
+        self.set(&named, &mut breaker, raw.min_outcomes.as_ref(), |breaker, outcomes| {
             breaker.with_min_outcomes(*outcomes)
         });
-        self.breaker_key(section, &mut breaker, raw.failure_ratio.as_ref(), |breaker, ratio| {
+        self.set(&named, &mut breaker, raw.failure_ratio.as_ref(), |breaker, ratio| {
             breaker.with_failure_ratio(*ratio)
         });
         let mut time = |key: &str, written: Option<&RawDuration>, default, least| {
@@ -170,20 +175,6 @@ impl Checker<'_> {
             (Err(_), None, None) => {}
         }
         breaker
-    }
-
-    fn breaker_key<T>(
-        &mut self,
-        section: &str,
-        breaker: &mut BreakerConfig,
-        written: Option<&Spanned<T>>,
-        with: impl FnOnce(BreakerConfig, &T) -> Result<BreakerConfig, InvalidConfig>,
-    ) {
-        let Some(written) = written else { return };
-        match with(breaker.clone(), written.get_ref()) {
-            Ok(changed) => *breaker = changed,
-            Err(error) => self.refuse(written.span(), format!("{section}.{error}")),
-        }
     }
 
     /// Which services are checked, and how.
@@ -248,36 +239,27 @@ impl Checker<'_> {
     }
 
     fn http_check(&mut self, key: &str, raw: &RawHealthCheck) -> Option<HttpCheck> {
+        let named = format!("{key}: ");
         let mut check = HttpCheck::new("/").ok()?;
-        self.check_key(key, &mut check, raw.path.as_ref(), |check, path| check.with_path(path));
-        self.check_key(key, &mut check, raw.method.as_ref(), |check, method| {
+        self.set(&named, &mut check, raw.path.as_ref(), |check, path| {
+            check.with_path(path)
+        });
+        self.set(&named, &mut check, raw.method.as_ref(), |check, method| {
             check.with_method(method)
         });
-        self.check_key(key, &mut check, raw.host.as_ref(), |check, host| check.with_host(host));
+        self.set(&named, &mut check, raw.host.as_ref(), |check, host| {
+            check.with_host(host)
+        });
         for (name, value) in raw.headers.iter().flat_map(Spanned::get_ref) {
-            self.check_key(key, &mut check, Some(value), |check, value| {
+            self.set(&named, &mut check, Some(value), |check, value| {
                 check.with_header(name.get_ref(), value)
             });
         }
-        self.check_key(key, &mut check, raw.statuses.as_ref(), |check, written| {
+        self.set(&named, &mut check, raw.statuses.as_ref(), |check, written| {
             let ranges: Result<Vec<_>, _> = written.iter().map(status).collect();
             check.with_statuses(ranges?)
         });
         Some(check)
-    }
-
-    fn check_key<T>(
-        &mut self,
-        key: &str,
-        check: &mut HttpCheck,
-        written: Option<&Spanned<T>>,
-        with: impl FnOnce(HttpCheck, &T) -> Result<HttpCheck, InvalidCheck>,
-    ) {
-        let Some(written) = written else { return };
-        match with(check.clone(), written.get_ref()) {
-            Ok(changed) => *check = changed,
-            Err(error) => self.refuse(written.span(), format!("{key}: {error}")),
-        }
     }
 }
 

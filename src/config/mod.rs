@@ -646,22 +646,23 @@ impl Checker<'_> {
     }
 
     fn balancer(&mut self, section: &str, raw: &RawBalancer, mut config: LoadBalancerConfig) -> LoadBalancerConfig {
-        self.set(section, &mut config, raw.strategy.as_ref(), |config, name| {
-            Ok(config.with_strategy(name.parse()?))
+        let named = format!("{section}.");
+        self.set(&named, &mut config, raw.strategy.as_ref(), |config, name| {
+            name.parse().map(|strategy| config.with_strategy(strategy))
         });
-        self.set(section, &mut config, raw.degraded_factor.as_ref(), |config, factor| {
+        self.set(&named, &mut config, raw.degraded_factor.as_ref(), |config, factor| {
             config.with_degraded_factor(*factor)
         });
-        self.set(section, &mut config, raw.virtual_nodes.as_ref(), |config, nodes| {
+        self.set(&named, &mut config, raw.virtual_nodes.as_ref(), |config, nodes| {
             config.with_virtual_nodes(*nodes)
         });
         self.set(
-            section,
+            &named,
             &mut config,
             raw.hash_balance_factor.as_ref(),
             |config, factor| config.with_hash_balance_factor(*factor),
         );
-        self.set(section, &mut config, raw.choices.as_ref(), |config, choices| {
+        self.set(&named, &mut config, raw.choices.as_ref(), |config, choices| {
             let choices = match choices {
                 toml::Value::String(word) => word.parse()?,
                 toml::Value::Integer(count) => Choices::random(*count)?,
@@ -680,23 +681,24 @@ impl Checker<'_> {
             (SECOND, 60 * MINUTE),
         );
         config = config.clone().with_lease_ttl(ttl).unwrap_or(config);
-        self.set(section, &mut config, raw.max_leases.as_ref(), |config, leases| {
+        self.set(&named, &mut config, raw.max_leases.as_ref(), |config, leases| {
             config.with_max_leases(*leases)
         });
         self.health(section, raw, config)
     }
 
-    fn set<T>(
+    /// Sets one thing, if it is written and can be; a refusal begins with `name`.
+    fn set<C: Clone, T, E: fmt::Display>(
         &mut self,
-        section: &str,
-        config: &mut LoadBalancerConfig,
+        name: &str,
+        config: &mut C,
         written: Option<&Spanned<T>>,
-        with: impl FnOnce(LoadBalancerConfig, &T) -> Result<LoadBalancerConfig, InvalidConfig>,
+        with: impl FnOnce(C, &T) -> Result<C, E>,
     ) {
         let Some(written) = written else { return };
         match with(config.clone(), written.get_ref()) {
             Ok(changed) => *config = changed,
-            Err(error) => self.refuse(written.span(), format!("{section}.{error}")),
+            Err(error) => self.refuse(written.span(), format!("{name}{error}")),
         }
     }
 }
