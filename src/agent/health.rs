@@ -131,6 +131,11 @@ pub(super) async fn tend(
 ) {
     let tend = async {
         let mut due = Due::default();
+        // Whatever was due when the task before this one ended.
+        directory
+            .services()
+            .iter()
+            .for_each(|balancer| woken.wake(balancer.service()));
         loop {
             match due.next() {
                 Some(next) => {

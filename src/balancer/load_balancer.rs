@@ -739,15 +739,18 @@ impl LoadBalancer {
                     _ => {
                         leaving.extend(before);
                         let live = writer.arrive(instance.address());
+                        // It may have left with an open breaker.
+                        writer.tending.stir(&live);
                         if serves {
-                            writer.tending.start_ramp(&live, now);
+                            live.start_ramp(now);
                         }
                         live
                     }
                 };
                 let orders = writer.overrides.of(instance.id());
-                let layers = layers(before, &instance, orders.drain, &old.config, &config, now);
-                let layers = layers.judged(live.judgement().as_deref());
+                let said = layers(before, &instance, orders.drain, &old.config, &config, now);
+                let order = orders.weight.as_ref().map(|order| order.weight);
+                let (layers, candidate) = judged(&instance, said, order, &live, &config);
                 if before.is_some_and(|before| recovered(before.verdict.layers.registry, layers.registry)) {
                     writer.tending.start_ramp(&live, now);
                 }
@@ -756,6 +759,7 @@ impl LoadBalancer {
                     instance,
                     live,
                     layers,
+                    candidate,
                     weight: orders.weight,
                     before,
                     alike,
@@ -763,8 +767,7 @@ impl LoadBalancer {
             })
             .collect();
         leaving.extend(previous);
-        let candidates = drafts.iter().map(|draft| draft.candidate(&config));
-        let decision = judgement::decide(candidates, &config);
+        let decision = judgement::decide(drafts.iter().map(|draft| draft.candidate), &config);
         let mut last = None;
         let members: Box<[Member]> = drafts
             .into_iter()
@@ -809,11 +812,11 @@ impl LoadBalancer {
         last: &mut Option<Arc<Verdict>>,
         now: Timestamp,
     ) -> Member {
-        let candidate = draft.candidate(config);
         let Draft {
             instance,
             live,
             mut layers,
+            candidate,
             weight,
             before,
             alike,
@@ -863,6 +866,7 @@ struct Draft<'a> {
     instance: Arc<ServiceInstance>,
     live: Arc<Live>,
     layers: Layers,
+    candidate: Candidate,
     weight: Option<WeightOrder>,
     /// The member of this id in the view before.
     before: Option<&'a Member>,
@@ -870,16 +874,23 @@ struct Draft<'a> {
     alike: Option<&'a Member>,
 }
 
-impl Draft<'_> {
-    fn candidate(&self, config: &LoadBalancerConfig) -> Candidate {
-        let order = self.weight.as_ref().map(|order| order.weight);
-        Candidate {
-            address: address_key(&self.live),
-            eligible: is_eligible(&self.instance, &self.layers, order, config),
-            down: self.layers.is_down() || has_no_share(&self.instance, &self.layers, order, config),
-            wish: self.live.judgement().and_then(|judgement| judgement.wish()),
-        }
-    }
+/// What all layers say at this moment, and the same as the pool is decided about. One look, so that both are of one moment.
+fn judged(
+    instance: &ServiceInstance,
+    said: Layers,
+    order: Option<Weight>,
+    live: &Arc<Live>,
+    config: &LoadBalancerConfig,
+) -> (Layers, Candidate) {
+    let judgement = live.judgement();
+    let layers = said.judged(judgement.as_deref());
+    let candidate = Candidate {
+        address: address_key(live),
+        eligible: is_eligible(instance, &layers, order, config),
+        down: layers.is_down() || has_no_share(instance, &layers, order, config),
+        wish: judgement.and_then(|judgement| judgement.wish()),
+    };
+    (layers, candidate)
 }
 
 /// Whether nothing but local judgement can take it out. Who is degraded to nothing by the registry's word is out by it.
@@ -972,6 +983,7 @@ impl Writer {
         if at.instances == 0
             && let Some((address, at)) = self.registered.remove_entry(address)
         {
+            self.tending.calm(&at.live);
             self.departed.push_back((now, address, at.live));
         }
     }

@@ -1080,16 +1080,23 @@ proptest! {
                         };
                         weight > 0 && it.id().as_str() != excluded && (!tag || it.has_tag("odd"))
                     };
+                    let judged = balancer.statistics().instances;
                     match balancer.select_instance(&context) {
                         Ok(pick) => {
                             prop_assert_eq!(Some(pick.instance()), registered.get(pick.id().as_str()));
+                            let objections = &judged[pick.id()].objections;
+                            let is_trial = objections.as_slice() == [Objection::BreakerHalfOpen];
+                            prop_assert!(objections.is_empty() || is_trial || pick.panic(), "{:?}", objections);
                             prop_assert!(may(&pick), "{:?}", pick);
                             for alternate in pick.alternates(&balancer, 3, &context) {
                                 prop_assert!(may(alternate.instance()));
                             }
                         }
                         Err(PickError::Empty { .. }) => prop_assert!(registered.is_empty()),
-                        Err(_) => prop_assert!(!registered.values().any(may), "{:?}", registered),
+                        Err(_) => {
+                            let could = |it: &&ServiceInstance| may(it) && judged[it.id()].available;
+                            prop_assert!(!registered.values().any(|it| could(&it)), "{:?} {:?}", registered, judged);
+                        }
                     }
                 }
                 Step::Acquire => held.extend(balancer.acquire(&Context::new()).ok()),

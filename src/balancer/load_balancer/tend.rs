@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{LoadBalancer, Registered, Writer, address_key, has_no_share, is_eligible};
+use super::{LoadBalancer, Registered, Writer, address_key, judged};
 use crate::balancer::active::ActiveState;
 use crate::balancer::breaker::{BreakerStep, Recovery, Trip};
 use crate::balancer::clock::Timestamp;
@@ -117,10 +117,16 @@ impl Tending {
         self.stir(live);
     }
 
-    fn stir(&mut self, live: &Arc<Live>) {
+    /// Looks after it until nothing changes with time any more.
+    pub(super) fn stir(&mut self, live: &Arc<Live>) {
         self.stirring
             .entry(address_key(live))
             .or_insert_with(|| Arc::clone(live));
+    }
+
+    /// Whoever is not registered is not looked after.
+    pub(super) fn calm(&mut self, live: &Arc<Live>) {
+        self.stirring.remove(&address_key(live));
     }
 
     fn tell(&mut self, address: Option<usize>, what: Transitioned) {
@@ -154,6 +160,9 @@ impl Tending {
     }
 }
 
+/// What one event, or the passing of time, changed of an address.
+type Taken = (Arc<Live>, [Option<Step>; 2]);
+
 impl LoadBalancer {
     /// Takes the result of an active check of this address. Acts on the next pick. An address that is not registered is ignored.
     pub fn observe(&self, address: &Address, check: Check) {
@@ -169,7 +178,7 @@ impl LoadBalancer {
         counter.fetch_add(1, Ordering::Relaxed);
         let step = live.observe(check, &self.view.load().config, now);
         if step.is_some() {
-            self.take_steps(&mut writer, &live, [step, None], now);
+            self.take_steps(&mut writer, &[(live, [step, None])], now);
         }
     }
 
@@ -177,8 +186,10 @@ impl LoadBalancer {
     pub fn forget_checks(&self) {
         let now = self.tools.clock.now();
         let mut writer = self.write();
-        let forgotten = |at: &&Registered| at.live.forget_checks();
-        if writer.registered.values().filter(forgotten).count() > 0 {
+        // Those that left may come back.
+        let departed = writer.departed.iter().map(|(_, _, live)| live);
+        let lives = writer.registered.values().map(|at| &at.live).chain(departed);
+        if lives.filter(|live| live.forget_checks()).count() > 0 {
             self.decide_anew(&mut writer);
             self.plan(&mut writer, now);
         }
@@ -244,17 +255,18 @@ impl LoadBalancer {
         let mut writer = self.write();
         let view = self.view.load_full();
         let usual = self.load.usual(&view.config);
-        let stirring: Vec<Arc<Live>> = writer.tending.stirring.values().cloned().collect();
-        for live in stirring {
+        let mut taken = Vec::new();
+        writer.tending.stirring.retain(|_, live| {
             let advanced = live.advance(usual, &view.config, now);
-            if advanced.next.is_none() {
-                writer.tending.stirring.remove(&address_key(&live));
-            }
             if advanced.steps != [None, None] {
-                self.take_steps(&mut writer, &live, advanced.steps, now);
+                taken.push((Arc::clone(live), advanced.steps));
             }
-        }
+            advanced.next.is_some()
+        });
         drop(view);
+        if !taken.is_empty() {
+            self.take_steps(&mut writer, &taken, now);
+        }
         if writer.tending.ramp_step.is_some_and(|step| step <= now) {
             writer.tending.stale = true;
         }
@@ -297,40 +309,44 @@ impl LoadBalancer {
     #[cold]
     pub(super) fn follow(&self, live: &Arc<Live>, steps: [Option<Step>; 2], now: Timestamp) {
         let mut writer = self.write();
-        self.take_steps(&mut writer, live, steps, now);
+        self.take_steps(&mut writer, &[(Arc::clone(live), steps)], now);
     }
 
-    fn take_steps(&self, writer: &mut Writer, live: &Arc<Live>, steps: [Option<Step>; 2], now: Timestamp) {
-        let was_held = live.judgement().is_some_and(|judgement| judgement.held_by_cap);
+    fn take_steps(&self, writer: &mut Writer, taken: &[Taken], now: Timestamp) {
+        let is_held = |live: &Live| live.judgement().is_some_and(|judgement| judgement.held_by_cap);
         let mut in_or_out = false;
-        for step in steps.into_iter().flatten() {
-            match step {
-                Step::Active { state, first } => {
-                    in_or_out = true;
-                    if state == ActiveState::Up && !first {
-                        live.start_ramp(now);
+        for (live, steps) in taken {
+            for step in steps.iter().flatten() {
+                match step {
+                    Step::Active { state, first } => {
+                        in_or_out = true;
+                        if *state == ActiveState::Up && !first {
+                            live.start_ramp(now);
+                        }
                     }
-                }
-                Step::Passive { .. } => {}
-                Step::Breaker(BreakerStep::TrialUnknown) => continue,
-                Step::Breaker(BreakerStep::Closed(_)) => {
-                    in_or_out = true;
-                    if !was_held {
-                        live.start_ramp(now);
+                    Step::Passive { .. } => {}
+                    Step::Breaker(BreakerStep::TrialUnknown) => continue,
+                    Step::Breaker(BreakerStep::Closed(_)) => {
+                        in_or_out = true;
+                        // One that the cap held was never out.
+                        if !is_held(live) {
+                            live.start_ramp(now);
+                        }
                     }
+                    Step::Breaker(BreakerStep::Opened { .. } | BreakerStep::HalfOpened) => in_or_out = true,
                 }
-                Step::Breaker(BreakerStep::Opened { .. } | BreakerStep::HalfOpened) => in_or_out = true,
+                writer.tending.stale = true;
             }
-            writer.tending.stale = true;
+            writer.tending.stir(live);
         }
-        writer.tending.stir(live);
         if in_or_out {
             self.decide_anew(writer);
         }
-        let is_held = live.judgement().is_some_and(|judgement| judgement.held_by_cap);
-        for step in steps.into_iter().flatten() {
-            if let Some(what) = transitioned(step, is_held, now) {
-                writer.tending.tell(Some(address_key(live)), what);
+        for (live, steps) in taken {
+            for step in steps.iter().flatten() {
+                if let Some(what) = transitioned(*step, is_held(live), now) {
+                    writer.tending.tell(Some(address_key(live)), what);
+                }
             }
         }
         self.plan(writer, now);
@@ -392,14 +408,9 @@ fn nanos_of(due: Option<Timestamp>) -> u64 {
 
 /// A member as it is decided about between views.
 fn candidate(member: &Member, config: &LoadBalancerConfig) -> Candidate {
-    let layers = member.layers_now();
     let order = member.verdict.weight.as_ref().map(|order| order.weight);
-    Candidate {
-        address: address_key(&member.live),
-        eligible: is_eligible(&member.instance, &layers, order, config),
-        down: layers.is_down() || has_no_share(&member.instance, &layers, order, config),
-        wish: member.live.judgement().and_then(|judgement| judgement.wish()),
-    }
+    let said = member.verdict.layers.clone();
+    judged(&member.instance, said, order, &member.live, config).1
 }
 
 fn transitioned(step: Step, held_by_cap: bool, now: Timestamp) -> Option<Transitioned> {
