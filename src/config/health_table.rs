@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use toml::{Spanned, Value};
 
-use super::raw::{RawBalancer, RawBreaker, RawConfig, RawDuration, RawHealthCheck, RawProbe, RawService};
+use super::raw::{RawBalancer, RawBreaker, RawConfig, RawHealthCheck, RawProbe, RawService};
 use super::{Checker, MINUTE, SECOND};
-use crate::balancer::{BreakerConfig, DeniedNetworks, InvalidConfig, LoadBalancerConfig, Network, Preset, ServiceName};
+use crate::balancer::{BreakerConfig, DeniedNetworks, LoadBalancerConfig, Network, Preset, ServiceName};
+use crate::duration::Readable;
 use crate::probe::{HealthCheck, HttpCheck, InvalidCheck, ProbeSettings};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -86,21 +87,21 @@ impl Checker<'_> {
             &format!("{section}.health_check_interval"),
             &mut config,
             raw.health_check_interval.as_ref(),
-            Duration::from_millis(100)..=HOUR,
+            (Duration::from_millis(100), HOUR),
             LoadBalancerConfig::with_health_check_interval,
         );
         self.time(
             &format!("{section}.health_check_timeout"),
             &mut config,
             raw.health_check_timeout.as_ref(),
-            Duration::from_millis(10)..=10 * MINUTE,
+            (Duration::from_millis(10), 10 * MINUTE),
             LoadBalancerConfig::with_health_check_timeout,
         );
         self.time(
             &format!("{section}.slow_start"),
             &mut config,
             raw.slow_start.as_ref(),
-            Duration::ZERO..=HOUR,
+            (Duration::ZERO, HOUR),
             LoadBalancerConfig::with_slow_start,
         );
         self.set(
@@ -127,24 +128,6 @@ impl Checker<'_> {
         }
     }
 
-    fn time(
-        &mut self,
-        key: &str,
-        config: &mut LoadBalancerConfig,
-        written: Option<&RawDuration>,
-        range: RangeInclusive<Duration>,
-        with: impl FnOnce(LoadBalancerConfig, Duration) -> Result<LoadBalancerConfig, InvalidConfig>,
-    ) {
-        if written.is_none() {
-            return;
-        }
-        let read = self.duration(key, written, *range.start(), (*range.start(), *range.end()));
-        // In range, or refused already.
-        if let Ok(changed) = with(config.clone(), read) {
-            *config = changed;
-        }
-    }
-
     fn breaker(&mut self, section: &str, raw: &RawBreaker, mut breaker: BreakerConfig) -> BreakerConfig {
         let named = format!("{section}.");
         self.set(&named, &mut breaker, raw.min_outcomes.as_ref(), |breaker, outcomes| {
@@ -153,24 +136,34 @@ impl Checker<'_> {
         self.set(&named, &mut breaker, raw.failure_ratio.as_ref(), |breaker, ratio| {
             breaker.with_failure_ratio(*ratio)
         });
-        let mut time = |key: &str, written: Option<&RawDuration>, default, least| {
-            self.duration(&format!("{section}.breaker.{key}"), written, default, (least, HOUR))
-        };
-        let window = time("window", raw.window.as_ref(), breaker.window(), SECOND);
-        let shortest = Duration::from_millis(100);
-        let least = time("open_min", raw.open_min.as_ref(), breaker.open_min(), shortest);
-        let most = time("open_max", raw.open_max.as_ref(), breaker.open_max(), shortest);
+        let key = |key: &str| format!("{section}.breaker.{key}");
+        let range = (SECOND, HOUR);
+        let window = self.duration(&key("window"), raw.window.as_ref(), breaker.window(), range);
         // In range, or refused already.
         breaker = breaker.clone().with_window(window).unwrap_or(breaker);
+        let refused = self.refusals.len();
+        let range = (Duration::from_millis(100), HOUR);
+        let least = self.duration(&key("open_min"), raw.open_min.as_ref(), breaker.open_min(), range);
+        let most = self.duration(&key("open_max"), raw.open_max.as_ref(), breaker.open_max(), range);
+        if self.refusals.len() > refused {
+            return breaker;
+        }
         match (
             breaker.clone().with_open_times(least, most),
             &raw.open_max,
             &raw.open_min,
         ) {
-            (Ok(changed), _, _) => return changed,
+            (Ok(changed), ..) => breaker = changed,
             // Each is in range, and the first is longer than the second, one of which may be that of [defaults].
-            (Err(error), Some(written), _) | (Err(error), None, Some(written)) => {
-                self.refuse(written.span(), format!("{section}.{error}"));
+            (Err(error), Some(written), _) => self.refuse(written.span(), format!("{section}.{error}")),
+            (Err(_), None, Some(written)) => {
+                let message = format!(
+                    "{} {}: longer than open_max, {}: set that, too",
+                    key("open_min"),
+                    Readable(least),
+                    Readable(most)
+                );
+                self.refuse(written.span(), message);
             }
             (Err(_), None, None) => {}
         }
@@ -239,7 +232,7 @@ impl Checker<'_> {
     }
 
     fn http_check(&mut self, key: &str, raw: &RawHealthCheck) -> Option<HttpCheck> {
-        let named = format!("{key}: ");
+        let named = format!("{key}.");
         let mut check = HttpCheck::new("/").ok()?;
         self.set(&named, &mut check, raw.path.as_ref(), |check, path| {
             check.with_path(path)
@@ -251,35 +244,54 @@ impl Checker<'_> {
             check.with_host(host)
         });
         for (name, value) in raw.headers.iter().flat_map(Spanned::get_ref) {
-            self.set(&named, &mut check, Some(value), |check, value| {
-                check.with_header(name.get_ref(), value)
-            });
+            // An empty value can be sent, so what is refused with one is the name.
+            let alone = check.clone().with_header(name.get_ref(), "");
+            let place = if alone.is_err() { name.span() } else { value.span() };
+            match check.clone().with_header(name.get_ref(), value.get_ref()) {
+                Ok(changed) => check = changed,
+                Err(error) => self.refuse(place, format!("{key}.headers: {error}")),
+            }
         }
-        self.set(&named, &mut check, raw.statuses.as_ref(), |check, written| {
-            let ranges: Result<Vec<_>, _> = written.iter().map(status).collect();
-            check.with_statuses(ranges?)
-        });
+        if let Some(written) = &raw.statuses {
+            let ranges = written.get_ref().iter().filter_map(|written| {
+                let read = status(written.get_ref());
+                read.map_err(|error| self.refuse(written.span(), format!("{key}.statuses: {error}")))
+                    .ok()
+            });
+            let ranges: Vec<_> = ranges.collect();
+            if written.get_ref().is_empty() {
+                self.refuse(written.span(), format!("{key}.statuses: expected at least one status"));
+            }
+            // None where one was refused.
+            check = check.clone().with_statuses(ranges).unwrap_or(check);
+        }
         Some(check)
     }
 }
 
 /// A status, or a range of them: `200`, `"200-299"`.
 fn status(written: &Value) -> Result<RangeInclusive<u16>, InvalidCheck> {
+    let number = |text: &str| text.parse().ok().filter(|_| !text.starts_with('+'));
     let read = match written {
         Value::Integer(status) => u16::try_from(*status).ok().map(|status| status..=status),
         Value::String(range) => range
             .split_once('-')
-            .and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?)),
+            .and_then(|(first, last)| Some(number(first)?..=number(last)?)),
         _ => None,
     };
-    read.ok_or_else(|| InvalidCheck::Status {
+    let known = read.filter(|range| {
+        HttpCheck::new("/")
+            .and_then(|check| check.with_statuses([range.clone()]))
+            .is_ok()
+    });
+    known.ok_or_else(|| InvalidCheck::Status {
         found: written.to_string(),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{read, refused_once};
+    use super::super::tests::{read, refused, refused_once};
     use super::*;
 
     fn service(text: &str) -> (LoadBalancerConfig, Option<HealthCheck>) {
@@ -437,7 +449,23 @@ mod tests {
             ),
             (
                 "[services.web]\nbreaker = { open_min = \"90s\" }",
-                "p.toml:3:24: services.web.breaker.open_max 60s: expected open_min to 1h",
+                "p.toml:3:24: services.web.breaker.open_min 90s: longer than open_max, 1m: set that, too",
+            ),
+            (
+                "[services.web]\nbreaker = { open_min = \"2s\", open_max = 1 }",
+                "p.toml:3:41: services.web.breaker.open_max 1s: expected open_min to 1h",
+            ),
+            (
+                "[defaults.breaker]\nopen_min = \"5s\"\n[services.web]\nbreaker = { open_max = \"4s\" }",
+                "p.toml:5:24: services.web.breaker.open_max 4s: expected open_min to 1h",
+            ),
+            (
+                "[services.web]\nbreaker = { open_min = \"90s\", open_max = \"2h\" }",
+                "p.toml:3:42: services.web.breaker.open_max \"2h\": expected 100ms to 1h",
+            ),
+            (
+                "[services.web]\nbreaker = { min_outcomes = 0 }",
+                "p.toml:3:28: services.web.breaker.min_outcomes 0: expected 1 to 100000",
             ),
             (
                 "[services.web]\nbreaker = { window = \"1ms\" }",
@@ -477,23 +505,51 @@ mod tests {
             ),
             (
                 "[services.web]\nhealth_check = { type = \"http\", path = \"up\" }",
-                "p.toml:3:40: services.web.health_check: path \"up\": expected a path",
+                "p.toml:3:40: services.web.health_check.path \"up\": expected a path",
             ),
             (
                 "[services.web]\nhealth_check = { type = \"http\", method = \"PUT\" }",
-                "p.toml:3:42: services.web.health_check: method \"PUT\"",
+                "p.toml:3:42: services.web.health_check.method \"PUT\"",
             ),
             (
                 "[services.web]\nhealth_check = { type = \"http\", headers = { \"a b\" = \"c\" } }",
-                "p.toml:3:53: services.web.health_check: header \"a b\"",
+                "p.toml:3:45: services.web.health_check.headers: header \"a b\"",
             ),
             (
                 "[services.web]\nhealth_check = { type = \"http\", statuses = [200, \"2xx\"] }",
-                "p.toml:3:44: services.web.health_check: status \"2xx\"",
+                "p.toml:3:50: services.web.health_check.statuses: status \"2xx\"",
             ),
             (
                 "[services.web]\nhealth_check = { type = \"http\", statuses = [700] }",
-                "p.toml:3:44: services.web.health_check: status 700",
+                "p.toml:3:45: services.web.health_check.statuses: status 700",
+            ),
+            (
+                "[services.web]\nhealth_check = { type = \"http\", statuses = [] }",
+                "p.toml:3:44: services.web.health_check.statuses: expected at least one status",
+            ),
+            (
+                "[services.web]\nhealth_check = { type = \"http\", statuses = [\"+200-299\"] }",
+                "p.toml:3:45: services.web.health_check.statuses: status \"+200-299\"",
+            ),
+            (
+                "[services.web]\nhealth_check = { type = \"http\", statuses = [\"300-200\"] }",
+                "p.toml:3:45: services.web.health_check.statuses: status \"300-200\"",
+            ),
+            (
+                "[services.web]\nhealth_check = { type = \"http\", host = \"a b\" }",
+                "p.toml:3:40: services.web.health_check.host \"a b\"",
+            ),
+            (
+                "[services.web]\nhealth_check = { type = \"http\", headers = { Host = \"a\" } }",
+                "p.toml:3:45: services.web.health_check.headers: header \"Host\": set host instead",
+            ),
+            (
+                "[services.web]\nhealth_check = { type = \"http\", headers = { X-A = \"a\\nb\" } }",
+                "p.toml:3:51: services.web.health_check.headers: header \"X-A\": its value cannot be sent",
+            ),
+            (
+                "[services.web]\nhealth_check = { type = \"grpc\", path = \"/\" }",
+                "p.toml:3:40: services.web.health_check.path: belongs to type \"http\"",
             ),
             (
                 "[services.web]\nhealth_check = { type = \"http\", port = 80 }",
@@ -503,5 +559,15 @@ mod tests {
             let found = refused_once(&format!("[consul]\n{text}"));
             assert!(found.starts_with(refusal), "{found}\n{refusal}");
         }
+    }
+
+    #[test]
+    fn all_that_is_wrong_in_one_check_is_told_at_once() {
+        let text = "[consul]\n[services.web.health_check]\ntype = \"http\"\npath = \"up\"\nstatuses = [99, 200, 600]\n\
+                    headers = { Host = \"a\", te = \"b\" }\nservice = \"a.B\"\n[services.web.breaker]\n\
+                    window = 0\nopen_min = \"3s\"\nopen_max = \"2s\"";
+        let places: Vec<String> = refused(text).iter().map(|refusal| refusal[7..12].to_owned()).collect();
+        let expected = ["4:8: ", "5:13:", "5:22:", "6:13:", "6:25:", "7:11:", "9:10:", "11:12"];
+        assert_eq!(places, expected);
     }
 }

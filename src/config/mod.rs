@@ -674,13 +674,13 @@ impl Checker<'_> {
             };
             Ok(config.with_choices(choices))
         });
-        let ttl = self.duration(
+        self.time(
             &format!("{section}.lease_ttl"),
+            &mut config,
             raw.lease_ttl.as_ref(),
-            config.lease_ttl(),
             (SECOND, 60 * MINUTE),
+            LoadBalancerConfig::with_lease_ttl,
         );
-        config = config.clone().with_lease_ttl(ttl).unwrap_or(config);
         self.set(&named, &mut config, raw.max_leases.as_ref(), |config, leases| {
             config.with_max_leases(*leases)
         });
@@ -699,6 +699,25 @@ impl Checker<'_> {
         match with(config.clone(), written.get_ref()) {
             Ok(changed) => *config = changed,
             Err(error) => self.refuse(written.span(), format!("{name}{error}")),
+        }
+    }
+
+    /// The same for a duration, `key` being its whole name.
+    fn time(
+        &mut self,
+        key: &str,
+        config: &mut LoadBalancerConfig,
+        written: Option<&RawDuration>,
+        (least, most): (Duration, Duration),
+        with: impl FnOnce(LoadBalancerConfig, Duration) -> Result<LoadBalancerConfig, InvalidConfig>,
+    ) {
+        if written.is_none() {
+            return;
+        }
+        let read = self.duration(key, written, least, (least, most));
+        // In range, or refused already.
+        if let Ok(changed) = with(config.clone(), read) {
+            *config = changed;
         }
     }
 }

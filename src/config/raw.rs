@@ -172,7 +172,7 @@ pub(super) struct RawHealthCheck {
     pub(super) path: Option<Spanned<String>>,
     pub(super) host: Option<Spanned<String>>,
     pub(super) headers: Option<Spanned<BTreeMap<Spanned<String>, Spanned<String>>>>,
-    pub(super) statuses: Option<Spanned<Vec<Value>>>,
+    pub(super) statuses: Option<Spanned<Vec<Spanned<Value>>>>,
     pub(super) service: Option<Spanned<String>>,
 }
 

@@ -24,7 +24,7 @@ pub(super) fn read(text: &str) -> Config {
 }
 
 /// Each refusal without its excerpt, and the file named `p.toml`.
-fn refused(text: &str) -> Vec<String> {
+pub(super) fn refused(text: &str) -> Vec<String> {
     match Config::parse(Path::new("p.toml"), text.as_bytes(), &Layers::default()) {
         Err(ConfigError::Refused(refusals)) => refusals
             .iter()

@@ -14,8 +14,8 @@ use pickd::config::{Config, ConfigError, Layers};
 use pickd::discovery::{Reason, file};
 use pickd::metrics::Metrics;
 use pickd::{
-    Clock, Context, Directory, Monotonic, Outcome, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources,
-    Tools,
+    Clock, Context, Directory, LoadBalancerConfig, Monotonic, Outcome, Preset, ServiceConfigs, ServiceInstance, Source,
+    SourceStatus, Sources, Tools,
 };
 use tower::ServiceExt;
 
@@ -231,6 +231,8 @@ fn the_documented_defaults_are_the_defaults() {
         ("docs/configuration.md", "### `[etcd]`", "etcd"),
         ("docs/configuration.md", "### `[[etcd.prefixes]]`", "etcd.prefixes[]"),
         ("docs/configuration.md", "### `[metrics]`", "metrics"),
+        ("docs/configuration.md", "### `[probe]`", "probe"),
+        ("docs/configuration.md", "### `breaker`", "defaults.breaker"),
         (
             "docs/configuration.md",
             "### `[defaults]` and `[services.<name>]`",
@@ -249,7 +251,55 @@ fn the_documented_defaults_are_the_defaults() {
             }
         }
     }
-    assert!(compared > 30, "{compared}");
+    assert!(compared > 50, "{compared}");
+}
+
+#[test]
+fn what_a_check_leaves_out_is_as_documented() {
+    let page = read("docs/configuration.md");
+    let rows = rows(&page, "### `health_check`");
+    let read = |keys: &[String]| {
+        parse(&format!(
+            "[consul]\n[services.a]\nhealth_check = {{ {} }}",
+            keys.join(", ")
+        ))
+    };
+    for kind in ["http", "grpc"] {
+        let named = vec![format!("type = \"{kind}\"")];
+        let mut written = named.clone();
+        for cells in rows.iter().filter(|cells| cells[3].starts_with(&format!("`{kind}`:"))) {
+            // "the instance's `host:port`" is no value that could be written.
+            if let Some(default) = cells[1].strip_prefix('`') {
+                let key = quoted(cells[0]).next().unwrap();
+                written.push(format!("{key} = {}", default.trim_end_matches('`')));
+            }
+        }
+        assert!(written.len() > 1, "{written:?}");
+        assert_eq!(read(&written).unwrap(), read(&named).unwrap(), "{written:?}");
+    }
+}
+
+#[test]
+fn presets_are_as_documented() {
+    let page = read("docs/health.md");
+    let told = page
+        .split_once("\nPresets set ")
+        .unwrap()
+        .1
+        .split_once(". Keys")
+        .unwrap()
+        .0;
+    for preset in Preset::ALL {
+        let config = LoadBalancerConfig::default().with_preset(preset);
+        let numbers = format!(
+            "`{}` {} s, {} s, {}",
+            preset.as_str(),
+            config.health_check_interval().as_secs(),
+            config.health_check_timeout().as_secs(),
+            config.max_consecutive_failures()
+        );
+        assert!(told.contains(&numbers), "{numbers}");
+    }
 }
 
 #[test]
