@@ -52,7 +52,7 @@ struct WeightBody {
 
 /// Who asks, what of, and of whom.
 struct Request {
-    api: Api,
+    api: Arc<Api>,
     by: String,
     balancer: Arc<LoadBalancer>,
     id: InstanceId,
@@ -60,7 +60,7 @@ struct Request {
 
 /// All that came.
 type Parts = (
-    State<Api>,
+    State<Arc<Api>>,
     Result<Extension<Peer>, ExtensionRejection>,
     Method,
     Uri,
@@ -162,7 +162,7 @@ fn named(uri: &Uri) -> Result<(Cow<'_, str>, InstanceId), ApiError> {
 }
 
 impl Request {
-    fn new(api: Api, by: String, uri: &Uri) -> Result<Self, ApiError> {
+    fn new(api: Arc<Api>, by: String, uri: &Uri) -> Result<Self, ApiError> {
         let (service, id) = named(uri)?;
         let Some(balancer) = api.directory.get(&service) else {
             let service: ServiceName = service.parse()?;

@@ -2,6 +2,8 @@
 //!
 //! Times are ages: `since_seconds` ago something began, in `until_seconds` it ends.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::Uri;
@@ -16,7 +18,7 @@ use crate::balancer::{
 };
 
 /// The route. Query: `key`, to be told where it leads.
-pub(super) async fn explain(State(api): State<Api>, uri: Uri) -> Result<Json<ExplainedService>, ApiError> {
+pub(super) async fn explain(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<ExplainedService>, ApiError> {
     let service = query::last_segment(&uri)?;
     let mut key = None;
     for (name, raw) in query::parameters(&uri) {

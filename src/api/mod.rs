@@ -102,12 +102,12 @@ impl Api {
             Some(hosts) => router.layer(middleware::from_fn_with_state(hosts, hosts::check)),
             None => router,
         };
-        router.with_state(self)
+        router.with_state(Arc::new(self))
     }
 }
 
 /// All series as text.
-async fn metrics(State(api): State<Api>, method: Method, uri: Uri) -> Result<Response, ApiError> {
+async fn metrics(State(api): State<Arc<Api>>, method: Method, uri: Uri) -> Result<Response, ApiError> {
     query::no_parameters(&uri)?;
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     if method == Method::HEAD {

@@ -1,10 +1,11 @@
 //! `GET /pick/{service}`: which instance should take the next request? `POST` asks the same and takes a lease on the answer.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{self, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 
@@ -117,19 +118,15 @@ fn prefers_text(headers: &HeaderMap) -> bool {
 }
 
 /// The route, without `HEAD`: axum would answer it with `GET`, and a pick without its answer is a pick for nothing.
-pub(super) async fn pick(
-    State(api): State<Api>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
-    let kind = match method {
+pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request) -> Result<Response, ApiError> {
+    let (uri, headers) = (request.uri(), request.headers());
+    let kind = match *request.method() {
         Method::GET => Kind::Plain,
         Method::POST => Kind::Leased,
         _ => return Err(ApiError::MethodNotAllowed { allow: "GET, POST" }),
     };
-    let service = query::last_segment(&uri)?;
-    let request = Request::parse(kind, &uri, &headers)?;
+    let service = query::last_segment(uri)?;
+    let request = Request::parse(kind, uri, headers)?;
     let Some(balancer) = api.directory.get(&service) else {
         let service: ServiceName = service.parse()?;
         return Err(api.directory.refuse_unknown(service).into());

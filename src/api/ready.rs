@@ -3,6 +3,7 @@
 //! Ready once every required source has synced, or once the ready timeout has passed with at least one synced. Ready stays
 //! ready when a source is lost later: what was learned is still served. Only the shutdown takes it back.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -64,13 +65,13 @@ impl Readiness {
 }
 
 /// Alive: answers while the process runs, whatever the registries do.
-pub(super) async fn healthz(State(api): State<Api>, uri: Uri) -> Result<Json<Value>, ApiError> {
+pub(super) async fn healthz(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<Value>, ApiError> {
     query::no_parameters(&uri)?;
     Ok(Json(json!({ "status": "ok", "sources": sources(&api)? })))
 }
 
 /// Ready: knows what it was told to know.
-pub(super) async fn readyz(State(api): State<Api>, uri: Uri) -> Result<Json<Value>, ApiError> {
+pub(super) async fn readyz(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<Value>, ApiError> {
     query::no_parameters(&uri)?;
     let sources = sources(&api)?;
     match api.readiness.check(&api.directory.sources(), api.clock.now()) {
@@ -88,7 +89,6 @@ fn sources(api: &Api) -> Result<Value, ApiError> {
 mod tests {
     use super::*;
     use crate::balancer::{Source, SourceStatus};
-    use std::sync::Arc;
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::default() + Duration::from_secs(seconds)

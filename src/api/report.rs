@@ -3,6 +3,7 @@
 //! One report or a list of them, each judged for itself. What a report says is checked here; whether it counts is the core's
 //! to decide. A field that is not known makes a report invalid: a misspelt `latency_ms` must not be lost in silence.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -80,7 +81,7 @@ struct Rejected {
 }
 
 /// The route.
-pub(super) async fn report(State(api): State<Api>, request: Request) -> Result<Json<Judged>, ApiError> {
+pub(super) async fn report(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Judged>, ApiError> {
     let (head, body) = request.into_parts();
     if head.method != Method::POST {
         return Err(ApiError::MethodNotAllowed { allow: "POST" });
@@ -90,25 +91,37 @@ pub(super) async fn report(State(api): State<Api>, request: Request) -> Result<J
         return Err(ApiError::UnsupportedMediaType);
     }
     let body = body::read(body, MOST_BYTES).await?;
-    let items = items(&body)?;
     let mut judged = Judged {
         accepted: 0,
         rejected: Vec::new(),
     };
-    for (index, item) in items.into_iter().enumerate() {
-        let result = match parse(item.get()) {
-            Some(report) => report.hand_to(&api.directory).map_err(code),
-            None => {
-                api.metrics.count_invalid_report();
-                Err("invalid")
-            }
-        };
-        match result {
-            Ok(()) => judged.accepted += 1,
-            Err(code) => judged.rejected.push(Rejected { index, code }),
+    if let Some(written) = alone(&body) {
+        judged.note(0, judge(&api, written.meant()));
+    } else {
+        for (index, item) in items(&body)?.into_iter().enumerate() {
+            judged.note(index, judge(&api, parse(item.get())));
         }
     }
     Ok(Json(judged))
+}
+
+fn judge(api: &Api, report: Option<Report>) -> Result<(), &'static str> {
+    match report {
+        Some(report) => report.hand_to(&api.directory).map_err(code),
+        None => {
+            api.metrics.count_invalid_report();
+            Err("invalid")
+        }
+    }
+}
+
+impl Judged {
+    fn note(&mut self, index: usize, result: Result<(), &'static str>) {
+        match result {
+            Ok(()) => self.accepted += 1,
+            Err(code) => self.rejected.push(Rejected { index, code }),
+        }
+    }
 }
 
 /// `application/json`, or another type that says it is JSON underneath. A browser sends neither to a stranger without asking.
@@ -132,6 +145,14 @@ fn is_json(headers: &HeaderMap) -> bool {
     (kind == "application" && subtype == "json") || (!kind.is_empty() && subtype.ends_with("+json"))
 }
 
+/// One report and nothing else, which is what most bodies are: read in one go. What this cannot read, [`items`] takes apart.
+fn alone(body: &[u8]) -> Option<Written> {
+    if body.first() != Some(&b'{') {
+        return None;
+    }
+    serde_json::from_slice(body).ok()
+}
+
 /// The reports one by one, not looked into yet: a mistake in one must not cost the others.
 fn items(body: &[u8]) -> Result<Vec<&RawValue>, ApiError> {
     let broken = |error: serde_json::Error| ApiError::InvalidRequest(format!("the body is not JSON: {error}"));
@@ -153,33 +174,39 @@ fn items(body: &[u8]) -> Result<Vec<&RawValue>, ApiError> {
 }
 
 fn parse(item: &str) -> Option<Report> {
-    let written: Written = serde_json::from_str(item).ok()?;
-    let subject = match (written.lease, written.service, written.instance) {
-        (Some(lease), None, None) => Subject::Lease(lease),
-        (None, Some(service), Some(instance)) => Subject::Instance { service, instance },
-        _ => return None,
-    };
-    let latency = match written.latency_ms {
-        Some(latency) if !(0.0..=MOST_LATENCY_MS).contains(&latency) => return None,
-        latency => latency.map(|latency| Duration::from_secs_f64(latency / 1e3)),
-    };
-    let outcome = match written.outcome {
-        Word::Success => Outcome::Success,
-        Word::Failure => Outcome::Failure,
-        Word::Timeout => Outcome::Timeout,
-        Word::ConnectError => Outcome::ConnectError,
-        Word::Rejected => Outcome::Rejected,
-        Word::Cancelled => Outcome::Cancelled,
-        Word::Open => {
-            let Subject::Lease(lease) = subject else { return None };
-            return Some(Report::Open { lease });
-        }
-    };
-    Some(Report::Ended {
-        subject,
-        outcome,
-        latency,
-    })
+    serde_json::from_str::<Written>(item).ok()?.meant()
+}
+
+impl Written {
+    /// `None`: it cannot be meant.
+    fn meant(self) -> Option<Report> {
+        let subject = match (self.lease, self.service, self.instance) {
+            (Some(lease), None, None) => Subject::Lease(lease),
+            (None, Some(service), Some(instance)) => Subject::Instance { service, instance },
+            _ => return None,
+        };
+        let latency = match self.latency_ms {
+            Some(latency) if !(0.0..=MOST_LATENCY_MS).contains(&latency) => return None,
+            latency => latency.map(|latency| Duration::from_secs_f64(latency / 1e3)),
+        };
+        let outcome = match self.outcome {
+            Word::Success => Outcome::Success,
+            Word::Failure => Outcome::Failure,
+            Word::Timeout => Outcome::Timeout,
+            Word::ConnectError => Outcome::ConnectError,
+            Word::Rejected => Outcome::Rejected,
+            Word::Cancelled => Outcome::Cancelled,
+            Word::Open => {
+                let Subject::Lease(lease) = subject else { return None };
+                return Some(Report::Open { lease });
+            }
+        };
+        Some(Report::Ended {
+            subject,
+            outcome,
+            latency,
+        })
+    }
 }
 
 impl Report {
@@ -284,6 +311,23 @@ mod tests {
             "null",
         ] {
             assert!(parse(neither).is_none(), "{neither}");
+        }
+    }
+
+    #[test]
+    fn a_report_alone_is_read_in_one_go_and_anything_else_is_not() {
+        let read = |body: &str| alone(body.as_bytes()).is_some();
+        assert!(read(r#"{"lease":"x","outcome":"success"} "#));
+        for other in [
+            "",
+            "{",
+            "{}",
+            r#"[{"lease":"x","outcome":"success"}]"#,
+            r#"["x",null,null,"success",null]"#,
+            r#"{"lease":"x","outcome":"success"}{}"#,
+            r#"{"lease":"x","outcome":"success","more":1}"#,
+        ] {
+            assert!(!read(other), "{other}");
         }
     }
 

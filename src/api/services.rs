@@ -1,5 +1,7 @@
 //! `GET /services`, `GET /services/{service}`: what is known.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::Uri;
@@ -11,7 +13,7 @@ use super::wire::{ServiceDetail, ServiceList, ServiceSummary, SourceState};
 use crate::balancer::ServiceName;
 
 /// Every known service, by name.
-pub(super) async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<ServiceList>, ApiError> {
+pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<ServiceList>, ApiError> {
     query::no_parameters(&uri)?;
     let list = move || ServiceList {
         services: api
@@ -26,7 +28,7 @@ pub(super) async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Servic
 }
 
 /// One service with its instances.
-pub(super) async fn show(State(api): State<Api>, uri: Uri) -> Result<Json<ServiceDetail>, ApiError> {
+pub(super) async fn show(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<ServiceDetail>, ApiError> {
     let service = query::last_segment(&uri)?;
     query::no_parameters(&uri)?;
     match api.directory.get(&service) {
