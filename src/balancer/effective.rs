@@ -26,7 +26,7 @@ pub struct Factors {
     pub degraded: f64,
     /// The warning weight that the registry gives, while it warns.
     pub warning_weight: Option<Weight>,
-    /// 1 unless it recovered or joined lately: see [`slow_start`](super::slow_start). 1/16..=1, in steps of 1/16.
+    /// 1 unless it recovered or joined lately: see [`slow_start`]. 1/16..=1, in steps of 1/16.
     pub slow_start: f64,
 }
 

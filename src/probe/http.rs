@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{Connection, SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::time;
+use tokio::time::{self, Instant};
 
 use super::connect::{Resolver, connect};
 use super::settings::HttpCheck;
@@ -56,10 +56,11 @@ impl HttpTarget {
         address: &Address,
         denied: &DeniedNetworks,
         resolver: &Resolver,
+        deadline: Instant,
     ) -> Result<(), CheckFailure> {
         let request = || request(check, address);
         if let Some(mut open) = self.open.take() {
-            match open.ask(request()?).await {
+            match open.ask(request()?, deadline).await {
                 Ok(status) => return self.judge(check, open, status),
                 Err(NoStatus::Failed(failure)) => return Err(failure),
                 // It had been idle, and its server may close what is idle.
@@ -75,7 +76,7 @@ impl HttpTarget {
             driver: Box::pin(driver),
             closed: false,
         };
-        match open.ask(request()?).await {
+        match open.ask(request()?, deadline).await {
             Ok(status) => self.judge(check, open, status),
             Err(NoStatus::Failed(failure)) => Err(failure),
             Err(NoStatus::Gone) => Err(CheckFailure::ConnectionFailed),
@@ -94,7 +95,7 @@ impl HttpTarget {
 
 impl Open {
     /// The status of the answer. Its body is read, or the connection given up.
-    async fn ask(&mut self, request: Request<Empty<Bytes>>) -> Result<u16, NoStatus> {
+    async fn ask(&mut self, request: Request<Empty<Bytes>>, deadline: Instant) -> Result<u16, NoStatus> {
         let Self { sender, driver, closed } = self;
         let head = async {
             sender.ready().await.map_err(|_| NoStatus::Gone)?;
@@ -108,7 +109,9 @@ impl Open {
         };
         let response = drive(driver, closed, head).await.unwrap_or(Err(NoStatus::Gone))?;
         let status = response.status().as_u16();
-        let drained = time::timeout(LONGEST_READ, drive(driver, closed, drain(response.into_body()))).await;
+        // A little before the check's own time is over: it has its status, and must not fail for the rest.
+        let read_until = (Instant::now() + LONGEST_READ).min(deadline - Duration::from_millis(2));
+        let drained = time::timeout_at(read_until, drive(driver, closed, drain(response.into_body()))).await;
         *closed |= !matches!(drained, Ok(Some(true)));
         Ok(status)
     }

@@ -216,8 +216,9 @@ impl Running {
 /// Makes one check, within its time.
 async fn check(job: Job, mut kept: Kept, resolver: Resolver) -> Ended {
     let started = time::Instant::now();
-    let asked = ask(&job, &mut kept, &resolver);
-    let check = match time::timeout(job.plan.timeout(), asked).await {
+    let deadline = started + job.plan.timeout();
+    let asked = ask(&job, &mut kept, &resolver, deadline);
+    let check = match time::timeout_at(deadline, asked).await {
         Ok(Ok(())) => Check::Pass,
         Ok(Err(failure)) => Check::Fail(failure),
         Err(_) => Check::Fail(CheckFailure::Timeout),
@@ -233,7 +234,7 @@ async fn check(job: Job, mut kept: Kept, resolver: Resolver) -> Ended {
     }
 }
 
-async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver) -> Result<(), CheckFailure> {
+async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver, deadline: time::Instant) -> Result<(), CheckFailure> {
     let (address, denied) = (&job.address, &job.plan.denied);
     match &*job.plan.check {
         HealthCheck::Tcp => tcp::check(address, denied, resolver).await,
@@ -242,7 +243,7 @@ async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver) -> Result<(), Chec
                 *kept = Kept::Http(HttpTarget::default());
             }
             match kept {
-                Kept::Http(target) => target.check(check, address, denied, resolver).await,
+                Kept::Http(target) => target.check(check, address, denied, resolver, deadline).await,
                 Kept::Nothing | Kept::Grpc(_) => Err(CheckFailure::ConnectionFailed),
             }
         }
