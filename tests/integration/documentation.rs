@@ -371,6 +371,7 @@ fn every_error_is_documented_with_its_status() {
         "FORBIDDEN" => "403",
         "NOT_FOUND" => "404",
         "METHOD_NOT_ALLOWED" => "405",
+        "REQUEST_TIMEOUT" => "408",
         "PAYLOAD_TOO_LARGE" => "413",
         "UNSUPPORTED_MEDIA_TYPE" => "415",
         "MISDIRECTED_REQUEST" => "421",

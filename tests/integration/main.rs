@@ -24,5 +24,6 @@ mod house;
 mod leases;
 mod lifecycle;
 mod overrides;
+mod slow_clients;
 mod support;
 mod two_registries;
