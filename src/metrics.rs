@@ -103,6 +103,11 @@ const OVERRIDES: Series = gauge(
     "Overrides by operators in force, by kind: drain, weight.",
 );
 const LEASES_ACTIVE: Series = gauge("pickd_leases_active", &[], "Leases open now, over all services.");
+const LEASES_CAPACITY: Series = gauge(
+    "pickd_leases_capacity",
+    &[],
+    "Leases that memory is held for: as many as were open at a time, and those expired that are still known.",
+);
 const LEASES_EXPIRED: Series = counter(
     "pickd_leases_expired_total",
     SERVICE,
@@ -300,6 +305,7 @@ impl Metrics {
         let (unknown_lease, unknown_service) = directory.unknown_reports();
         let invalid = self.invalid_reports.load(Ordering::Relaxed);
         table.add(&LEASES_ACTIVE, &[], directory.open_leases() as f64);
+        table.add(&LEASES_CAPACITY, &[], directory.lease_capacity() as f64);
         for (result, count) in [
             ("unknown_lease", unknown_lease),
             ("unknown_service", unknown_service),
@@ -478,6 +484,7 @@ mod tests {
             "pickd_picks_total{result=\"none_available\",service=\"web\"} 0",
             "pickd_picks_total{result=\"unknown_service\",service=\"(unknown)\"} 0",
             "pickd_leases_active 0",
+            "pickd_leases_capacity 0",
             "pickd_leases_expired_total{service=\"web\"} 0",
             "pickd_leases_denied_total{service=\"web\"} 0",
             "pickd_reports_total{result=\"accepted\",service=\"web\"} 0",

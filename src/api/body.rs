@@ -1,5 +1,6 @@
 //! Bodies of requests: small, JSON, here in time, and what is not understood is refused.
 
+use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -22,15 +23,18 @@ pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
         return Err(too_large());
     }
     axum::body::to_bytes(body, limit).await.map_err(|error| {
-        let error = error.into_inner();
-        if error.is::<LengthLimitError>() {
+        if is_caused_by::<LengthLimitError>(&error) {
             too_large()
-        } else if error.is::<TooSlow>() {
+        } else if is_caused_by::<TooSlow>(&error) {
             ApiError::TooSlow
         } else {
             ApiError::InvalidRequest("the body did not arrive whole".to_owned())
         }
     })
+}
+
+fn is_caused_by<E: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(|cause| cause.is::<E>())
 }
 
 /// A body that fails when it is not here in time.

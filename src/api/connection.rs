@@ -264,3 +264,64 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::rights::{PeerName, Reach};
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::task::JoinHandle;
+    use tokio::time::Instant;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+    /// A connection whose buffers hold 64 bytes, to one route.
+    fn connected(router: Router) -> (DuplexStream, JoinHandle<()>) {
+        let (client, server) = tokio::io::duplex(64);
+        let peer = Peer {
+            reach: Reach::ThisMachine,
+            name: PeerName::Unix(None),
+        };
+        let serving = serve(server, router, peer, Limits::default(), CancellationToken::new());
+        (client, tokio::spawn(serving))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_a_little_at_a_time_gets_all_of_its_answer() {
+        let answer = "x".repeat(1_000);
+        let expected = answer.clone();
+        let (mut client, _serving) = connected(Router::new().route("/", get(|| async { answer })));
+        client.write_all(REQUEST).await.unwrap();
+        let mut taken = String::new();
+        let started = Instant::now();
+        while !taken.ends_with(&expected) {
+            time::sleep(Limits::default().answer - Duration::from_secs(1)).await;
+            let mut piece = [0; 64];
+            let length = client.read(&mut piece).await.unwrap();
+            assert!(length > 0, "closed after {:?}: {taken}", started.elapsed());
+            taken.push_str(std::str::from_utf8(&piece[..length]).unwrap());
+        }
+        assert!(started.elapsed() > 10 * Limits::default().answer);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_given_up() {
+        let (mut client, serving) = connected(Router::new().route("/", get(|| async { "x".repeat(1_000) })));
+        let started = Instant::now();
+        client.write_all(REQUEST).await.unwrap();
+        serving.await.unwrap();
+        assert!(started.elapsed() >= Limits::default().answer);
+        assert!(started.elapsed() < Limits::default().answer + Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_takes_us_long_is_not_the_clients_fault() {
+        let slow = || async { time::sleep(Duration::from_secs(3_600)).await };
+        let (mut client, _serving) = connected(Router::new().route("/", get(slow)));
+        client.write_all(REQUEST).await.unwrap();
+        let mut answer = [0; 64];
+        let length = client.read(&mut answer).await.unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK"));
+    }
+}

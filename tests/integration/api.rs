@@ -822,6 +822,7 @@ fn metrics_start_at_zero_and_know_no_unknown_names() {
         r#"pickd_source_held_removals{source="file"}"#,
         "pickd_series_dropped",
         "pickd_leases_active",
+        "pickd_leases_capacity",
         r#"pickd_leases_expired_total{service="user-service"}"#,
         r#"pickd_leases_denied_total{service="user-service"}"#,
         r#"pickd_reports_total{result="accepted",service="user-service"}"#,

@@ -26,5 +26,6 @@ mod judgement;
 mod leases;
 mod lifecycle;
 mod overrides;
+mod slow_clients;
 mod support;
 mod two_registries;

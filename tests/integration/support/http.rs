@@ -89,6 +89,14 @@ impl Connection {
         self.response("POST")
     }
 
+    /// Waits until some of an answer has come, and takes no more of it.
+    pub(crate) fn wait_for_some(&self) -> io::Result<()> {
+        match self.stream.peek(&mut [0])? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads one answer.
     pub(crate) fn response(&mut self, method: &str) -> io::Result<Response> {
         let end = loop {
