@@ -25,7 +25,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`balancer`] | the core: instances, views, strategies, statistics, leases, orders. Start here, with the story of one pick |
+//! | [`balancer`] | the core: instances, views, strategies, health, statistics, leases, orders. Start here, with the story of one pick |
 //! | `discovery` | registries in: a `Watcher` for each, retried, doubted, merged, coalesced into views |
 //! | `probe` | active checks out: whose turn it is, and HTTP, TCP and gRPC questions to instances |
 //! | `api` | the HTTP interface: parse, ask the core, answer |
@@ -50,6 +50,9 @@
 //! - **Nothing empties a pool but a registry that is believed.** One that is away or knows no leader takes nothing away; one that
 //!   has just come back, not at once: what it lacks is held, for a bounded time. The age of its word is on show. Unknown, empty,
 //!   none available and not synced are four answers ([`PickError`]).
+//! - **Local judgement never empties a pool.** Admin, registry, checks, grades and breakers are layers that do not overwrite each
+//!   other. Breakers take out half of a pool at most and never the last; when checks take out the rest, all are candidates and
+//!   the answer says so. Whoever is taken out is so for the very next pick.
 //! - **An operator's order stands beside what the registry says**, and overwrites none of it. It belongs to the id, ends when it is
 //!   lifted or its time is over, and keeps who gave it and why.
 //! - **Values are valid.** A [`Weight`], a [`ServiceName`], a configuration that exists is in range; what is refused is refused at the

@@ -9,7 +9,16 @@
 //! 4. The chosen instance's counter goes up by one, and a [`Pick`] that points into the view is handed back, with bodies
 //!    that were rendered when the instance last changed.
 //!
-//! No lock, no allocation, no syscall; a clock only for `least_response_time`.
+//! No lock, no allocation, no syscall; a clock only for `least_response_time`, and for the one pick that is let through as a
+//! trial.
+//!
+//! # The story of one outcome, or of one check
+//!
+//! 1. It is noted in the live state of its address: response time, the window of outcomes, [`breaker`], [`passive`] grade or
+//!    [`active`] checks. Mostly that is all.
+//! 2. A step of one of them has the pool decided about anew (`judgement`): who is out, whom the cap holds, whether the pool
+//!    panics. The next pick heeds it, by a look at the instances it considers.
+//! 3. A moment later one new view follows for all such steps, whose tables know; picks need not look any more.
 //!
 //! # What this module must not know
 //!
