@@ -226,6 +226,10 @@ pub(crate) struct Decision {
     pub(crate) eligible: usize,
     /// How many of them can be picked without panic.
     pub(crate) usable: usize,
+    /// Below so many the pool panics; `None`: never.
+    pub(crate) needed: Option<usize>,
+    /// How many more breakers could take out.
+    pub(crate) room: usize,
 }
 
 impl Decision {
@@ -276,12 +280,16 @@ pub(crate) fn decide(candidates: impl Iterator<Item = Candidate>, config: &LoadB
         }
     }
     let usable = up - out;
-    let needed = (config.panic_threshold() * eligible as f64).max(1.0);
+    // The least whole number that is not below the share.
+    let share = (config.panic_threshold() * eligible as f64).max(1.0).ceil() as usize;
+    let needed = (config.panic() && eligible > 0).then_some(share);
     Decision {
         held,
-        panic: config.panic() && eligible > 0 && (usable as f64) < needed,
+        panic: needed.is_some_and(|needed| usable < needed),
         eligible,
         usable,
+        needed,
+        room: most - out,
     }
 }
 

@@ -634,15 +634,16 @@ impl LoadBalancer {
             };
             (member.instance.id().clone(), statistics)
         };
+        let instances: BTreeMap<_, _> = view.members.iter().map(instance).collect();
         Statistics {
             strategy: view.config.strategy(),
             total_requests: counted.picks,
             reported_requests: counted.reported,
             failed_requests: counted.failed,
             failure_rate: counted.failed as f64 / counted.reported.max(1) as f64,
-            available_instances: view.usable,
+            available_instances: instances.values().filter(|instance| instance.available).count(),
             total_instances: view.members.len(),
-            instances: view.members.iter().map(instance).collect::<BTreeMap<_, _>>(),
+            instances,
         }
     }
 
@@ -787,6 +788,7 @@ impl LoadBalancer {
         };
         let view = View::new(config, members, made);
         writer.tending.panics(old.panic, &decision);
+        writer.tending.decided(&decision);
         writer.retired.push(self.view.swap(Arc::new(view)));
         for member in leaving {
             writer.leave(member.instance.address(), now);

@@ -827,3 +827,97 @@ fn ten_thousand_picks_during_a_trial_and_a_panic_render_and_lose_nothing() {
     assert_eq!(pool.picks(10_000).values().sum::<usize>(), 10_000);
     assert_eq!(pool.balancer.panic_picks(), 10_000);
 }
+
+/// A pool in which steps act alone until the next view decides exactly.
+fn large(config: LoadBalancerConfig) -> (Pool, Vec<String>) {
+    let ids: Vec<String> = (0..1_000).map(|number| format!("i{number:03}")).collect();
+    let instance = |(number, id): (usize, &String)| {
+        let host = format!("10.1.{}.{}", number / 250, number % 250);
+        ServiceInstance::new(id, &host, 80)
+            .unwrap()
+            .with_status(RegistryStatus::Passing)
+    };
+    let pool = Pool::of(config, ids.iter().enumerate().map(instance));
+    (pool, ids)
+}
+
+fn all_are_picked_from(pool: &Pool, usable: usize) {
+    let mut seen = BTreeSet::new();
+    for _ in 0..6_000 {
+        let pick = pool.balancer.select_instance(&Context::new()).unwrap();
+        seen.insert(pick.address().to_string());
+    }
+    assert!(
+        seen.len() <= usable && seen.len() * 10 >= usable * 9,
+        "{} of {usable}",
+        seen.len()
+    );
+}
+
+#[test]
+fn a_thousand_that_fail_together_are_out_at_once_up_to_the_cap_and_the_next_view_decides_exactly() {
+    let (pool, _) = large(config());
+    let requests: Vec<_> = (0..3_000)
+        .map(|_| pool.balancer.acquire(&Context::new()).unwrap())
+        .collect();
+    // In turn, so that each instance has three of them: seven hundred fail.
+    for request in requests {
+        let fails = &request.id().as_str()[1..] < "700";
+        let outcome = if fails { FAIL } else { OK };
+        pool.balancer.finish(request, outcome, Duration::from_millis(5));
+    }
+    all_are_picked_from(&pool, 500);
+    let count = |pool: &Pool| {
+        let explained = pool.balancer.explain(None).instances;
+        let out = explained.iter().filter(|it| !it.objections.is_empty()).count();
+        let held = explained.iter().filter(|it| it.layers.held_by_cap).count();
+        (out, held)
+    };
+    assert_eq!(count(&pool), (500, 200));
+    pool.wait(Duration::from_millis(100));
+    assert_eq!((count(&pool), pool.available()), ((500, 200), 500));
+    all_are_picked_from(&pool, 500);
+    // Their time is over, and some of the trials succeed.
+    pool.seconds(2);
+    let mut trials = Vec::new();
+    for _ in 0..20_000 {
+        let request = pool.balancer.acquire(&Context::new()).unwrap();
+        if pool.explain(request.id().as_str()).status == HealthStatus::Unhealthy {
+            trials.push(request);
+        }
+        if trials.len() == 100 {
+            break;
+        }
+    }
+    assert_eq!(trials.len(), 100);
+    for trial in trials {
+        pool.balancer.finish(trial, OK, Duration::from_millis(5));
+    }
+    pool.wait(Duration::from_secs(1));
+    // A hundred are back, and as many that were held take their places.
+    assert_eq!(count(&pool), (500, 100));
+}
+
+#[test]
+fn a_thousand_whose_checks_fail_panic_with_the_last_and_recover_with_the_first() {
+    let (pool, ids) = large(config());
+    let check = |id: &String, check| pool.balancer.observe(pool.explain(id).instance.address(), check);
+    for (number, id) in ids.iter().enumerate() {
+        assert!(!pool.balancer.panics(), "{number}");
+        check(id, REFUSED);
+    }
+    assert!(pool.balancer.panics());
+    all_are_picked_from(&pool, 1_000);
+    check(&ids[7], Check::Pass);
+    check(&ids[7], Check::Pass);
+    assert!(!pool.balancer.panics());
+    assert_eq!(pool.picked(), BTreeSet::from([ids[7].clone()]));
+    for id in &ids[..100] {
+        check(id, Check::Pass);
+        check(id, Check::Pass);
+    }
+    // Those who are back are in with the next view.
+    pool.wait(Duration::from_secs(1));
+    all_are_picked_from(&pool, 100);
+    assert_eq!(pool.available(), 100);
+}
