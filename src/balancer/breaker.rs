@@ -157,8 +157,8 @@ pub(crate) enum Trial {
     None,
     /// Somebody, since then.
     Since(Timestamp),
-    /// Everybody: the pool cannot do without this instance.
-    HeldByCap,
+    /// Everybody: its pool panics, or cannot do without it.
+    Everybody,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

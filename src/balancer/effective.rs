@@ -50,7 +50,9 @@ impl Factors {
                 let share = f64::from(warning.get()) / f64::from(weight.get());
                 if weighted { share } else { share.min(1.0) }
             }
-            None if layers.is_degraded() => config.degraded_factor(),
+            None if warns => config.degraded_factor(),
+            // Outcomes take nobody out this way: that is for breakers, and for the cap.
+            None if layers.is_degraded() => config.degraded_factor().max(1.0 / 16.0),
             None => 1.0,
         };
         Self {

@@ -100,7 +100,6 @@ impl Judgement {
                 Evidence::Failure(outcome.failures_in_a_row())
             }
         };
-        let trial = if self.held_by_cap { Trial::HeldByCap } else { trial };
         let totals = self
             .window
             .count(evidence != Evidence::Success, config.breaker().window(), now);
@@ -122,7 +121,6 @@ impl Judgement {
         config: &LoadBalancerConfig,
         now: Timestamp,
     ) -> [Option<Step>; 2] {
-        let trial = if self.held_by_cap { Trial::HeldByCap } else { trial };
         let step = self.breaker.advance(trial, config, now);
         self.follow(step);
         let passive = if self.passive.is_degraded() {
@@ -136,7 +134,6 @@ impl Judgement {
 
     /// When [`advance`](Self::advance) should be asked next; `None` while nothing changes with time.
     pub(crate) fn next(&self, trial: Trial, config: &LoadBalancerConfig, now: Timestamp) -> Option<Timestamp> {
-        let trial = if self.held_by_cap { Trial::HeldByCap } else { trial };
         let graded = self
             .passive
             .is_degraded()

@@ -5,7 +5,7 @@
 //! [`Admission`], which is derived from it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +39,10 @@ pub(crate) struct Live {
     picked_at: AtomicU64,
     /// What reports without a lease may still say.
     pub(crate) credit: Credit,
+    /// How many registered instances are at this address. Written by writers only.
+    instances: AtomicU32,
+    /// Whether one of them is eligible, as of the last view.
+    eligible: AtomicBool,
     /// An [`Admission`].
     admission: AtomicU8,
     /// Nanoseconds at which a pick was let through as the trial of the present half-open state; 0 = none was.
@@ -62,6 +66,29 @@ impl Live {
     #[inline]
     pub(crate) fn admission(&self) -> Admission {
         Admission::from_u8(self.admission.load(Ordering::Relaxed))
+    }
+
+    /// Counts one more instance at this address. Returns whether it is the first.
+    pub(crate) fn arrived(&self) -> bool {
+        self.instances.fetch_add(1, Ordering::Relaxed) == 0
+    }
+
+    /// Counts one less. Returns whether it was the last.
+    pub(crate) fn left(&self) -> bool {
+        self.instances.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+
+    pub(crate) fn is_registered(&self) -> bool {
+        self.instances.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it stands for exactly one instance that counts in its pool.
+    pub(crate) fn is_one_eligible(&self) -> bool {
+        self.instances.load(Ordering::Relaxed) == 1 && self.eligible.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_eligible(&self, eligible: bool) {
+        self.eligible.store(eligible, Ordering::Relaxed);
     }
 
     /// Sets what picks may do with it. Whoever is let through as the trial stays so. Called by writers only.
@@ -100,6 +127,7 @@ impl Live {
 
     fn trial(&self) -> Trial {
         match self.trial_since.load(Ordering::Acquire) {
+            0 if self.admission() == Admission::In => Trial::Everybody,
             0 => Trial::None,
             nanos => Trial::Since(Timestamp::from_nanos(nanos)),
         }

@@ -109,7 +109,7 @@ pub struct LoadBalancer {
 struct Writer {
     turn: Arc<Turn>,
     /// The live state of each registered address.
-    registered: HashMap<Address, Registered>,
+    registered: HashMap<Address, Arc<Live>>,
     /// That of addresses that left, oldest first.
     departed: VecDeque<(Timestamp, Address, Arc<Live>)>,
     /// The ids that left, oldest first, and what they stood for: reports about them are still heard.
@@ -123,12 +123,6 @@ struct Writer {
     empty_since: Option<Timestamp>,
     overrides: Overrides,
     tending: Tending,
-}
-
-struct Registered {
-    live: Arc<Live>,
-    /// How many instances are at this address.
-    instances: usize,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -544,7 +538,7 @@ impl LoadBalancer {
         let retry_drop = (!writer.retired.is_empty()).then_some(now + Duration::from_secs(1));
         let override_ends = writer.overrides.next_end();
         self.settle(&writer);
-        let present = writer.registered.values().map(|at| &at.live);
+        let present = writer.registered.values();
         let departed = writer.departed.iter().map(|(_, _, live)| live);
         let noted = |live: &&Arc<Live>| live.credit.note(live.picks.load(Ordering::Relaxed), now);
         let noting = present.chain(departed).filter(noted).count();
@@ -673,7 +667,7 @@ impl LoadBalancer {
     fn counted(&self, writer: &Writer) -> Counted {
         self.settle(writer);
         let mut counted = writer.forgotten;
-        writer.registered.values().for_each(|at| counted.add(&at.live));
+        writer.registered.values().for_each(|live| counted.add(live));
         writer.departed.iter().for_each(|(_, _, live)| counted.add(live));
         counted
     }
@@ -742,7 +736,7 @@ impl LoadBalancer {
                         let live = writer.arrive(instance.address());
                         // It may have left with an open breaker.
                         writer.tending.stir(&live);
-                        if serves {
+                        if live.arrived() && serves {
                             live.start_ramp(now);
                         }
                         live
@@ -829,6 +823,7 @@ impl LoadBalancer {
         }
         let admission = decision.admission(&candidate);
         live.admit(admission);
+        live.set_eligible(candidate.eligible);
         let status = layers.status();
         let weight_override = weight.as_ref().map(|order| order.weight);
         let factors = Factors::of(&instance, &layers, weight_override, live.ramp(config, now), config);
@@ -889,7 +884,7 @@ fn judged(
     let candidate = Candidate {
         address: address_key(live),
         eligible: is_eligible(instance, &layers, order, config),
-        down: layers.is_down() || has_no_share(instance, &layers, order, config),
+        down: layers.is_down(),
         wish: judgement.and_then(|judgement| judgement.wish()),
     };
     (layers, candidate)
@@ -905,17 +900,7 @@ fn is_eligible(
     let warns = layers.registry.state == RegistryStatus::Warning;
     order.unwrap_or(instance.weight()).get() > 0
         && layers.is_eligible()
-        && !(warns && has_no_share(instance, layers, order, config))
-}
-
-/// Whether it is degraded to nothing.
-fn has_no_share(
-    instance: &ServiceInstance,
-    layers: &Layers,
-    order: Option<Weight>,
-    config: &LoadBalancerConfig,
-) -> bool {
-    layers.is_degraded() && Factors::of(instance, layers, order, slow_start::STEPS, config).units(config) == 0
+        && !(warns && Factors::of(instance, layers, order, slow_start::STEPS, config).units(config) == 0)
 }
 
 /// Tells live states apart, for as long as they are held.
@@ -961,32 +946,22 @@ impl fmt::Debug for LoadBalancer {
 impl Writer {
     /// One more instance at this address. Its live state is the present one, that from before it left, or a fresh one.
     fn arrive(&mut self, address: &Address) -> Arc<Live> {
-        if let Some(at) = self.registered.get_mut(address) {
-            at.instances += 1;
-            return Arc::clone(&at.live);
+        if let Some(live) = self.registered.get(address) {
+            return Arc::clone(live);
         }
         let remembered = self.departed.iter().position(|(_, departed, _)| departed == address);
         let live = remembered.and_then(|index| self.departed.remove(index));
         let live = live.map(|(_, _, live)| live).unwrap_or_default();
-        let at = Registered {
-            live: Arc::clone(&live),
-            instances: 1,
-        };
-        self.registered.insert(address.clone(), at);
+        self.registered.insert(address.clone(), Arc::clone(&live));
         live
     }
 
     /// One instance less at this address, which is remembered for a while if that was the last one.
     fn leave(&mut self, address: &Address, now: Timestamp) {
-        let Some(at) = self.registered.get_mut(address) else {
-            return;
-        };
-        at.instances -= 1;
-        if at.instances == 0
-            && let Some((address, at)) = self.registered.remove_entry(address)
-        {
-            self.tending.calm(&at.live);
-            self.departed.push_back((now, address, at.live));
+        let was_last = self.registered.get(address).is_some_and(|live| live.left());
+        if was_last && let Some((address, live)) = self.registered.remove_entry(address) {
+            self.tending.calm(&live);
+            self.departed.push_back((now, address, live));
         }
     }
 

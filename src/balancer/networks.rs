@@ -119,13 +119,12 @@ impl DeniedNetworks {
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = plain(address);
-        let nobodys = match address {
-            IpAddr::V4(ip) => ip.is_link_local() || ip.is_multicast() || is_unspecified(ip),
-            IpAddr::V6(ip) => {
-                ip.is_unicast_link_local() || ip.is_multicast() || ip.is_unspecified() || leads_astray(ip)
-            }
+        let leads_to = match address {
+            IpAddr::V6(ip) => embedded(ip).map(IpAddr::V4),
+            IpAddr::V4(_) => None,
         };
-        nobodys || self.further.iter().any(|network| network.contains(address))
+        let denied = |address| is_nobodys(address) || self.further.iter().any(|network| network.contains(address));
+        denied(address) || leads_to.is_some_and(denied)
     }
 }
 
@@ -134,23 +133,28 @@ fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
+fn is_nobodys(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_multicast() || is_unspecified(ip),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast() || ip.is_unspecified(),
+    }
+}
+
 /// 0.0.0.0/8 is "this network" (RFC 6890), and Linux connects 0.0.0.0 to itself; 255.255.255.255 is everybody.
 fn is_unspecified(ip: Ipv4Addr) -> bool {
     ip.octets()[0] == 0 || ip.is_broadcast()
 }
 
-/// An IPv4 address that is denied, behind a translator: NAT64 (64:ff9b::/96, RFC 6052), or 6to4 (2002::/16, RFC 3056); and
+/// The IPv4 address that one behind a translator leads to: NAT64 (64:ff9b::/96, RFC 6052), 6to4 (2002::/16, RFC 3056), and
 /// the IPv4-compatible form of old (::a.b.c.d).
-fn leads_astray(ip: Ipv6Addr) -> bool {
-    let segments = ip.segments();
+fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let low = Ipv4Addr::from(ip.to_bits() as u32);
-    let embedded = match segments {
-        [0x64, 0xff9b, 0, 0, 0, 0, _, _] => low,
-        [0, 0, 0, 0, 0, 0, high, _] if high != 0 => low,
-        [0x2002, ..] => Ipv4Addr::from((ip.to_bits() >> 80) as u32),
-        _ => return false,
-    };
-    embedded.is_link_local() || embedded.is_multicast() || is_unspecified(embedded)
+    match ip.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, _, _] => Some(low),
+        [0, 0, 0, 0, 0, 0, high, _] if high != 0 => Some(low),
+        [0x2002, ..] => Some(Ipv4Addr::from((ip.to_bits() >> 80) as u32)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -183,6 +187,8 @@ mod tests {
             "::ffff:10.9.0.1",
             "fd00:1:ffff::1",
             "192.0.2.7",
+            "64:ff9b::a09:1",
+            "2002:a09:1::",
         ] {
             assert!(denied(address), "{address}");
         }

@@ -115,10 +115,12 @@ impl Passive {
             Some(PassiveState::Degraded(Grievance::Failing)) => ratio >= FAILING.1,
             _ => enough && ratio >= FAILING.0,
         };
-        let slow = match before {
-            Some(PassiveState::Degraded(Grievance::Slow)) => slower_than(SLOW.1),
-            _ => self.timed >= min_outcomes && slower_than(SLOW.0),
-        };
+        // Without outcomes it is not known to be slow any more.
+        let slow = totals.total > 0
+            && match before {
+                Some(PassiveState::Degraded(Grievance::Slow)) => slower_than(SLOW.1),
+                _ => self.timed >= min_outcomes && slower_than(SLOW.0),
+            };
         let next = match (failing, slow) {
             (true, _) => PassiveState::Degraded(Grievance::Failing),
             (false, true) => PassiveState::Degraded(Grievance::Slow),

@@ -298,7 +298,8 @@ impl View {
             turn,
             previous,
         } = made;
-        let on_trial = |member: &Member| matches!(member.admission, Admission::Trial | Admission::OnTrial);
+        let on_trial =
+            |member: &Member| member.units > 0 && matches!(member.admission, Admission::Trial | Admission::OnTrial);
         let epoch = if members.iter().any(on_trial) { WATCHFUL } else { epoch };
         let ring = (config.strategy() == LoadBalancingStrategy::ConsistentHash).then(|| {
             previous

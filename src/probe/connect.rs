@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{self, Instant};
 
 use crate::balancer::{Address, CheckFailure, DeniedNetworks};
 
@@ -33,13 +34,13 @@ impl Resolver {
 }
 
 /// Connects to an instance, if that is allowed. Of several addresses of a name those that are denied are left out, and the first
-/// that takes the connection is the one.
-///
-/// Waits without limit: whoever asks has a timeout.
+/// that takes the connection is the one. Each has its share of the time that is left: one that swallows everything must not
+/// hide the next.
 pub(super) async fn connect(
     address: &Address,
     denied: &DeniedNetworks,
     resolver: &Resolver,
+    deadline: Instant,
 ) -> Result<TcpStream, CheckFailure> {
     let found = match address.ip() {
         Some(ip) => vec![SocketAddr::new(ip, address.port())],
@@ -49,10 +50,14 @@ pub(super) async fn connect(
         return Err(CheckFailure::NameNotResolved);
     }
     let mut failure = CheckFailure::AddressRefused;
-    for found in found.into_iter().filter(|found| !denied.contains(found.ip())) {
-        match TcpStream::connect(found).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failure = classify(&error),
+    let allowed: Vec<SocketAddr> = found.into_iter().filter(|found| !denied.contains(found.ip())).collect();
+    for (index, address) in allowed.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = left / (allowed.len() - index) as u32;
+        match time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failure = classify(&error),
+            Err(_) => failure = CheckFailure::Timeout,
         }
     }
     Err(failure)
@@ -89,7 +94,14 @@ mod tests {
         let resolved = resolved.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
         let resolver = Resolver::Fixed(Arc::new(resolved.collect()));
         let address = Address::new(host, i64::from(port)).unwrap();
-        connect(&address, denied, &resolver).await.map(drop)
+        connect(
+            &address,
+            denied,
+            &resolver,
+            Instant::now() + std::time::Duration::from_secs(5),
+        )
+        .await
+        .map(drop)
     }
 
     #[tokio::test]
@@ -109,7 +121,7 @@ mod tests {
             .await
             .unwrap();
         listener.accept().await.unwrap();
-        let more = tokio::time::timeout(std::time::Duration::from_millis(50), listener.accept()).await;
+        let more = time::timeout(std::time::Duration::from_millis(50), listener.accept()).await;
         assert!(more.is_err(), "nobody else has connected");
     }
 

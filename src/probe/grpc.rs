@@ -5,8 +5,10 @@
 //! looked at.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -31,8 +33,13 @@ pub(super) struct GrpcTarget {
 struct NoConnection(CheckFailure);
 
 impl GrpcTarget {
-    /// Nothing is connected before the first check.
-    pub(super) fn new(address: &Address, denied: &DeniedNetworks, resolver: &Resolver) -> Result<Self, CheckFailure> {
+    /// Nothing is connected before the first check; a connection has this much time.
+    pub(super) fn new(
+        address: &Address,
+        denied: &DeniedNetworks,
+        resolver: &Resolver,
+        timeout: Duration,
+    ) -> Result<Self, CheckFailure> {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| CheckFailure::Protocol)?;
         let endpoint = endpoint
             .user_agent(concat!("pickd/", env!("CARGO_PKG_VERSION")))
@@ -44,7 +51,7 @@ impl GrpcTarget {
             let (address, denied, resolver) = (address.clone(), denied.clone(), resolver.clone());
             let noted = Arc::clone(&noted);
             async move {
-                let connected = connect(&address, &denied, &resolver).await;
+                let connected = connect(&address, &denied, &resolver, Instant::now() + timeout).await;
                 note(&noted, connected.as_ref().err().copied());
                 connected.map(TokioIo::new).map_err(NoConnection)
             }

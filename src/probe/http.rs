@@ -67,7 +67,7 @@ impl HttpTarget {
                 Err(NoStatus::Gone) => {}
             }
         }
-        let stream = connect(address, denied, resolver).await?;
+        let stream = connect(address, denied, resolver, deadline).await?;
         // A request in one segment is worth more than a full one.
         let _best_effort = stream.set_nodelay(true);
         let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(|error| failure(&error))?;

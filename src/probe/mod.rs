@@ -133,6 +133,10 @@ impl Prober {
         let work = async {
             let mut running = Running::default();
             loop {
+                // Their connections are of no use any more.
+                for id in self.shared.schedule().take_removed() {
+                    running.kept.remove(&id);
+                }
                 while let Some(job) = self.next() {
                     running.start(job, &self.resolver);
                 }
@@ -175,10 +179,6 @@ impl Prober {
             }
             Err(error) => tracing::error!(service = %job.service, address = %job.address, %error, "a check broke off"),
         }
-        if running.kept.len() > 2 * running.swept.max(64) {
-            running.kept.retain(|id, _| schedule.is_target(*id));
-            running.swept = running.kept.len();
-        }
     }
 }
 
@@ -188,8 +188,6 @@ struct Running {
     tasks: JoinSet<Ended>,
     jobs: HashMap<Id, Job>,
     kept: HashMap<TargetId, Kept>,
-    /// How many were kept when those of former targets were last let go.
-    swept: usize,
 }
 
 /// What is kept of a target between two checks, which is only good for the same question.
@@ -237,7 +235,7 @@ async fn check(job: Job, mut kept: Kept, resolver: Resolver) -> Ended {
 async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver, deadline: time::Instant) -> Result<(), CheckFailure> {
     let (address, denied) = (&job.address, &job.plan.denied);
     match &*job.plan.check {
-        HealthCheck::Tcp => tcp::check(address, denied, resolver).await,
+        HealthCheck::Tcp => tcp::check(address, denied, resolver, deadline).await,
         HealthCheck::Http(check) => {
             if !matches!(kept, Kept::Http(_)) {
                 *kept = Kept::Http(HttpTarget::default());
@@ -249,7 +247,7 @@ async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver, deadline: time::In
         }
         HealthCheck::Grpc { service } => {
             if !matches!(kept, Kept::Grpc(_)) {
-                *kept = Kept::Grpc(GrpcTarget::new(address, denied, resolver)?);
+                *kept = Kept::Grpc(GrpcTarget::new(address, denied, resolver, job.plan.timeout())?);
             }
             match kept {
                 Kept::Grpc(target) => target.check(service).await,

@@ -50,6 +50,8 @@ pub(super) struct Schedule {
     due: BTreeSet<(Timestamp, TargetId)>,
     next_id: u64,
     running: usize,
+    /// Those that are none any more, until somebody asks.
+    removed: Vec<TargetId>,
     tokens: f64,
     filled_at: Timestamp,
 }
@@ -63,6 +65,7 @@ impl Schedule {
             due: BTreeSet::new(),
             next_id: 0,
             running: 0,
+            removed: Vec::new(),
             tokens: 0.0,
             filled_at: now,
         };
@@ -143,6 +146,7 @@ impl Schedule {
 
     fn remove(&mut self, id: TargetId) {
         if let Some(target) = self.targets.remove(&id) {
+            self.removed.push(id);
             match target.state {
                 State::DueAt(at) => {
                     self.due.remove(&(at, id));
@@ -203,8 +207,9 @@ impl Schedule {
         Some(due_at.max(self.filled_at + Duration::from_secs_f64(missing)).max(now))
     }
 
-    pub(super) fn is_target(&self, id: TargetId) -> bool {
-        self.targets.contains_key(&id)
+    /// Targets that are none any more, since this was last asked.
+    pub(super) fn take_removed(&mut self) -> Vec<TargetId> {
+        std::mem::take(&mut self.removed)
     }
 
     fn burst(&self) -> f64 {

@@ -921,3 +921,82 @@ fn a_thousand_whose_checks_fail_panic_with_the_last_and_recover_with_the_first()
     all_are_picked_from(&pool, 100);
     assert_eq!(pool.available(), 100);
 }
+
+#[test]
+fn in_a_panic_every_pick_is_a_trial_so_that_breakers_close_and_the_panic_ends() {
+    let pool = Pool::new(config().with_panic_threshold(0.5).unwrap(), &FOUR);
+    pool.report("a", FAIL, 3);
+    pool.report("b", FAIL, 3);
+    pool.check("c", REFUSED, 1);
+    assert!(pool.balancer.panics());
+    pool.seconds(2);
+    for id in ["a", "b"] {
+        pool.report(id, OK, 1);
+        assert_eq!(pool.breaker(id), Some(BreakerState::Closed), "{id}");
+    }
+    assert!(!pool.balancer.panics());
+    assert_eq!(pool.picked(), ids(&["a", "b", "d"]));
+}
+
+#[test]
+fn one_of_two_at_an_address_that_has_no_share_does_not_take_the_other_out() {
+    let at = |id: &str| ServiceInstance::new(id, "10.9.9.9", 80).unwrap();
+    let no_share = at("t2")
+        .with_status(RegistryStatus::Warning)
+        .with_warning_weight(Weight::new(0).unwrap());
+    let pool = Pool::of(config(), [at("t1"), no_share, instance("a"), instance("b")]);
+    // Somebody is on trial, so that every pick looks.
+    pool.report("a", FAIL, 3);
+    pool.until_half_open("a");
+    assert!(pool.picked().contains("t1"));
+    assert_eq!((pool.why("t1"), pool.why("t2")), (vec![], vec!["degraded_weight_zero"]));
+}
+
+#[test]
+fn who_fails_after_it_has_left_is_not_looked_after_and_out_when_it_returns() {
+    let pool = Pool::new(config(), &FOUR);
+    let requests: Vec<_> = (0..3).map(|_| pool.acquire("a").unwrap()).collect();
+    pool.balancer.remove_instance(&"a".parse().unwrap());
+    for request in requests {
+        pool.balancer.finish(request, FAIL, Duration::from_millis(5));
+    }
+    pool.clock.advance(Duration::from_secs(1));
+    assert_eq!(pool.balancer.tend(pool.clock.now()), None);
+    pool.balancer.add_instance(instance("a"));
+    assert_eq!(pool.why("a"), ["breaker_open"]);
+    pool.seconds(1);
+    assert_eq!(pool.why("a"), ["breaker_half_open"]);
+}
+
+#[test]
+fn a_further_id_at_an_address_that_serves_does_not_slow_it_down() {
+    let at = |id: &str| ServiceInstance::new(id, "10.9.9.9", 80).unwrap();
+    let pool = Pool::of(LoadBalancerConfig::default(), [at("t1"), instance("a")]);
+    pool.picks(10);
+    pool.balancer.add_instance(at("t2"));
+    let factor = |id: &str| pool.explain(id).factors.slow_start;
+    assert_eq!((factor("t1"), factor("t2")), (1.0, 1.0));
+    // Registered again under another id: it is the same address.
+    pool.balancer.apply([at("t3"), instance("a")].map(Arc::new));
+    assert_eq!(factor("t3"), 1.0);
+}
+
+#[test]
+fn outcomes_degrade_nobody_to_nothing() {
+    let pool = Pool::new(config().with_degraded_factor(0.0).unwrap(), &FOUR);
+    for id in ["a", "b", "c"] {
+        for number in 0..12 {
+            pool.report(id, if number % 4 == 0 { FAIL } else { OK }, 1);
+        }
+        assert_eq!(pool.status(id), HealthStatus::Degraded);
+    }
+    pool.wait(Duration::from_millis(100));
+    assert_eq!((pool.available(), pool.explain("a").effective_weight), (4, 1.0 / 16.0));
+    // The registry's word does.
+    let warned = FOUR.map(|id| match id {
+        "d" => instance(id).with_status(RegistryStatus::Warning),
+        _ => instance(id),
+    });
+    pool.balancer.apply(warned.map(Arc::new));
+    assert_eq!(pool.why("d"), ["degraded_weight_zero"]);
+}

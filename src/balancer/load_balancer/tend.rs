@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{LoadBalancer, Registered, Writer, address_key, judged};
+use super::{LoadBalancer, Writer, address_key, judged};
 use crate::balancer::active::ActiveState;
 use crate::balancer::breaker::{BreakerStep, Recovery, Trip};
 use crate::balancer::clock::Timestamp;
@@ -195,7 +195,7 @@ impl LoadBalancer {
     pub fn observe(&self, address: &Address, check: Check) {
         let now = self.tools.clock.now();
         let mut writer = self.write();
-        let Some(live) = writer.registered.get(address).map(|at| Arc::clone(&at.live)) else {
+        let Some(live) = writer.registered.get(address).map(Arc::clone) else {
             return;
         };
         let counter = match check {
@@ -215,7 +215,7 @@ impl LoadBalancer {
         let mut writer = self.write();
         // Those that left may come back.
         let departed = writer.departed.iter().map(|(_, _, live)| live);
-        let lives = writer.registered.values().map(|at| &at.live).chain(departed);
+        let lives = writer.registered.values().chain(departed);
         if lives.filter(|live| live.forget_checks()).count() > 0 {
             self.decide_anew(&mut writer);
             self.plan(&mut writer, now);
@@ -326,7 +326,7 @@ impl LoadBalancer {
     pub(super) fn has_served(&self, writer: &mut Writer) -> bool {
         if !writer.tending.served {
             self.settle(writer);
-            let picked = |at: &Registered| at.live.picks.load(Ordering::Relaxed) > 0;
+            let picked = |live: &Arc<Live>| live.picks.load(Ordering::Relaxed) > 0;
             writer.tending.served = writer.registered.values().any(picked);
         }
         writer.tending.served
@@ -340,6 +340,14 @@ impl LoadBalancer {
     }
 
     fn take_steps(&self, writer: &mut Writer, taken: &[Taken], now: Timestamp) {
+        // A request may outlive the registration that it was sent to. What it says is kept, for its return.
+        let registered: Vec<Taken>;
+        let taken = if taken.iter().all(|(live, _)| live.is_registered()) {
+            taken
+        } else {
+            registered = taken.iter().filter(|(live, _)| live.is_registered()).cloned().collect();
+            &registered
+        };
         let is_held = |live: &Live| live.judgement().is_some_and(|judgement| judgement.held_by_cap);
         let mut in_or_out = false;
         for (live, steps) in taken {
@@ -464,7 +472,7 @@ impl LoadBalancer {
 impl Left {
     /// Has picks heed a step of one instance. False: the whole pool has to be looked at.
     fn act(&mut self, live: &Live, step: Step, panic: bool) -> bool {
-        let Some(mut judgement) = live.judgement() else {
+        let Some(mut judgement) = live.judgement().filter(|_| live.is_one_eligible()) else {
             return false;
         };
         let is_down = judgement
