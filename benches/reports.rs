@@ -3,8 +3,9 @@
 //!     cargo bench --bench reports
 //!
 //! Starts the real binary with ten instances from a file, and asks it over 32 keep-alive connections, one request at a time
-//! each: plain picks and as many pairs in turn, in many short rounds, so that whatever else the machine does falls on both. CPU time is user and system time of the agent's process, from `/proc`: Linux only. The load generator's own
-//! time does not count. Target: a pair costs at most 2.3 picks.
+//! each: plain picks and as many pairs in turn, in many short rounds, so that whatever else the machine does falls on both.
+//! CPU time is user and system time of the agent's process, from `/proc`: Linux only. The load generator's own time does not
+//! count. Target: a pair costs at most 2.3 picks. `benches/reports_over_http` measures the same under wrk.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,7 +19,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
-/// Enough to keep every worker busy: one that idles is woken once more for the body of a report.
+/// Enough to keep every worker busy: what it costs to wake one depends on the machine, and on what else it does.
 const CONNECTIONS: usize = 32;
 const ROUNDS: usize = 60;
 /// Of each kind, in each round.

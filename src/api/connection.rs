@@ -60,8 +60,9 @@ impl Default for Limits {
     }
 }
 
-/// Bytes of a head at most: with more of them it is refused with 431.
-const LARGEST_HEAD: usize = 16 << 10;
+/// Bytes of a head that is not whole yet, at most: with more of them it is refused with 431. The longest list of exclusions
+/// fits, every byte of it percent-encoded. A target that is longer than any URI fits as well, and is refused with 414.
+const LARGEST_HEAD: usize = 96 << 10;
 
 /// Serves one connection until it is closed. Once stopped, it is closed as soon as no request is on its way.
 ///

@@ -13,7 +13,7 @@
 //! | `GET /healthz`, `GET /readyz` | [`ready`] |
 //! | `GET /metrics` | here, from [`metrics`](crate::metrics) |
 //!
-//! Every route also exists under `/v1`.
+//! Every route also exists under `/v1`. Connections are accepted, bounded and closed by [`server`].
 
 mod admin;
 mod body;

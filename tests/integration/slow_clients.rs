@@ -327,12 +327,14 @@ fn connections_beyond_the_most_wait_for_their_turn() {
 }
 
 #[test]
-fn a_head_larger_than_16_kib_is_refused() {
+fn a_head_much_larger_than_any_we_understand_is_refused() {
     let served = Served::with(LONG);
     let with = |bytes: usize| {
         let header = format!("X-Pickd-Key: {}", "x".repeat(bytes));
         served.connect().ask("GET", "/pick/web", &[&header])
     };
-    assert_eq!(with(15 << 10).unwrap().status, 200);
-    assert_eq!(with(17 << 10).unwrap().status, 431);
+    assert_eq!(with(90 << 10).unwrap().status, 200);
+    // The rest of it may be in the way of the answer.
+    let refusal = with(200 << 10).map(|answer| answer.status);
+    assert!(matches!(refusal, Ok(431) | Err(_)), "{refusal:?}");
 }
