@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{LoadBalancer, Writer, address_key, judged};
+use super::publish::{address_key, judged};
+use super::{LoadBalancer, Writer};
 use crate::balancer::active::ActiveState;
 use crate::balancer::breaker::{BreakerStep, Recovery, Trip};
 use crate::balancer::clock::Timestamp;

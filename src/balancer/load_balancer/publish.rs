@@ -1,0 +1,356 @@
+//! How the next view comes about: from what is registered, ordered and judged.
+//!
+//! ```text
+//! instances ──► drafts: live state, layers ──► decide: cap, panic ──► members: share, bodies, verdict ──► View ──► swapped in
+//! ```
+//!
+//! What has not changed is taken over from the view before. All of it happens under the writers' lock, beside picks.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{LoadBalancer, REMEMBERED, REMEMBERED_FOR, Writer};
+use crate::balancer::clock::Timestamp;
+use crate::balancer::config::LoadBalancerConfig;
+use crate::balancer::diff::{Changes, diff};
+use crate::balancer::effective::Factors;
+use crate::balancer::health::{Layers, Said};
+use crate::balancer::instance::{Address, RegistryStatus, ServiceInstance, Weight};
+use crate::balancer::judgement::{self, Candidate, Decision};
+use crate::balancer::live::{Live, Load};
+use crate::balancer::overrides::{Standing, WeightOrder};
+use crate::balancer::pool::{Described, Made, Member, Verdict, View};
+use crate::balancer::slow_start;
+
+impl LoadBalancer {
+    /// Publishes a view of `all`, unless it would equal the present one.
+    pub(super) fn replace(&self, writer: &mut Writer, view: Arc<View>, mut all: Vec<Arc<ServiceInstance>>) -> Changes {
+        // Stable, so that among equal ids the last given is the last; `dedup_by` keeps the first, hence the swap.
+        all.sort_by(|a, b| a.id().cmp(b.id()));
+        all.dedup_by(|next, kept| {
+            let same = next.id() == kept.id();
+            if same {
+                std::mem::swap(next, kept);
+            }
+            same
+        });
+        let changes = diff(view.members.iter().map(Member::instance), all.iter().map(Deref::deref));
+        if !changes.is_empty() {
+            let now = self.tools.clock.now();
+            writer.overrides.departed(&changes.removed, now, all.len());
+            writer.overrides.arrived(&changes.added);
+            let config = view.config.clone();
+            self.publish(writer, view, config, all, &changes);
+            self.generation.fetch_add(1, Ordering::Release);
+            self.wake();
+        }
+        changes
+    }
+
+    /// Publishes the same instances once more, because something else about them changed.
+    pub(super) fn republish(&self, writer: &mut Writer) {
+        let view = self.view.load_full();
+        let instances = view.members.iter().map(|member| Arc::clone(&member.instance)).collect();
+        let config = view.config.clone();
+        self.publish(writer, view, config, instances, &Changes::default());
+    }
+
+    /// Prepares the next view and swaps it in. `instances` are sorted by id, each id once, and differ from the old ones by
+    /// `changes`.
+    pub(super) fn publish(
+        &self,
+        writer: &mut Writer,
+        old: Arc<View>,
+        config: LoadBalancerConfig,
+        instances: Vec<Arc<ServiceInstance>>,
+        changes: &Changes,
+    ) {
+        let now = self.tools.clock.now();
+        writer.overrides.expire(now);
+        // One that joins a pool that serves comes to its share slowly.
+        let may_join = !changes.added.is_empty() || !changes.updated.is_empty();
+        let serves = may_join && old.usable > 0 && self.has_served(writer);
+        let mut leaving = Vec::new();
+        let mut previous = old.members.iter().peekable();
+        let mut updated = changes.updated.iter().peekable();
+        let drafts: Vec<Draft<'_>> = instances
+            .into_iter()
+            .map(|instance| {
+                while let Some(gone) = previous.next_if(|member| member.instance.id() < instance.id()) {
+                    leaving.push(gone);
+                }
+                let before = previous.next_if(|member| member.instance.id() == instance.id());
+                let live = match before {
+                    Some(before) if before.instance.address() == instance.address() => Arc::clone(&before.live),
+                    _ => {
+                        leaving.extend(before);
+                        let live = writer.arrive(instance.address());
+                        // It may have left with an open breaker.
+                        writer.tending.stir(&live);
+                        if live.arrived() && serves {
+                            live.start_ramp(now);
+                        }
+                        live
+                    }
+                };
+                let orders = writer.overrides.of(instance.id());
+                let said = layers(before, &instance, orders.drain, &old.config, &config, now);
+                let order = orders.weight.as_ref().map(|order| order.weight);
+                let (layers, candidate) = judged(&instance, said, order, &live, &config);
+                if before.is_some_and(|before| recovered(before.verdict.layers.registry, layers.registry)) {
+                    writer.tending.start_ramp(&live, now);
+                }
+                let alike = before.filter(|_| updated.next_if(|id| *id == instance.id()).is_none());
+                Draft {
+                    instance,
+                    live,
+                    layers,
+                    candidate,
+                    weight: orders.weight,
+                    before,
+                    alike,
+                }
+            })
+            .collect();
+        leaving.extend(previous);
+        let decision = judgement::decide(drafts.iter().map(|draft| draft.candidate), &config);
+        let mut last = None;
+        let members: Box<[Member]> = drafts
+            .into_iter()
+            .map(|draft| self.member(draft, &decision, &config, &mut last, now))
+            .collect();
+        writer.depart_ids(&old.members, &members, now);
+        writer.empty_since = match (members.is_empty(), writer.empty_since) {
+            (true, since) => since.or(Some(now)),
+            (false, _) => None,
+        };
+        let count = members.len();
+        let made = Made {
+            epoch: self.epoch.load(Ordering::Relaxed),
+            decision: &decision,
+            turn: Arc::clone(&writer.turn),
+            previous: Some(&old),
+        };
+        let view = View::new(config, members, made);
+        writer.tending.panics(old.panic, &decision);
+        writer.tending.decided(&decision);
+        writer.retired.push(self.view.swap(Arc::new(view)));
+        for member in leaving {
+            writer.leave(member.instance.address(), now);
+        }
+        // The last reference but for those of picks, so that the view can go at once.
+        drop(old);
+        writer.drop_retired(&self.load);
+        writer.forget(now, count);
+        let took = self.tools.clock.now().since(now);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.build_time.store(nanos, Ordering::Relaxed);
+        writer.tending.built(now, took);
+        self.plan(writer, now);
+    }
+
+    /// A member of the next view. Its bodies are those from before if it has the same attributes and status. Its verdict is that
+    /// from before, or the `last` one made, if it is the same: most are.
+    fn member(
+        &self,
+        draft: Draft<'_>,
+        decision: &Decision,
+        config: &LoadBalancerConfig,
+        last: &mut Option<Arc<Verdict>>,
+        now: Timestamp,
+    ) -> Member {
+        let Draft {
+            instance,
+            live,
+            mut layers,
+            candidate,
+            weight,
+            before,
+            alike,
+        } = draft;
+        layers.held_by_cap = decision.held.contains(&candidate.address);
+        if let Some(mut judgement) = live.judgement() {
+            judgement.held_by_cap = layers.held_by_cap;
+        }
+        let admission = decision.admission(&candidate);
+        live.admit(admission);
+        live.set_eligible(candidate.eligible);
+        let status = layers.status();
+        let weight_override = weight.as_ref().map(|order| order.weight);
+        let factors = Factors::of(&instance, &layers, weight_override, live.ramp(config, now), config);
+        let units = match (candidate.eligible, decision.panic) {
+            (false, _) => 0,
+            (true, true) => factors.units_in_panic(),
+            (true, false) => factors.units(config),
+        };
+        let verdict = Verdict { layers, weight };
+        let verdict = match (before.map(|before| &before.verdict), last.as_ref()) {
+            (Some(before), _) if **before == verdict => Arc::clone(before),
+            (_, Some(last)) if **last == verdict => Arc::clone(last),
+            _ => Arc::clone(last.insert(Arc::new(verdict))),
+        };
+        let bodies = match alike {
+            Some(alike) if alike.status == status => Arc::clone(&alike.bodies),
+            _ => Arc::new(self.tools.render.render(&Described {
+                service: &self.service,
+                instance: &instance,
+                status,
+            })),
+        };
+        Member {
+            instance,
+            status,
+            units,
+            admission,
+            bodies,
+            live,
+            verdict,
+        }
+    }
+}
+
+/// A member of the next view, before the pool as a whole is decided about.
+struct Draft<'a> {
+    instance: Arc<ServiceInstance>,
+    live: Arc<Live>,
+    layers: Layers,
+    candidate: Candidate,
+    weight: Option<WeightOrder>,
+    /// The member of this id in the view before.
+    before: Option<&'a Member>,
+    /// The same, if the instance has the same attributes.
+    alike: Option<&'a Member>,
+}
+
+/// What all layers say at this moment, and the same as the pool is decided about. One look, so that both are of one moment.
+pub(super) fn judged(
+    instance: &ServiceInstance,
+    said: Layers,
+    order: Option<Weight>,
+    live: &Arc<Live>,
+    config: &LoadBalancerConfig,
+) -> (Layers, Candidate) {
+    let judgement = live.judgement();
+    let layers = said.judged(judgement.as_deref());
+    let candidate = Candidate {
+        address: address_key(live),
+        eligible: is_eligible(instance, &layers, order, config),
+        down: layers.is_down(),
+        wish: judgement.and_then(|judgement| judgement.wish()),
+    };
+    (layers, candidate)
+}
+
+/// Whether nothing but local judgement can take it out. Who is degraded to nothing by the registry's word is out by it.
+fn is_eligible(
+    instance: &ServiceInstance,
+    layers: &Layers,
+    order: Option<Weight>,
+    config: &LoadBalancerConfig,
+) -> bool {
+    let warns = layers.registry.state == RegistryStatus::Warning;
+    order.unwrap_or(instance.weight()).get() > 0
+        && layers.is_eligible()
+        && !(warns && Factors::of(instance, layers, order, slow_start::STEPS, config).units(config) == 0)
+}
+
+/// Tells live states apart, for as long as they are held.
+pub(super) fn address_key(live: &Arc<Live>) -> usize {
+    Arc::as_ptr(live).addr()
+}
+
+/// What the layers say of an instance now; whether the cap holds it is decided afterwards.
+fn layers(
+    before: Option<&Member>,
+    instance: &ServiceInstance,
+    drain: Option<Arc<Standing>>,
+    old_config: &LoadBalancerConfig,
+    config: &LoadBalancerConfig,
+    now: Timestamp,
+) -> Layers {
+    // Reading an address costs more than all the rest.
+    let known = before
+        .filter(|before| before.instance.address() == instance.address() && old_config.denied() == config.denied());
+    let refused = match known {
+        Some(before) => before.verdict.layers.address_refused,
+        None => instance.address().ip().is_some_and(|ip| config.denied().contains(ip)),
+    };
+    let layers = before.map(|before| &before.verdict.layers);
+    Layers::following(layers, drain, instance.registry_status(), refused, now)
+}
+
+/// Whether the registry rejected it before, and does not now.
+fn recovered(before: Said<RegistryStatus>, now: Said<RegistryStatus>) -> bool {
+    let rejects = |status| matches!(status, RegistryStatus::Critical | RegistryStatus::Maintenance);
+    rejects(before.state) && !rejects(now.state)
+}
+
+impl Writer {
+    /// One more instance at this address. Its live state is the present one, that from before it left, or a fresh one.
+    pub(super) fn arrive(&mut self, address: &Address) -> Arc<Live> {
+        if let Some(live) = self.registered.get(address) {
+            return Arc::clone(live);
+        }
+        let remembered = self.departed.iter().position(|(_, departed, _)| departed == address);
+        let live = remembered.and_then(|index| self.departed.remove(index));
+        let live = live.map(|(_, _, live)| live).unwrap_or_default();
+        self.registered.insert(address.clone(), Arc::clone(&live));
+        live
+    }
+
+    /// One instance less at this address, which is remembered for a while if that was the last one.
+    pub(super) fn leave(&mut self, address: &Address, now: Timestamp) {
+        let was_last = self.registered.get(address).is_some_and(|live| live.left());
+        if was_last && let Some((address, live)) = self.registered.remove_entry(address) {
+            self.tending.calm(&live);
+            self.departed.push_back((now, address, live));
+        }
+    }
+
+    /// Remembers the ids of `old` that are not in `new`. Both are sorted by id.
+    pub(super) fn depart_ids(&mut self, old: &[Member], new: &[Member], now: Timestamp) {
+        let mut present = new.iter().map(|member| member.instance.id()).peekable();
+        for member in old {
+            let id = member.instance.id();
+            while present.next_if(|present| *present < id).is_some() {}
+            if present.peek() != Some(&id) {
+                self.departed_ids.push_back((now, id.clone()));
+                self.departed_lives.insert(id.clone(), (now, Arc::clone(&member.live)));
+            }
+        }
+    }
+
+    pub(super) fn forget(&mut self, now: Timestamp, instances: usize) {
+        let most = REMEMBERED.max(instances);
+        while let Some((left_at, id)) = self.departed_ids.front() {
+            if self.departed_ids.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
+                break;
+            }
+            // Who left more than once is forgotten with the last time.
+            if self.departed_lives.get(id).is_some_and(|(last, _)| last == left_at) {
+                self.departed_lives.remove(id);
+            }
+            self.departed_ids.pop_front();
+        }
+        while let Some((left_at, _, _)) = self.departed.front() {
+            if self.departed.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
+                break;
+            }
+            if let Some((_, _, live)) = self.departed.pop_front() {
+                self.forgotten.add(&live);
+            }
+        }
+    }
+
+    /// Settles all retired views, and drops those that nobody looks at.
+    pub(super) fn drop_retired(&mut self, load: &Load) {
+        self.retired.retain_mut(|view| {
+            // The swap has turned the picks that look at a view into counted references. Asked before settling, in a way
+            // that orders the last pick before it (`strong_count` would not).
+            let in_use = Arc::get_mut(view).is_none();
+            view.settle(load);
+            in_use
+        });
+    }
+}
