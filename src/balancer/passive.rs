@@ -1,7 +1,7 @@
 //! Passive grading: what outcomes say of an address before they take it out.
 //!
 //! - *failing*: at least a fifth of the outcomes within the window failed (there must be `breaker.min_outcomes` of them);
-//! - *slow*: what it needed lately is at least three times what is usual in its pool, and a millisecond more. "Lately" is an average over outcomes, not
+//! - *slow*: what it needed lately is at least three times what is usual in its pool, and five milliseconds more. "Lately" is an average over outcomes, not
 //!   over time, with weight 1/8 for each new one, and none counts for more than eight times the usual: one that took
 //!   very long does not make an instance slow, three in a row do.
 //!
@@ -20,7 +20,7 @@ const FAILING: (f64, f64) = (0.20, 0.10);
 /// Degraded from this multiple of what is usual in the pool on, and ok below the second.
 const SLOW: (f32, f32) = (3.0, 2.0);
 /// And by so many seconds at least: below that it is noise.
-const SLOW_BY: f32 = 0.001;
+const SLOW_BY: f32 = 0.005;
 /// The weight of the newest outcome.
 const NEWEST: f32 = 1.0 / 8.0;
 /// No outcome counts for more than this many times the usual.
