@@ -12,6 +12,37 @@ use tokio::time::{self, Instant};
 
 use crate::balancer::{Address, CheckFailure, DeniedNetworks};
 
+/// Why a check has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It is the instance's.
+    Instance(CheckFailure),
+    /// It is our own: out of files, ports or memory (the system's number for it). It says nothing of the instance, and must not
+    /// take a whole pool out.
+    Own(i32),
+}
+
+impl From<CheckFailure> for Trouble {
+    fn from(failure: CheckFailure) -> Self {
+        Self::Instance(failure)
+    }
+}
+
+/// Why there is no connection.
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        const OUT_OF_MEMORY: i32 = 12;
+        const OUT_OF_FILES: [i32; 2] = [23, 24];
+        match (error.raw_os_error(), error.kind()) {
+            (Some(number), io::ErrorKind::AddrNotAvailable) => Self::Own(number),
+            (Some(number), _) if number == OUT_OF_MEMORY || OUT_OF_FILES.contains(&number) => Self::Own(number),
+            (_, io::ErrorKind::ConnectionRefused) => Self::Instance(CheckFailure::ConnectionRefused),
+            (_, io::ErrorKind::TimedOut) => Self::Instance(CheckFailure::Timeout),
+            _ => Self::Instance(CheckFailure::ConnectionFailed),
+        }
+    }
+}
+
 /// Who knows the addresses of a name.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Resolver {
@@ -41,35 +72,34 @@ pub(super) async fn connect(
     denied: &DeniedNetworks,
     resolver: &Resolver,
     deadline: Instant,
-) -> Result<TcpStream, CheckFailure> {
+) -> Result<TcpStream, Trouble> {
     let found = match address.ip() {
         Some(ip) => vec![SocketAddr::new(ip, address.port())],
-        None => resolver.resolve(address).await.unwrap_or_default(),
+        None => match resolver.resolve(address).await.map_err(Trouble::from) {
+            Ok(found) => found,
+            Err(Trouble::Own(number)) => return Err(Trouble::Own(number)),
+            Err(Trouble::Instance(_)) => Vec::new(),
+        },
     };
     if found.is_empty() {
-        return Err(CheckFailure::NameNotResolved);
+        return Err(CheckFailure::NameNotResolved.into());
     }
-    let mut failure = CheckFailure::AddressRefused;
+    let mut trouble = Trouble::Instance(CheckFailure::AddressRefused);
     let allowed: Vec<SocketAddr> = found.into_iter().filter(|found| !denied.contains(found.ip())).collect();
     for (index, address) in allowed.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = left / (allowed.len() - index) as u32;
         match time::timeout(share, TcpStream::connect(address)).await {
+            // Without a listener a port of the system's own choice may happen to be this one: connected to itself.
+            Ok(Ok(stream)) if stream.local_addr().ok() == stream.peer_addr().ok() => {
+                trouble = CheckFailure::ConnectionRefused.into();
+            }
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => failure = classify(&error),
-            Err(_) => failure = CheckFailure::Timeout,
+            Ok(Err(error)) => trouble = error.into(),
+            Err(_) => trouble = CheckFailure::Timeout.into(),
         }
     }
-    Err(failure)
-}
-
-/// Why there is no connection, or none any more.
-pub(super) fn classify(error: &io::Error) -> CheckFailure {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => CheckFailure::ConnectionRefused,
-        io::ErrorKind::TimedOut => CheckFailure::Timeout,
-        _ => CheckFailure::ConnectionFailed,
-    }
+    Err(trouble)
 }
 
 #[cfg(test)]
@@ -90,7 +120,7 @@ mod tests {
         DeniedNetworks::default().and(["127.0.0.0/8".parse().unwrap()])
     }
 
-    async fn outcome(host: &str, port: u16, denied: &DeniedNetworks, resolved: &[&str]) -> Result<(), CheckFailure> {
+    async fn outcome(host: &str, port: u16, denied: &DeniedNetworks, resolved: &[&str]) -> Result<(), Trouble> {
         let resolved = resolved.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
         let resolver = Resolver::Fixed(Arc::new(resolved.collect()));
         let address = Address::new(host, i64::from(port)).unwrap();
@@ -110,11 +140,11 @@ mod tests {
         let port = address.port();
         for host in ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:7f00:1"] {
             let refused = outcome(host, port, &loopback_denied(), &[]).await;
-            assert_eq!(refused, Err(CheckFailure::AddressRefused), "{host}");
+            assert_eq!(refused, Err(CheckFailure::AddressRefused.into()), "{host}");
         }
         for resolved in [["127.0.0.1"], ["::ffff:127.0.0.1"]] {
             let refused = outcome("backend.test", port, &loopback_denied(), &resolved).await;
-            assert_eq!(refused, Err(CheckFailure::AddressRefused), "{resolved:?}");
+            assert_eq!(refused, Err(CheckFailure::AddressRefused.into()), "{resolved:?}");
         }
         // What would have arrived is here before the one that is allowed.
         outcome("127.0.0.1", port, &DeniedNetworks::default(), &[])
@@ -136,8 +166,18 @@ mod tests {
             .unwrap();
         listener.accept().await.unwrap();
         let refused = outcome("backend.test", port, &denied, &["127.0.0.2", "127.0.0.3"]).await;
-        assert_eq!(refused, Err(CheckFailure::ConnectionRefused));
+        assert_eq!(refused, Err(CheckFailure::ConnectionRefused.into()));
         let nowhere = outcome("backend.test", port, &denied, &[]).await;
-        assert_eq!(nowhere, Err(CheckFailure::NameNotResolved));
+        assert_eq!(nowhere, Err(CheckFailure::NameNotResolved.into()));
+    }
+
+    #[test]
+    fn a_lack_of_our_own_is_not_the_instances_fault() {
+        let trouble = |number| Trouble::from(io::Error::from_raw_os_error(number));
+        for number in [12, 23, 24] {
+            assert_eq!(trouble(number), Trouble::Own(number));
+        }
+        let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+        assert_eq!(Trouble::from(reset), Trouble::Instance(CheckFailure::ConnectionFailed));
     }
 }

@@ -16,7 +16,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
-use super::connect::{Resolver, connect};
+use super::connect::{Resolver, Trouble, connect};
 use crate::balancer::{Address, CheckFailure, DeniedNetworks};
 
 /// What is kept of one target between checks.
@@ -24,13 +24,13 @@ use crate::balancer::{Address, CheckFailure, DeniedNetworks};
 pub(super) struct GrpcTarget {
     client: HealthClient<Channel>,
     /// Why the last attempt to connect failed: tonic tells only that it did.
-    refusal: Arc<Mutex<Option<CheckFailure>>>,
+    refusal: Arc<Mutex<Option<Trouble>>>,
 }
 
 /// An attempt to connect that failed.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("no connection: {0}")]
-struct NoConnection(CheckFailure);
+#[error("no connection: {0:?}")]
+struct NoConnection(Trouble);
 
 impl GrpcTarget {
     /// Nothing is connected before the first check; a connection has this much time.
@@ -62,31 +62,32 @@ impl GrpcTarget {
         })
     }
 
-    pub(super) async fn check(&mut self, service: &str) -> Result<(), CheckFailure> {
+    pub(super) async fn check(&mut self, service: &str) -> Result<(), Trouble> {
         note(&self.refusal, None);
         let request = HealthCheckRequest {
             service: service.to_owned(),
         };
         match self.client.check(request).await {
             Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
-            Ok(_) => Err(CheckFailure::NotServing),
+            Ok(_) => Err(CheckFailure::NotServing.into()),
             Err(status) => Err(self.failure(&status)),
         }
     }
 
-    fn failure(&self, status: &Status) -> CheckFailure {
+    fn failure(&self, status: &Status) -> Trouble {
         if let Some(refusal) = *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) {
             return refusal;
         }
-        match status.code() {
+        let failure = match status.code() {
             Code::NotFound => CheckFailure::NotServing,
             Code::DeadlineExceeded => CheckFailure::Timeout,
             Code::Unavailable | Code::Cancelled => CheckFailure::ConnectionFailed,
             _ => CheckFailure::Protocol,
-        }
+        };
+        failure.into()
     }
 }
 
-fn note(refusal: &Mutex<Option<CheckFailure>>, why: Option<CheckFailure>) {
+fn note(refusal: &Mutex<Option<Trouble>>, why: Option<Trouble>) {
     *refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
 }

@@ -11,7 +11,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::http::{HeaderValue, Request, Version, header};
+use axum::http::{HeaderValue, Method, Request, Version, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -20,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{self, Instant};
 
-use super::connect::{Resolver, connect};
+use super::connect::{Resolver, Trouble, connect};
 use super::settings::HttpCheck;
 use crate::balancer::{Address, CheckFailure, DeniedNetworks};
 
@@ -57,12 +57,12 @@ impl HttpTarget {
         denied: &DeniedNetworks,
         resolver: &Resolver,
         deadline: Instant,
-    ) -> Result<(), CheckFailure> {
+    ) -> Result<(), Trouble> {
         let request = || request(check, address);
         if let Some(mut open) = self.open.take() {
             match open.ask(request()?, deadline).await {
                 Ok(status) => return self.judge(check, open, status),
-                Err(NoStatus::Failed(failure)) => return Err(failure),
+                Err(NoStatus::Failed(failure)) => return Err(failure.into()),
                 // It had been idle, and its server may close what is idle.
                 Err(NoStatus::Gone) => {}
             }
@@ -78,17 +78,17 @@ impl HttpTarget {
         };
         match open.ask(request()?, deadline).await {
             Ok(status) => self.judge(check, open, status),
-            Err(NoStatus::Failed(failure)) => Err(failure),
-            Err(NoStatus::Gone) => Err(CheckFailure::ConnectionFailed),
+            Err(NoStatus::Failed(failure)) => Err(failure.into()),
+            Err(NoStatus::Gone) => Err(CheckFailure::ConnectionFailed.into()),
         }
     }
 
-    fn judge(&mut self, check: &HttpCheck, open: Open, status: u16) -> Result<(), CheckFailure> {
+    fn judge(&mut self, check: &HttpCheck, open: Open, status: u16) -> Result<(), Trouble> {
         self.open = Some(open).filter(|open| !open.closed);
         if check.expects(status) {
             Ok(())
         } else {
-            Err(CheckFailure::Status(status))
+            Err(CheckFailure::Status(status).into())
         }
     }
 }
@@ -171,6 +171,10 @@ fn request(check: &HttpCheck, address: &Address) -> Result<Request<Empty<Bytes>>
         header::USER_AGENT,
         HeaderValue::from_static(concat!("pickd/", env!("CARGO_PKG_VERSION"))),
     );
+    if check.method == Method::POST {
+        // Of nothing; some servers insist on being told (411).
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
     for (name, _) in &check.headers {
         headers.remove(name);
     }

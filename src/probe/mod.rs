@@ -32,7 +32,7 @@ use crate::balancer::{Address, Check, CheckFailure, Clock, Monotonic, ServiceNam
 
 pub use settings::{HealthCheck, HttpCheck, InvalidCheck, Plan, ProbeSettings};
 
-use connect::Resolver;
+use connect::{Resolver, Trouble};
 use grpc::GrpcTarget;
 use http::HttpTarget;
 use schedule::{Job, Schedule, TargetId};
@@ -59,6 +59,8 @@ pub struct Prober {
     on_checked: OnChecked,
     resolver: Resolver,
     clock: Arc<Monotonic>,
+    /// Connections kept between checks, at most: others need files, too.
+    most_kept: usize,
 }
 
 /// Tells a prober whom to check, from anywhere.
@@ -116,6 +118,7 @@ impl Prober {
             on_checked,
             resolver: Resolver::default(),
             clock,
+            most_kept: open_files() / 2,
         }
     }
 
@@ -167,12 +170,22 @@ impl Prober {
         let is_target = schedule.finished(job.id, fastrand::f64(), self.clock.now());
         match ended {
             Ok((_, ended)) => {
-                if is_target {
-                    running.kept.insert(job.id, ended.connection);
+                let result = ended.result;
+                if let Err(number) = result {
+                    // What is kept may be what is missing.
+                    running.kept.clear();
+                    running.own_trouble(number);
+                } else {
+                    running.in_trouble = false;
+                }
+                if let (true, Ok(check)) = (is_target, result) {
+                    if running.kept.len() < self.most_kept {
+                        running.kept.insert(job.id, ended.connection);
+                    }
                     (self.on_checked)(Checked {
                         service: job.service,
                         address: job.address,
-                        check: ended.check,
+                        check,
                         took: ended.took,
                     });
                 }
@@ -188,6 +201,8 @@ struct Running {
     tasks: JoinSet<Ended>,
     jobs: HashMap<Id, Job>,
     kept: HashMap<TargetId, Kept>,
+    /// We are out of something ourselves, and have said so.
+    in_trouble: bool,
 }
 
 /// What is kept of a target between two checks, which is only good for the same question.
@@ -198,12 +213,20 @@ enum Kept {
 }
 
 struct Ended {
-    check: Check,
+    /// What the instance answered; or the system's number for what we are out of ourselves, which says nothing of it.
+    result: Result<Check, i32>,
     took: Duration,
     connection: Kept,
 }
 
 impl Running {
+    fn own_trouble(&mut self, number: i32) {
+        if !std::mem::replace(&mut self.in_trouble, true) {
+            let error = std::io::Error::from_raw_os_error(number);
+            tracing::error!(%error, "checks cannot be made, and say nothing until they can");
+        }
+    }
+
     fn start(&mut self, job: Job, resolver: &Resolver) {
         let kept = self.kept.remove(&job.id).unwrap_or(Kept::Nothing);
         let task = self.tasks.spawn(check(job.clone(), kept, resolver.clone()));
@@ -211,28 +234,37 @@ impl Running {
     }
 }
 
+/// How many files this process may have open; where that cannot be read, what most systems begin with.
+fn open_files() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    soft.unwrap_or(1_024)
+}
+
 /// Makes one check, within its time.
 async fn check(job: Job, mut kept: Kept, resolver: Resolver) -> Ended {
     let started = time::Instant::now();
     let deadline = started + job.plan.timeout();
     let asked = ask(&job, &mut kept, &resolver, deadline);
-    let check = match time::timeout_at(deadline, asked).await {
-        Ok(Ok(())) => Check::Pass,
-        Ok(Err(failure)) => Check::Fail(failure),
-        Err(_) => Check::Fail(CheckFailure::Timeout),
+    let result = match time::timeout_at(deadline, asked).await {
+        Ok(Ok(())) => Ok(Check::Pass),
+        Ok(Err(Trouble::Instance(failure))) => Ok(Check::Fail(failure)),
+        Ok(Err(Trouble::Own(number))) => Err(number),
+        Err(_) => Ok(Check::Fail(CheckFailure::Timeout)),
     };
-    if check == Check::Fail(CheckFailure::Timeout) {
+    if result == Ok(Check::Fail(CheckFailure::Timeout)) {
         // Whatever is half done on it would be in the way of the next one.
         kept = Kept::Nothing;
     }
     Ended {
-        check,
+        result,
         took: started.elapsed(),
         connection: kept,
     }
 }
 
-async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver, deadline: time::Instant) -> Result<(), CheckFailure> {
+async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver, deadline: time::Instant) -> Result<(), Trouble> {
     let (address, denied) = (&job.address, &job.plan.denied);
     match &*job.plan.check {
         HealthCheck::Tcp => tcp::check(address, denied, resolver, deadline).await,
@@ -242,7 +274,7 @@ async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver, deadline: time::In
             }
             match kept {
                 Kept::Http(target) => target.check(check, address, denied, resolver, deadline).await,
-                Kept::Nothing | Kept::Grpc(_) => Err(CheckFailure::ConnectionFailed),
+                Kept::Nothing | Kept::Grpc(_) => Err(CheckFailure::ConnectionFailed.into()),
             }
         }
         HealthCheck::Grpc { service } => {
@@ -251,7 +283,7 @@ async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver, deadline: time::In
             }
             match kept {
                 Kept::Grpc(target) => target.check(service).await,
-                Kept::Nothing | Kept::Http(_) => Err(CheckFailure::ConnectionFailed),
+                Kept::Nothing | Kept::Http(_) => Err(CheckFailure::ConnectionFailed.into()),
             }
         }
     }

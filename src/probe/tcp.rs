@@ -2,8 +2,8 @@
 
 use tokio::time::Instant;
 
-use super::connect::{Resolver, connect};
-use crate::balancer::{Address, CheckFailure, DeniedNetworks};
+use super::connect::{Resolver, Trouble, connect};
+use crate::balancer::{Address, DeniedNetworks};
 
 /// Connects, and closes at once.
 pub(super) async fn check(
@@ -11,6 +11,6 @@ pub(super) async fn check(
     denied: &DeniedNetworks,
     resolver: &Resolver,
     deadline: Instant,
-) -> Result<(), CheckFailure> {
+) -> Result<(), Trouble> {
     connect(address, denied, resolver, deadline).await.map(drop)
 }

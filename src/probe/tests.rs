@@ -124,7 +124,7 @@ impl Asker {
         let kept = std::mem::replace(&mut self.kept, Kept::Nothing);
         let ended = check(schedule.take(now).unwrap(), kept, Resolver::System).await;
         self.kept = ended.connection;
-        ended.check
+        ended.result.unwrap()
     }
 }
 
@@ -179,7 +179,11 @@ async fn the_request_is_as_configured() {
         .unwrap();
     backend.answers("HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n");
     assert_eq!(asked(HealthCheck::Http(check), &backend.address).await, Check::Pass);
+    backend.answers("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let check = http().with_method("POST").unwrap();
+    assert_eq!(asked(HealthCheck::Http(check), &backend.address).await, Check::Pass);
     let requests = backend.requests.lock().unwrap().clone();
+    assert!(requests[2].contains("content-length: 0\r\n"), "{}", requests[2]);
     assert!(requests[0].starts_with("GET /healthz HTTP/1.1\r\n"), "{}", requests[0]);
     assert!(requests[0].contains(&format!("host: {}\r\n", backend.address)));
     assert!(requests[0].contains(concat!("user-agent: pickd/", env!("CARGO_PKG_VERSION"))));
