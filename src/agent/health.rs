@@ -4,7 +4,7 @@
 //! core: "something is due" ──► Woken ──► tend ──► LoadBalancer::tend, and when to come back
 //!                                         ├──► a log line for each transition
 //!                                         └──► the prober: which addresses to check, and how
-//! prober: result of a check ──► LoadBalancer::observe (from the check's own task, at once)
+//! prober: result of a check ──► LoadBalancer::observe, at once
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
