@@ -88,11 +88,17 @@ impl Live {
     }
 
     pub(crate) fn set_eligible(&self, eligible: bool) {
-        self.eligible.store(eligible, Ordering::Relaxed);
+        if self.eligible.load(Ordering::Relaxed) != eligible {
+            self.eligible.store(eligible, Ordering::Relaxed);
+        }
     }
 
     /// Sets what picks may do with it. Whoever is let through as the trial stays so. Called by writers only.
     pub(crate) fn admit(&self, admission: Admission) {
+        // Mostly there is nothing to change, and a look costs less than an exchange.
+        if self.admission() == admission {
+            return;
+        }
         let tried = self.trial_since.load(Ordering::Acquire) != 0;
         let update = |before| match (admission, Admission::from_u8(before)) {
             (Admission::Trial, Admission::OnTrial) => None,
