@@ -19,7 +19,7 @@ use crate::balancer::health::{Layers, Said};
 use crate::balancer::instance::{Address, RegistryStatus, ServiceInstance, Weight};
 use crate::balancer::judgement::{self, Candidate, Decision};
 use crate::balancer::live::{Live, Load};
-use crate::balancer::overrides::{Standing, WeightOrder};
+use crate::balancer::overrides::Standing;
 use crate::balancer::pool::{Described, Made, Member, Verdict, View};
 use crate::balancer::slow_start;
 
@@ -74,6 +74,7 @@ impl LoadBalancer {
         let mut leaving = Vec::new();
         let mut previous = old.members.iter().peekable();
         let mut updated = changes.updated.iter().peekable();
+        let mut last = None;
         let drafts: Vec<Draft<'_>> = instances
             .into_iter()
             .map(|instance| {
@@ -101,24 +102,26 @@ impl LoadBalancer {
                 if before.is_some_and(|before| recovered(before.verdict.layers.registry, layers.registry)) {
                     writer.tending.start_ramp(&live, now);
                 }
+                let verdict = Verdict {
+                    layers,
+                    weight: orders.weight,
+                };
+                let verdict = kept(verdict, before, &mut last);
                 let alike = before.filter(|_| updated.next_if(|id| *id == instance.id()).is_none());
                 Draft {
                     instance,
                     live,
-                    layers,
+                    verdict,
                     candidate,
-                    weight: orders.weight,
-                    before,
                     alike,
                 }
             })
             .collect();
         leaving.extend(previous);
         let decision = judgement::decide(drafts.iter().map(|draft| draft.candidate), &config);
-        let mut last = None;
         let members: Box<[Member]> = drafts
             .into_iter()
-            .map(|draft| self.member(draft, &decision, &config, &mut last, now))
+            .map(|draft| self.member(draft, &decision, &config, now))
             .collect();
         writer.depart_ids(&old.members, &members, now);
         writer.empty_since = match (members.is_empty(), writer.empty_since) {
@@ -150,45 +153,33 @@ impl LoadBalancer {
         self.plan(writer, now);
     }
 
-    /// A member of the next view. Its bodies are those from before if it has the same attributes and status. Its verdict is that
-    /// from before, or the `last` one made, if it is the same: most are.
-    fn member(
-        &self,
-        draft: Draft<'_>,
-        decision: &Decision,
-        config: &LoadBalancerConfig,
-        last: &mut Option<Arc<Verdict>>,
-        now: Timestamp,
-    ) -> Member {
+    /// A member of the next view. Its bodies are those from before if it has the same attributes and status.
+    fn member(&self, draft: Draft<'_>, decision: &Decision, config: &LoadBalancerConfig, now: Timestamp) -> Member {
         let Draft {
             instance,
             live,
-            mut layers,
+            mut verdict,
             candidate,
-            weight,
-            before,
             alike,
         } = draft;
-        layers.held_by_cap = decision.held.contains(&candidate.address);
-        if let Some(mut judgement) = live.judgement() {
-            judgement.held_by_cap = layers.held_by_cap;
+        let held_by_cap = decision.held.contains(&candidate.address);
+        if verdict.layers.held_by_cap != held_by_cap {
+            Arc::make_mut(&mut verdict).layers.held_by_cap = held_by_cap;
+            if let Some(mut judgement) = live.judgement() {
+                judgement.held_by_cap = held_by_cap;
+            }
         }
         let admission = decision.admission(&candidate);
         live.admit(admission);
         live.set_eligible(candidate.eligible);
+        let Verdict { layers, weight } = &*verdict;
         let status = layers.status();
         let weight_override = weight.as_ref().map(|order| order.weight);
-        let factors = Factors::of(&instance, &layers, weight_override, live.ramp(config, now), config);
+        let factors = Factors::of(&instance, layers, weight_override, live.ramp(config, now), config);
         let units = match (candidate.eligible, decision.panic) {
             (false, _) => 0,
             (true, true) => factors.units_in_panic(),
             (true, false) => factors.units(config),
-        };
-        let verdict = Verdict { layers, weight };
-        let verdict = match (before.map(|before| &before.verdict), last.as_ref()) {
-            (Some(before), _) if **before == verdict => Arc::clone(before),
-            (_, Some(last)) if **last == verdict => Arc::clone(last),
-            _ => Arc::clone(last.insert(Arc::new(verdict))),
         };
         let bodies = match alike {
             Some(alike) if alike.status == status => Arc::clone(&alike.bodies),
@@ -214,13 +205,19 @@ impl LoadBalancer {
 struct Draft<'a> {
     instance: Arc<ServiceInstance>,
     live: Arc<Live>,
-    layers: Layers,
+    verdict: Arc<Verdict>,
     candidate: Candidate,
-    weight: Option<WeightOrder>,
-    /// The member of this id in the view before.
-    before: Option<&'a Member>,
-    /// The same, if the instance has the same attributes.
+    /// The member of this id in the view before, if the instance has the same attributes.
     alike: Option<&'a Member>,
+}
+
+/// The verdict from before, or the `last` one made, if it is the same: most are.
+fn kept(verdict: Verdict, before: Option<&Member>, last: &mut Option<Arc<Verdict>>) -> Arc<Verdict> {
+    match (before.map(|before| &before.verdict), last.as_ref()) {
+        (Some(before), _) if **before == verdict => Arc::clone(before),
+        (_, Some(last)) if **last == verdict => Arc::clone(last),
+        _ => Arc::clone(last.insert(Arc::new(verdict))),
+    }
 }
 
 /// What all layers say at this moment, and the same as the pool is decided about. One look, so that both are of one moment.
