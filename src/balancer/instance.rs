@@ -361,17 +361,6 @@ impl HealthStatus {
     }
 }
 
-impl From<RegistryStatus> for HealthStatus {
-    fn from(status: RegistryStatus) -> Self {
-        match status {
-            RegistryStatus::Unknown => Self::Unknown,
-            RegistryStatus::Passing => Self::Healthy,
-            RegistryStatus::Warning => Self::Degraded,
-            RegistryStatus::Critical | RegistryStatus::Maintenance => Self::Unhealthy,
-        }
-    }
-}
-
 impl fmt::Display for HealthStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

@@ -139,10 +139,12 @@ impl Live {
         }
     }
 
-    /// The trial has ended, one way or another: the next pick may be another one.
-    fn end_trial(&self) {
-        self.trial_since.store(0, Ordering::Release);
-        self.exchange(Admission::OnTrial, Admission::Trial);
+    /// With a step of the breaker the trial has ended, one way or another: the next pick may be another one.
+    fn end_trial_after(&self, steps: [Option<Step>; 2]) {
+        if steps.iter().flatten().any(|step| matches!(step, Step::Breaker(_))) {
+            self.trial_since.store(0, Ordering::Release);
+            self.exchange(Admission::OnTrial, Admission::Trial);
+        }
     }
 
     /// What is judged of it, if anything was.
@@ -167,9 +169,7 @@ impl Live {
         let seconds = latency.map(|latency| latency.as_secs_f32());
         let mut judgement = self.judgement_made();
         let steps = judgement.record(outcome, seconds, trial, usual, config, fastrand::f64(), now);
-        if steps.iter().flatten().any(|step| matches!(step, Step::Breaker(_))) {
-            self.end_trial();
-        }
+        self.end_trial_after(steps);
         self.lately
             .store(judgement.passive.lately().to_bits(), Ordering::Relaxed);
         steps
@@ -201,14 +201,7 @@ impl Live {
         }
         if let Some(mut judgement) = self.judgement() {
             judged.steps = judgement.advance(trial, usual, config, now);
-            if judged
-                .steps
-                .iter()
-                .flatten()
-                .any(|step| matches!(step, Step::Breaker(_)))
-            {
-                self.end_trial();
-            }
+            self.end_trial_after(judged.steps);
             let next = judgement.next(self.trial(), config, now);
             judged.next = judged.next.into_iter().chain(next).min();
         }

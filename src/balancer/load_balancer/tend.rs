@@ -337,18 +337,14 @@ impl LoadBalancer {
     #[cold]
     pub(super) fn follow(&self, live: &Arc<Live>, steps: [Option<Step>; 2], now: Timestamp) {
         let mut writer = self.write();
-        self.take_steps(&mut writer, &[(Arc::clone(live), steps)], now);
+        // A request may outlive the registration that it was sent to. What it says is kept, for its return.
+        if live.is_registered() {
+            self.take_steps(&mut writer, &[(Arc::clone(live), steps)], now);
+        }
     }
 
+    /// Acts on steps of addresses that are registered.
     fn take_steps(&self, writer: &mut Writer, taken: &[Taken], now: Timestamp) {
-        // A request may outlive the registration that it was sent to. What it says is kept, for its return.
-        let registered: Vec<Taken>;
-        let taken = if taken.iter().all(|(live, _)| live.is_registered()) {
-            taken
-        } else {
-            registered = taken.iter().filter(|(live, _)| live.is_registered()).cloned().collect();
-            &registered
-        };
         let is_held = |live: &Live| live.judgement().is_some_and(|judgement| judgement.held_by_cap);
         let mut in_or_out = false;
         for (live, steps) in taken {
