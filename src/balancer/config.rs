@@ -4,8 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::networks::DeniedNetworks;
-use super::strategy::LoadBalancingStrategy;
+use super::denied_networks::DeniedNetworks;
 
 /// Why a setting was refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -110,6 +109,72 @@ pub enum InvalidConfig {
         /// The value as it came.
         found: String,
     },
+}
+
+/// How the next instance is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LoadBalancingStrategy {
+    /// In turn.
+    #[default]
+    RoundRobin,
+    /// At random.
+    Random,
+    /// The one with the fewest requests in flight for its weight.
+    LeastConnections,
+    /// In turn, by weight.
+    WeightedRoundRobin,
+    /// By the hash of the request's key: equal keys go to the same instance, on every node.
+    ConsistentHash,
+    /// The one that answers fastest for its weight and load.
+    LeastResponseTime,
+}
+
+impl LoadBalancingStrategy {
+    /// Every strategy.
+    pub const ALL: [Self; 6] = [
+        Self::RoundRobin,
+        Self::Random,
+        Self::LeastConnections,
+        Self::WeightedRoundRobin,
+        Self::ConsistentHash,
+        Self::LeastResponseTime,
+    ];
+
+    /// Its name in configuration and answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round_robin",
+            Self::Random => "random",
+            Self::LeastConnections => "least_connections",
+            Self::WeightedRoundRobin => "weighted_round_robin",
+            Self::ConsistentHash => "consistent_hash",
+            Self::LeastResponseTime => "least_response_time",
+        }
+    }
+
+    /// Whether registered weights count. The others use 1 for every weight above zero.
+    #[must_use]
+    pub fn is_weighted(self) -> bool {
+        !matches!(self, Self::RoundRobin | Self::Random)
+    }
+}
+
+impl FromStr for LoadBalancingStrategy {
+    type Err = InvalidConfig;
+
+    fn from_str(text: &str) -> Result<Self, InvalidConfig> {
+        let found = Self::ALL.into_iter().find(|strategy| strategy.as_str() == text);
+        found.ok_or_else(|| InvalidConfig::Strategy {
+            found: text.chars().take(64).collect(),
+        })
+    }
+}
+
+impl fmt::Display for LoadBalancingStrategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// How many candidates the two least-loaded strategies compare for one pick.

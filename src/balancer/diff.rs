@@ -55,7 +55,7 @@ pub fn diff<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balancer::Weight;
+    use crate::balancer::instance::Weight;
 
     fn view(ids: &[(&str, i64)]) -> Vec<ServiceInstance> {
         let instance = |(id, weight): &(&str, i64)| {

@@ -14,13 +14,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::clock::Timestamp;
 use super::config::LoadBalancerConfig;
+use super::context::Context;
 use super::diff::Changes;
 use super::error::PickError;
 use super::instance::{ServiceInstance, ServiceName};
 use super::lease::{Completed, InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey, Leases, ReportError};
 use super::load_balancer::{LoadBalancer, Pick, Tools};
+use super::outcome::Outcome;
 use super::overrides::{Ended, OverrideCounts};
-use super::pool::{Context, Outcome};
 use super::sources::Sources;
 
 const SHARDS: usize = 64;

@@ -107,7 +107,8 @@ fn at_least_one(units: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balancer::{LoadBalancingStrategy, Timestamp};
+    use crate::balancer::clock::Timestamp;
+    use crate::balancer::config::LoadBalancingStrategy;
 
     fn weight(weight: i64) -> Weight {
         Weight::new(weight).unwrap()

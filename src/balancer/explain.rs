@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::Timestamp;
-use super::config::LoadBalancerConfig;
+use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::effective::Factors;
 use super::health::{Layers, Objection};
 use super::instance::{HealthStatus, InstanceId, ServiceInstance};
@@ -16,7 +16,7 @@ use super::live::Load;
 use super::overrides::WeightOrder;
 use super::pool::{Member, View};
 use super::slow_start;
-use super::strategy::{LoadBalancingStrategy, Mode};
+use super::strategy::Mode;
 
 /// Instances shown in ring order.
 const RING_ORDER: usize = 64;

@@ -19,8 +19,8 @@ use super::breaker::{Breaker, BreakerState, BreakerStep, Evidence, Trial};
 use super::clock::Timestamp;
 use super::config::LoadBalancerConfig;
 use super::health::Check;
+use super::outcome::Outcome;
 use super::passive::{Passive, PassiveState};
-use super::pool::Outcome;
 use super::statistics::{OutcomeWindow, Totals};
 
 /// What a pick may do with an address at this moment. In one atomic of its live state, looked at by every pick for which

@@ -490,7 +490,9 @@ impl Leases {
 #[cfg(test)]
 mod helper {
     use super::*;
-    use crate::balancer::{Context, LoadBalancerConfig, ServiceInstance};
+    use crate::balancer::config::LoadBalancerConfig;
+    use crate::balancer::context::Context;
+    use crate::balancer::instance::ServiceInstance;
 
     /// One service with one instance, and its leases.
     pub(super) struct World {

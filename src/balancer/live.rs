@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use super::breaker::Trial;
 use super::clock::{Clock, Timestamp, nanos};
-use super::config::LoadBalancerConfig;
+use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::credit::Credit;
 use super::health::Check;
 use super::judgement::{Admission, Judgement, Step};
 use super::lease::LeaseCounts;
-use super::pool::{Outcome, Slot};
+use super::outcome::Outcome;
+use super::pool::Slot;
 use super::slow_start;
 use super::statistics::Ewma;
-use super::strategy::LoadBalancingStrategy;
 use super::sync::{CountU32, CountU64};
 
 /// What is learned about one address while it serves. Relaxed atomics: each number is right, together they are a moment's blur.

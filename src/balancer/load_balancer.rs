@@ -15,6 +15,7 @@ use arc_swap::{ArcSwap, Guard};
 
 use super::clock::{Clock, Monotonic, Timestamp};
 use super::config::LoadBalancerConfig;
+use super::context::Context;
 use super::credit;
 use super::diff::Changes;
 use super::error::{PickError, UnknownInstance};
@@ -23,8 +24,10 @@ use super::instance::{Address, HealthStatus, InstanceId, ServiceInstance, Servic
 use super::judgement::Decision;
 use super::lease::{LeaseCounts, ReportError};
 use super::live::{Live, Load};
+use super::outcome::Outcome;
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, Standing, WeightOrder};
-use super::pool::{Bodies, Context, Made, Member, NoBodies, Outcome, Render, View};
+use super::pool::{Made, Member, View};
+use super::render::{Bodies, NoBodies, Render};
 use super::statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
 use super::strategy::Mode;
 use super::strategy::schedule::Turn;

@@ -21,146 +21,22 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use super::config::LoadBalancerConfig;
+use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
+use super::context::Context;
 use super::health::Layers;
-use super::instance::{HealthStatus, ServiceInstance, ServiceName};
+use super::instance::{HealthStatus, ServiceInstance};
 use super::judgement::{Admission, Decision};
 use super::live::{Live, Load};
 use super::overrides::WeightOrder;
+use super::render::Bodies;
 use super::statistics::PickCounts;
 use super::strategy::consistent_hash::ConsistentHash;
 use super::strategy::ring::Ring;
 use super::strategy::schedule::Turn;
-use super::strategy::{Attention, Draw, LoadBalancingStrategy, Mode, Prepared, Strategy};
+use super::strategy::{Attention, Draw, Mode, Prepared, Strategy};
 
 /// Sets of tags that get a view of their own; further ones are served by redrawing.
 const TAG_SETS: usize = 64;
-
-/// What a caller asks of a pick. Borrowed, so that asking costs nothing.
-///
-/// ```
-/// use pickd::Context;
-///
-/// let context = Context::new().with_key("session-42").with_tags(&["v2"]).with_exclude(&["user-1"]);
-/// assert_eq!(context.key(), Some(&b"session-42"[..]));
-/// ```
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Context<'a> {
-    key: Option<&'a [u8]>,
-    exclude: &'a [&'a str],
-    tags: &'a [&'a str],
-}
-
-impl<'a> Context<'a> {
-    /// No key, nothing excluded, any tags.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            key: None,
-            exclude: &[],
-            tags: &[],
-        }
-    }
-
-    /// Sets the affinity key: `consistent_hash` answers equal keys with the same instance. Other strategies ignore it.
-    #[must_use]
-    pub fn with_key(mut self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
-        self.key = Some(key.as_ref());
-        self
-    }
-
-    /// Sets the ids that must not be picked, such as the one that just failed. Unknown ids are ignored.
-    #[must_use]
-    pub const fn with_exclude(mut self, ids: &'a [&'a str]) -> Self {
-        self.exclude = ids;
-        self
-    }
-
-    /// Sets the tags that an instance must have, all of them.
-    #[must_use]
-    pub const fn with_tags(mut self, tags: &'a [&'a str]) -> Self {
-        self.tags = tags;
-        self
-    }
-
-    /// The affinity key.
-    #[must_use]
-    pub const fn key(&self) -> Option<&'a [u8]> {
-        self.key
-    }
-
-    #[inline]
-    pub(crate) fn admits_all(&self) -> bool {
-        self.exclude.is_empty() && self.tags.is_empty()
-    }
-
-    pub(crate) fn admits(&self, instance: &ServiceInstance) -> bool {
-        !self.exclude.contains(&instance.id().as_str()) && self.tags.iter().all(|tag| instance.has_tag(tag))
-    }
-}
-
-/// What a body is rendered from.
-#[derive(Clone, Copy, Debug)]
-pub struct Described<'a> {
-    /// The service.
-    pub service: &'a ServiceName,
-    /// The instance.
-    pub instance: &'a ServiceInstance,
-    /// Its derived status.
-    pub status: HealthStatus,
-}
-
-/// An instance as answers carry it: opaque bytes to the core.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bodies {
-    /// JSON without its closing brace, so that the fields of one answer can be appended.
-    pub json: Box<[u8]>,
-    /// One line of text.
-    pub text: Box<[u8]>,
-}
-
-/// Turns an instance into bytes, once per change of it and never per pick.
-pub trait Render: Send + Sync {
-    /// The bodies of one instance.
-    fn render(&self, described: &Described<'_>) -> Bodies;
-}
-
-/// For users of the library, who need no bytes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoBodies;
-
-impl Render for NoBodies {
-    fn render(&self, _described: &Described<'_>) -> Bodies {
-        Bodies::default()
-    }
-}
-
-/// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was answered well.
-    Success,
-    /// It was answered with an error that is the instance's fault.
-    Failure,
-    /// It was not answered in time.
-    Timeout,
-    /// No connection could be made. Counts as two failures in a row.
-    ConnectError,
-    /// The instance refused it for its load (429, 503): counts as failed and costs latency, is no failure in a row.
-    Rejected,
-    /// The caller gave up for reasons of its own: only frees the place in flight.
-    Cancelled,
-}
-
-impl Outcome {
-    pub(crate) fn failures_in_a_row(self) -> u32 {
-        match self {
-            Self::Failure | Self::Timeout => 1,
-            Self::ConnectError => 2,
-            Self::Success | Self::Rejected | Self::Cancelled => 0,
-        }
-    }
-}
 
 /// One registered instance in a view.
 #[derive(Debug)]

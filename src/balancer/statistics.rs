@@ -7,9 +7,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::clock::{Timestamp, nanos};
+use super::config::LoadBalancingStrategy;
 use super::health::{Layers, Objection};
 use super::instance::{HealthStatus, InstanceId};
-use super::strategy::LoadBalancingStrategy;
 
 /// Rows that belong to one thread at a time; the threads beyond share one more.
 const STRIPES: usize = 8;

@@ -17,11 +17,12 @@ use crate::balancer::diff::{Changes, diff};
 use crate::balancer::effective::Factors;
 use crate::balancer::health::{Layers, Said};
 use crate::balancer::instance::{Address, RegistryStatus, ServiceInstance, Weight};
-use crate::balancer::judgement::{self, Candidate, Decision};
+use crate::balancer::judgement::{Candidate, Decision};
 use crate::balancer::live::{Live, Load};
 use crate::balancer::overrides::Standing;
-use crate::balancer::pool::{Described, Made, Member, Verdict, View};
-use crate::balancer::slow_start;
+use crate::balancer::pool::{Made, Member, Verdict, View};
+use crate::balancer::render::Described;
+use crate::balancer::{judgement, slow_start};
 
 impl LoadBalancer {
     /// Publishes a view of `all`, unless it would equal the present one.

@@ -20,8 +20,6 @@ pub(crate) mod ring;
 pub(crate) mod round_robin;
 pub(crate) mod schedule;
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use self::consistent_hash::ConsistentHash;
@@ -31,76 +29,11 @@ use self::random::Random;
 use self::ring::Ring;
 use self::round_robin::RoundRobin;
 use self::schedule::{Schedule, Turn};
-use super::config::{Choices, InvalidConfig, LoadBalancerConfig};
+use super::config::{Choices, LoadBalancerConfig, LoadBalancingStrategy};
+use super::context::Context;
 use super::judgement::Admission;
 use super::live::Load;
-use super::pool::{Context, Member, Slot};
-
-/// How the next instance is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum LoadBalancingStrategy {
-    /// In turn.
-    #[default]
-    RoundRobin,
-    /// At random.
-    Random,
-    /// The one with the fewest requests in flight for its weight.
-    LeastConnections,
-    /// In turn, by weight.
-    WeightedRoundRobin,
-    /// By the hash of the request's key: equal keys go to the same instance, on every node.
-    ConsistentHash,
-    /// The one that answers fastest for its weight and load.
-    LeastResponseTime,
-}
-
-impl LoadBalancingStrategy {
-    /// Every strategy.
-    pub const ALL: [Self; 6] = [
-        Self::RoundRobin,
-        Self::Random,
-        Self::LeastConnections,
-        Self::WeightedRoundRobin,
-        Self::ConsistentHash,
-        Self::LeastResponseTime,
-    ];
-
-    /// Its name in configuration and answers.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::RoundRobin => "round_robin",
-            Self::Random => "random",
-            Self::LeastConnections => "least_connections",
-            Self::WeightedRoundRobin => "weighted_round_robin",
-            Self::ConsistentHash => "consistent_hash",
-            Self::LeastResponseTime => "least_response_time",
-        }
-    }
-
-    /// Whether registered weights count. The others use 1 for every weight above zero.
-    #[must_use]
-    pub fn is_weighted(self) -> bool {
-        !matches!(self, Self::RoundRobin | Self::Random)
-    }
-}
-
-impl FromStr for LoadBalancingStrategy {
-    type Err = InvalidConfig;
-
-    fn from_str(text: &str) -> Result<Self, InvalidConfig> {
-        let found = Self::ALL.into_iter().find(|strategy| strategy.as_str() == text);
-        found.ok_or_else(|| InvalidConfig::Strategy {
-            found: text.chars().take(64).collect(),
-        })
-    }
-}
-
-impl fmt::Display for LoadBalancingStrategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+use super::pool::{Member, Slot};
 
 /// What a strategy actually does at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
