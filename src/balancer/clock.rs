@@ -97,6 +97,15 @@ impl Clock for Manual {
     }
 }
 
+/// What a layer says, and since when it has said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said<T> {
+    /// What it says.
+    pub state: T,
+    /// Since when.
+    pub since: Timestamp,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

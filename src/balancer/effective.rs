@@ -9,9 +9,9 @@
 //! factor counts.
 
 use super::config::LoadBalancerConfig;
-use super::health::Layers;
+use super::health::layers::Layers;
+use super::health::slow_start;
 use super::instance::{RegistryStatus, ServiceInstance, Weight};
-use super::slow_start;
 
 /// What an instance's share is made of.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -9,13 +9,13 @@ use std::time::Duration;
 use super::clock::Timestamp;
 use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::effective::Factors;
-use super::health::{Layers, Objection};
+use super::health::ejection::Admission;
+use super::health::layers::{Layers, Objection};
+use super::health::slow_start;
 use super::instance::{HealthStatus, InstanceId, ServiceInstance};
-use super::judgement::Admission;
 use super::live::Load;
 use super::overrides::WeightOrder;
 use super::pool::{Member, View};
-use super::slow_start;
 use super::strategy::Mode;
 
 /// Instances shown in ring order.

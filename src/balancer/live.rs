@@ -9,16 +9,17 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::breaker::Trial;
 use super::clock::{Clock, Timestamp, nanos};
 use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::credit::Credit;
-use super::health::Check;
-use super::judgement::{Admission, Judgement, Step};
+use super::health::address::{Judgement, Step};
+use super::health::breaker::Trial;
+use super::health::checks::Check;
+use super::health::ejection::Admission;
+use super::health::slow_start;
 use super::lease::LeaseCounts;
 use super::outcome::Outcome;
 use super::pool::Slot;
-use super::slow_start;
 use super::statistics::Ewma;
 use super::sync::{CountU32, CountU64};
 

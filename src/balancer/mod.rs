@@ -25,8 +25,6 @@
 //! Tokio, serde, HTTP, logs, metrics, files, sockets. Time comes through a [`Clock`], the first turn's place through a seed,
 //! bytes through a [`Render`]. Transitions return what happened; somebody else reports it. `tests/integration/house.rs` holds this.
 
-pub mod active;
-pub mod breaker;
 pub mod clock;
 pub mod config;
 pub mod context;
@@ -39,24 +37,19 @@ pub mod error;
 pub mod explain;
 pub mod health;
 pub mod instance;
-pub(crate) mod judgement;
 pub mod lease;
 pub(crate) mod live;
 pub mod load_balancer;
 pub mod outcome;
 pub mod overrides;
-pub mod passive;
 pub mod pool;
 pub mod render;
-pub(crate) mod slow_start;
 pub mod sources;
 pub mod statistics;
 pub mod strategy;
 mod sync;
 
-pub use active::ActiveState;
-pub use breaker::{BreakerState, Recovery, Trip};
-pub use clock::{Clock, Manual, Monotonic, Timestamp};
+pub use clock::{Clock, Manual, Monotonic, Said, Timestamp};
 pub use config::{BreakerConfig, Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, Preset};
 pub use context::Context;
 pub use denied_networks::{DeniedNetworks, InvalidNetwork, Network};
@@ -65,7 +58,10 @@ pub use directory::{Directory, KNOWN_FOR, ServiceConfigs};
 pub use effective::Factors;
 pub use error::{PickError, UnknownInstance};
 pub use explain::{ExplainedInstance, ExplainedKey, Explanation, Score};
-pub use health::{Check, CheckFailure, Layers, Objection, Said};
+pub use health::breaker::{BreakerState, Recovery, Trip};
+pub use health::checks::{ActiveState, Check, CheckFailure};
+pub use health::grade::{Grievance, PassiveState};
+pub use health::layers::{Layers, Objection};
 pub use instance::{
     Address, HealthStatus, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
@@ -75,7 +71,6 @@ pub use outcome::Outcome;
 pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, Standing, WeightOrder,
 };
-pub use passive::{Grievance, PassiveState};
 pub use render::{Bodies, Described, NoBodies, Render};
 pub use sources::{Scope, SourceStatus, Sources};
 pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};

@@ -23,9 +23,9 @@ use std::sync::{Arc, OnceLock};
 
 use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::context::Context;
-use super::health::Layers;
+use super::health::ejection::{Admission, Decision};
+use super::health::layers::Layers;
 use super::instance::{HealthStatus, ServiceInstance};
-use super::judgement::{Admission, Decision};
 use super::live::{Live, Load};
 use super::overrides::WeightOrder;
 use super::render::Bodies;

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::clock::{Timestamp, nanos};
+use super::clock::Timestamp;
 use super::config::LoadBalancingStrategy;
-use super::health::{Layers, Objection};
+use super::health::layers::{Layers, Objection};
 use super::instance::{HealthStatus, InstanceId};
 
 /// Rows that belong to one thread at a time; the threads beyond share one more.
@@ -182,93 +182,6 @@ impl Ewma {
             Some(u64::from(average.to_bits()) << 32 | u64::from(now))
         };
         let _always = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
-    }
-}
-
-/// Outcomes within a sliding window, in twelve steps.
-///
-/// Counted, not sampled: at a low rate it simply takes longer until there are enough to judge by.
-#[derive(Debug, Default)]
-pub(crate) struct OutcomeWindow {
-    /// Nanoseconds of one step.
-    step: u64,
-    /// The number of the newest step.
-    newest: u64,
-    steps: [Totals; WINDOW_STEPS],
-}
-
-const WINDOW_STEPS: usize = 12;
-
-/// Outcomes, and how many of them failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Totals {
-    pub(crate) total: u32,
-    pub(crate) failed: u32,
-}
-
-impl Totals {
-    /// The share that failed; 0 of none.
-    pub(crate) fn failure_ratio(self) -> f64 {
-        f64::from(self.failed) / f64::from(self.total.max(1))
-    }
-}
-
-impl OutcomeWindow {
-    /// Counts an outcome, and returns all within the window.
-    pub(crate) fn count(&mut self, failed: bool, window: Duration, now: Timestamp) -> Totals {
-        self.slide(window, now);
-        if let Some(step) = self.steps.get_mut((self.newest % WINDOW_STEPS as u64) as usize) {
-            step.total = step.total.saturating_add(1);
-            step.failed = step.failed.saturating_add(u32::from(failed));
-        }
-        self.sum()
-    }
-
-    /// Those within the window that ends now.
-    pub(crate) fn totals(&mut self, window: Duration, now: Timestamp) -> Totals {
-        self.slide(window, now);
-        self.sum()
-    }
-
-    /// How long it takes until the oldest outcomes leave it.
-    pub(crate) fn step(window: Duration) -> Duration {
-        window / WINDOW_STEPS as u32
-    }
-
-    /// Forgets all.
-    pub(crate) fn clear(&mut self) {
-        self.steps = [Totals::default(); WINDOW_STEPS];
-    }
-
-    fn slide(&mut self, window: Duration, now: Timestamp) {
-        let step = nanos(Self::step(window)).max(1);
-        if step != self.step {
-            // Another window than before: its steps are no steps of this one.
-            self.clear();
-            self.step = step;
-            self.newest = now.as_nanos() / step;
-        }
-        let newest = now.as_nanos() / step;
-        let passed = newest.saturating_sub(self.newest).min(WINDOW_STEPS as u64);
-        for number in 1..=passed {
-            if let Some(step) = self
-                .steps
-                .get_mut(((self.newest + number) % WINDOW_STEPS as u64) as usize)
-            {
-                *step = Totals::default();
-            }
-        }
-        if passed == WINDOW_STEPS as u64 {
-            self.clear();
-        }
-        self.newest = self.newest.max(newest);
-    }
-
-    fn sum(&self) -> Totals {
-        self.steps.iter().fold(Totals::default(), |sum, step| Totals {
-            total: sum.total.saturating_add(step.total),
-            failed: sum.failed.saturating_add(step.failed),
-        })
     }
 }
 

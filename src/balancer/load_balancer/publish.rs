@@ -11,18 +11,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{LoadBalancer, REMEMBERED, REMEMBERED_FOR, Writer};
-use crate::balancer::clock::Timestamp;
+use crate::balancer::clock::{Said, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::diff::{Changes, diff};
 use crate::balancer::effective::Factors;
-use crate::balancer::health::{Layers, Said};
+use crate::balancer::health::ejection;
+use crate::balancer::health::ejection::{Candidate, Decision};
+use crate::balancer::health::layers::Layers;
+use crate::balancer::health::slow_start;
 use crate::balancer::instance::{Address, RegistryStatus, ServiceInstance, Weight};
-use crate::balancer::judgement::{Candidate, Decision};
 use crate::balancer::live::{Live, Load};
 use crate::balancer::overrides::Standing;
 use crate::balancer::pool::{Made, Member, Verdict, View};
 use crate::balancer::render::Described;
-use crate::balancer::{judgement, slow_start};
 
 impl LoadBalancer {
     /// Publishes a view of `all`, unless it would equal the present one.
@@ -119,7 +120,7 @@ impl LoadBalancer {
             })
             .collect();
         leaving.extend(previous);
-        let decision = judgement::decide(drafts.iter().map(|draft| draft.candidate), &config);
+        let decision = ejection::decide(drafts.iter().map(|draft| draft.candidate), &config);
         let members: Box<[Member]> = drafts
             .into_iter()
             .map(|draft| self.member(draft, &decision, &config, now))

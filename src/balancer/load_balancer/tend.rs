@@ -21,16 +21,16 @@ use std::time::Duration;
 
 use super::publish::{address_key, judged};
 use super::{LoadBalancer, Writer};
-use crate::balancer::active::ActiveState;
-use crate::balancer::breaker::{BreakerStep, Recovery, Trip};
 use crate::balancer::clock::Timestamp;
 use crate::balancer::config::LoadBalancerConfig;
-use crate::balancer::health::{Check, CheckFailure};
+use crate::balancer::health::address::Step;
+use crate::balancer::health::breaker::{BreakerStep, Recovery, Trip};
+use crate::balancer::health::checks::{ActiveState, Check, CheckFailure};
+use crate::balancer::health::ejection;
+use crate::balancer::health::ejection::{Admission, Candidate, Decision};
+use crate::balancer::health::grade::PassiveState;
 use crate::balancer::instance::{Address, InstanceId, ServiceInstance, ServiceName};
-use crate::balancer::judgement;
-use crate::balancer::judgement::{Admission, Candidate, Decision, Step};
 use crate::balancer::live::Live;
-use crate::balancer::passive::PassiveState;
 use crate::balancer::pool::Member;
 
 /// Between two views that follow a change of health, at least.
@@ -409,7 +409,7 @@ impl LoadBalancer {
             .iter()
             .map(|member| candidate(member, &view.config))
             .collect();
-        let decision = judgement::decide(candidates.iter().copied(), &view.config);
+        let decision = ejection::decide(candidates.iter().copied(), &view.config);
         for (member, candidate) in view.members.iter().zip(&candidates) {
             if let Some(mut judgement) = member.live.judgement() {
                 judgement.held_by_cap = decision.held.contains(&candidate.address);

@@ -31,7 +31,7 @@ use self::round_robin::RoundRobin;
 use self::schedule::{Schedule, Turn};
 use super::config::{Choices, LoadBalancerConfig, LoadBalancingStrategy};
 use super::context::Context;
-use super::judgement::Admission;
+use super::health::ejection::Admission;
 use super::live::Load;
 use super::pool::{Member, Slot};
 

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use super::clock::{Timestamp, nanos};
+use crate::balancer::clock::{Timestamp, nanos};
 
 /// Steps of the ramp.
 pub(crate) const STEPS: u32 = 16;

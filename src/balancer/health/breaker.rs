@@ -25,10 +25,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::clock::Timestamp;
-use super::config::LoadBalancerConfig;
-use super::health::Said;
-use super::statistics::Totals;
+use super::window::Totals;
+use crate::balancer::clock::{Said, Timestamp};
+use crate::balancer::config::LoadBalancerConfig;
 
 /// How long a pick that was let through as the trial keeps others from being one.
 pub const TRIAL_TTL: Duration = Duration::from_secs(5);

@@ -8,9 +8,56 @@
 //! `fall` is `max_consecutive_failures`. A new instance is believed at its first check: nobody has relied on it yet. (HAProxy's
 //! rise and fall.) Knows nothing of sockets, clocks and tasks.
 
-use super::clock::Timestamp;
-use super::config::LoadBalancerConfig;
-use super::health::{Check, CheckFailure, Said};
+use std::fmt;
+
+use crate::balancer::clock::{Said, Timestamp};
+use crate::balancer::config::LoadBalancerConfig;
+
+/// What one active check found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// The instance answered as it should.
+    Pass,
+    /// It did not.
+    Fail(CheckFailure),
+}
+
+/// Why an active check failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckFailure {
+    /// No answer in time.
+    Timeout,
+    /// Nobody listens on its port.
+    ConnectionRefused,
+    /// No connection for another reason, or one that broke off.
+    ConnectionFailed,
+    /// Its host name leads to no address.
+    NameNotResolved,
+    /// Its host name leads to an address that must not be contacted. Takes it out even while the pool panics.
+    AddressRefused,
+    /// An HTTP status that is not expected.
+    Status(u16),
+    /// It answered that it does not serve (gRPC).
+    NotServing,
+    /// An answer that is not one of its protocol.
+    Protocol,
+}
+
+/// The word for it in answers, such as `timeout` or `status_503`. Words do not change.
+impl fmt::Display for CheckFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Timeout => "timeout",
+            Self::ConnectionRefused => "connection_refused",
+            Self::ConnectionFailed => "connection_failed",
+            Self::NameNotResolved => "name_not_resolved",
+            Self::AddressRefused => "address_refused",
+            Self::Status(status) => return write!(f, "status_{status}"),
+            Self::NotServing => "not_serving",
+            Self::Protocol => "protocol_error",
+        })
+    }
+}
 
 /// What active checks say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

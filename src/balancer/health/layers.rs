@@ -1,37 +1,14 @@
-//! Health of one instance: layers that are kept apart, and the one status derived from them.
-//!
-//! ```text
-//! admin     drained by an operator's order, or in service     ─┐
-//! registry  unknown, passing, warning, critical, maintenance   │
-//! active    our own checks: up, down                           ├─► HealthStatus
-//! passive   what outcomes say: ok, degraded                    │
-//! breaker   closed, open, half open                           ─┘
-//! ```
-//!
-//! Each layer holds what it says and since when, and none overwrites another: an instance that is drained *and* critical is
-//! still critical when the drain is lifted. A layer takes an instance out, holds it back, or has no objection; the worst counts.
-//! The state machines behind the last three are in [`active`](super::active), [`passive`](super::passive) and
-//! [`breaker`](super::breaker), and what is decided for a pool as a whole in [`judgement`](super::judgement).
+//! What each layer says of one instance, and the one status derived from them.
 
-use std::fmt;
 use std::sync::Arc;
 
-use super::active::ActiveState;
+use super::address::Judgement;
 use super::breaker::BreakerState;
-use super::clock::Timestamp;
-use super::instance::{HealthStatus, RegistryStatus};
-use super::judgement::Judgement;
-use super::overrides::Standing;
-use super::passive::PassiveState;
-
-/// What a layer says, and since when it has said so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Said<T> {
-    /// What it says.
-    pub state: T,
-    /// Since when.
-    pub since: Timestamp,
-}
+use super::checks::{ActiveState, CheckFailure};
+use super::grade::PassiveState;
+use crate::balancer::clock::{Said, Timestamp};
+use crate::balancer::instance::{HealthStatus, RegistryStatus};
+use crate::balancer::overrides::Standing;
 
 /// What each layer says of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,52 +129,6 @@ impl Layers {
             .into_iter()
             .chain(registry)
             .chain(refused.then_some(Objection::AddressRefused))
-    }
-}
-
-/// What one active check found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Check {
-    /// The instance answered as it should.
-    Pass,
-    /// It did not.
-    Fail(CheckFailure),
-}
-
-/// Why an active check failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CheckFailure {
-    /// No answer in time.
-    Timeout,
-    /// Nobody listens on its port.
-    ConnectionRefused,
-    /// No connection for another reason, or one that broke off.
-    ConnectionFailed,
-    /// Its host name leads to no address.
-    NameNotResolved,
-    /// Its host name leads to an address that must not be contacted. Takes it out even while the pool panics.
-    AddressRefused,
-    /// An HTTP status that is not expected.
-    Status(u16),
-    /// It answered that it does not serve (gRPC).
-    NotServing,
-    /// An answer that is not one of its protocol.
-    Protocol,
-}
-
-/// The word for it in answers, such as `timeout` or `status_503`. Words do not change.
-impl fmt::Display for CheckFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Timeout => "timeout",
-            Self::ConnectionRefused => "connection_refused",
-            Self::ConnectionFailed => "connection_failed",
-            Self::NameNotResolved => "name_not_resolved",
-            Self::AddressRefused => "address_refused",
-            Self::Status(status) => return write!(f, "status_{status}"),
-            Self::NotServing => "not_serving",
-            Self::Protocol => "protocol_error",
-        })
     }
 }
 

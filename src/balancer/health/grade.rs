@@ -11,9 +11,8 @@
 
 use std::fmt;
 
-use super::clock::Timestamp;
-use super::health::Said;
-use super::statistics::Totals;
+use super::window::Totals;
+use crate::balancer::clock::{Said, Timestamp};
 
 /// Degraded from this share of failed outcomes on, and ok below the second.
 const FAILING: (f64, f64) = (0.20, 0.10);
