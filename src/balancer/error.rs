@@ -44,3 +44,20 @@ pub struct UnknownInstance {
     /// The id asked for.
     pub id: InstanceId,
 }
+
+/// Why a report does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReportError {
+    /// No such lease: never handed out, reported already, or expired so long ago that it is forgotten.
+    #[error("unknown lease")]
+    UnknownLease,
+    /// No such service.
+    #[error("unknown service")]
+    UnknownService,
+    /// The service has no such instance, and had none lately.
+    #[error("unknown instance")]
+    UnknownInstance,
+    /// More reports without a lease than picks in the last minute.
+    #[error("no credit: more reports without a lease than picks in the last minute")]
+    NoCredit,
+}

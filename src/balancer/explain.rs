@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::Timestamp;
-use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
-use super::effective::Factors;
+use super::config::LoadBalancingStrategy;
 use super::health::ejection::Admission;
 use super::health::layers::{Layers, Objection};
-use super::health::slow_start;
 use super::instance::{HealthStatus, InstanceId, ServiceInstance};
 use super::live::Load;
+use super::member::{Member, objections};
 use super::overrides::WeightOrder;
-use super::pool::{Member, View};
+use super::pool::View;
+use super::share::Factors;
 use super::strategy::Mode;
 
 /// Instances shown in ring order.
@@ -189,19 +189,4 @@ impl Subject<'_> {
         }
         order
     }
-}
-
-/// Why a member cannot be picked: the layers that take it out, else a weight of nothing.
-pub(crate) fn objections(member: &Member, layers: &Layers, config: &LoadBalancerConfig) -> Vec<Objection> {
-    let mut objections: Vec<_> = layers.objections().collect();
-    let order = member.verdict.weight.as_ref().map(|order| order.weight);
-    if member.weight_in_force() == 0 {
-        objections.push(match order {
-            Some(_) => Objection::OverrideWeightZero,
-            None => Objection::WeightZero,
-        });
-    } else if Factors::of(&member.instance, layers, order, slow_start::STEPS, config).units(config) == 0 {
-        objections.push(Objection::DegradedWeightZero);
-    }
-    objections
 }

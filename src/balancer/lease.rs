@@ -26,7 +26,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -35,7 +35,6 @@ use siphasher::sip::SipHasher13;
 use super::clock::Timestamp;
 use super::live::Live;
 use super::load_balancer::{Acquired, LoadBalancer};
-use super::statistics::{LeaseStatistics, ReportStatistics};
 use super::sync::{Mutex, MutexGuard};
 
 /// Late leases that are still known, at most.
@@ -137,23 +136,6 @@ pub struct Lease {
 #[error("too many leases are open")]
 pub struct LeaseDenied;
 
-/// Why a report does not count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReportError {
-    /// No such lease: never handed out, reported already, or expired so long ago that it is forgotten.
-    #[error("unknown lease")]
-    UnknownLease,
-    /// No such service.
-    #[error("unknown service")]
-    UnknownService,
-    /// The service has no such instance, and had none lately.
-    #[error("unknown instance")]
-    UnknownInstance,
-    /// More reports without a lease than picks in the last minute.
-    #[error("no credit: more reports without a lease than picks in the last minute")]
-    NoCredit,
-}
-
 /// Whom a report is about.
 #[derive(Debug)]
 pub(crate) struct Subject {
@@ -168,47 +150,6 @@ pub(crate) enum Completed {
     InTime(Subject),
     /// After it had expired: no more than an opinion of somebody who was once handed this instance.
     Late(Subject),
-}
-
-/// What one service counts of its leases and reports. Written under the table's lock, or by the service's reports.
-#[derive(Debug, Default)]
-pub(crate) struct LeaseCounts {
-    open: AtomicUsize,
-    expired: AtomicU64,
-    denied: AtomicU64,
-    accepted: AtomicU64,
-    unknown_instance: AtomicU64,
-    no_credit: AtomicU64,
-}
-
-impl LeaseCounts {
-    /// Counts a report by what became of it.
-    pub(crate) fn reported<T>(&self, result: &Result<T, ReportError>) {
-        let counter = match result {
-            Ok(_) => &self.accepted,
-            Err(ReportError::NoCredit) => &self.no_credit,
-            Err(ReportError::UnknownInstance) => &self.unknown_instance,
-            // Not known to be about this service.
-            Err(ReportError::UnknownLease | ReportError::UnknownService) => return,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn leases(&self) -> LeaseStatistics {
-        LeaseStatistics {
-            open: self.open.load(Ordering::Relaxed),
-            expired: self.expired.load(Ordering::Relaxed),
-            denied: self.denied.load(Ordering::Relaxed),
-        }
-    }
-
-    pub(crate) fn reports(&self) -> ReportStatistics {
-        ReportStatistics {
-            accepted: self.accepted.load(Ordering::Relaxed),
-            unknown_instance: self.unknown_instance.load(Ordering::Relaxed),
-            no_credit: self.no_credit.load(Ordering::Relaxed),
-        }
-    }
 }
 
 /// All leases of an agent.

@@ -11,16 +11,15 @@ use std::time::Duration;
 
 use super::clock::{Clock, Timestamp, nanos};
 use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
-use super::credit::Credit;
 use super::health::address::{Judgement, Step};
 use super::health::breaker::Trial;
 use super::health::checks::Check;
 use super::health::ejection::Admission;
 use super::health::slow_start;
-use super::lease::LeaseCounts;
+use super::member::Slot;
 use super::outcome::Outcome;
-use super::pool::Slot;
-use super::statistics::Ewma;
+use super::report_credit::Credit;
+use super::statistics::{Ewma, LeaseCounts};
 use super::sync::{CountU32, CountU64};
 
 /// What is learned about one address while it serves. Relaxed atomics: each number is right, together they are a moment's blur.

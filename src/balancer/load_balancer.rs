@@ -16,19 +16,21 @@ use arc_swap::{ArcSwap, Guard};
 use super::clock::{Clock, Monotonic, Timestamp};
 use super::config::LoadBalancerConfig;
 use super::context::Context;
-use super::credit;
 use super::diff::Changes;
-use super::error::{PickError, UnknownInstance};
-use super::explain::{ExplainedInstance, ExplainedKey, Explanation, Subject, objections};
+use super::error::{PickError, ReportError, UnknownInstance};
+use super::explain::{ExplainedInstance, ExplainedKey, Explanation, Subject};
 use super::health::ejection::Decision;
 use super::instance::{Address, HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
-use super::lease::{LeaseCounts, ReportError};
 use super::live::{Live, Load};
+use super::member::{Member, objections};
 use super::outcome::Outcome;
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, Standing, WeightOrder};
-use super::pool::{Made, Member, View};
+use super::pool::{Made, View};
 use super::render::{Bodies, NoBodies, Render};
-use super::statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
+use super::report_credit;
+use super::statistics::{
+    CheckStatistics, InstanceStatistics, LeaseCounts, LeaseStatistics, Refusals, ReportStatistics, Statistics,
+};
 use super::strategy::Mode;
 use super::strategy::schedule::Turn;
 
@@ -543,7 +545,7 @@ impl LoadBalancer {
         let departed = writer.departed.iter().map(|(_, _, live)| live);
         let noted = |live: &&Arc<Live>| live.credit.note(live.picks.load(Ordering::Relaxed), now);
         let noting = present.chain(departed).filter(noted).count();
-        let note_at = (noting > 0).then_some(now + credit::STEP);
+        let note_at = (noting > 0).then_some(now + report_credit::STEP);
         let due = forgotten_at
             .into_iter()
             .chain(retry_drop)

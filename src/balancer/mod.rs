@@ -28,11 +28,9 @@
 pub mod clock;
 pub mod config;
 pub mod context;
-pub(crate) mod credit;
 pub mod denied_networks;
 pub mod diff;
 pub mod directory;
-pub mod effective;
 pub mod error;
 pub mod explain;
 pub mod health;
@@ -40,10 +38,13 @@ pub mod instance;
 pub mod lease;
 pub(crate) mod live;
 pub mod load_balancer;
+pub(crate) mod member;
 pub mod outcome;
 pub mod overrides;
 pub mod pool;
 pub mod render;
+pub(crate) mod report_credit;
+pub mod share;
 pub mod sources;
 pub mod statistics;
 pub mod strategy;
@@ -55,8 +56,7 @@ pub use context::Context;
 pub use denied_networks::{DeniedNetworks, InvalidNetwork, Network};
 pub use diff::{Changes, diff};
 pub use directory::{Directory, KNOWN_FOR, ServiceConfigs};
-pub use effective::Factors;
-pub use error::{PickError, UnknownInstance};
+pub use error::{PickError, ReportError, UnknownInstance};
 pub use explain::{ExplainedInstance, ExplainedKey, Explanation, Score};
 pub use health::breaker::{BreakerState, Recovery, Trip};
 pub use health::checks::{ActiveState, Check, CheckFailure};
@@ -65,13 +65,14 @@ pub use health::layers::{Layers, Objection};
 pub use instance::{
     Address, HealthStatus, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
-pub use lease::{InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey, ReportError};
+pub use lease::{InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey};
 pub use load_balancer::{Acquired, Alternate, LoadBalancer, Pick, Tools, Transition, Transitioned, Wake};
 pub use outcome::Outcome;
 pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, Standing, WeightOrder,
 };
 pub use render::{Bodies, Described, NoBodies, Render};
+pub use share::Factors;
 pub use sources::{Scope, SourceStatus, Sources};
 pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
 pub use strategy::Mode;

@@ -24,11 +24,8 @@ use std::sync::{Arc, OnceLock};
 use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::context::Context;
 use super::health::ejection::{Admission, Decision};
-use super::health::layers::Layers;
-use super::instance::{HealthStatus, ServiceInstance};
-use super::live::{Live, Load};
-use super::overrides::WeightOrder;
-use super::render::Bodies;
+use super::live::Load;
+use super::member::{Member, Slot};
 use super::statistics::PickCounts;
 use super::strategy::consistent_hash::ConsistentHash;
 use super::strategy::ring::Ring;
@@ -37,53 +34,6 @@ use super::strategy::{Attention, Draw, Mode, Prepared, Strategy};
 
 /// Sets of tags that get a view of their own; further ones are served by redrawing.
 const TAG_SETS: usize = 64;
-
-/// One registered instance in a view.
-#[derive(Debug)]
-pub(crate) struct Member {
-    pub(crate) instance: Arc<ServiceInstance>,
-    pub(crate) status: HealthStatus,
-    /// Share of picks in 1/16, while it is admitted; 0 = never picked.
-    pub(crate) units: u32,
-    /// What picks could do with it when the view was made.
-    pub(crate) admission: Admission,
-    pub(crate) bodies: Arc<Bodies>,
-    pub(crate) live: Arc<Live>,
-    pub(crate) verdict: Arc<Verdict>,
-}
-
-/// What is judged and ordered of one instance. Aside, since picks do not look at it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Verdict {
-    pub(crate) layers: Layers,
-    pub(crate) weight: Option<WeightOrder>,
-}
-
-impl Member {
-    pub(crate) fn instance(&self) -> &ServiceInstance {
-        &self.instance
-    }
-
-    /// The weight that counts: the operator's, else the registered one.
-    pub(crate) fn weight_in_force(&self) -> u16 {
-        let order = self.verdict.weight.as_ref();
-        order.map_or(self.instance.weight(), |order| order.weight).get()
-    }
-
-    /// What the layers say at this moment.
-    pub(crate) fn layers_now(&self) -> Layers {
-        self.verdict.layers.clone().judged(self.live.judgement().as_deref())
-    }
-}
-
-/// A candidate: what a pick needs of a member, close together.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    pub(crate) member: u32,
-    /// Share of picks in 1/16, above zero.
-    pub(crate) units: u32,
-    pub(crate) live: Arc<Live>,
-}
 
 /// Those who can be picked, and how.
 #[derive(Debug)]

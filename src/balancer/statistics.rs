@@ -2,12 +2,13 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::clock::Timestamp;
 use super::config::LoadBalancingStrategy;
+use super::error::ReportError;
 use super::health::layers::{Layers, Objection};
 use super::instance::{HealthStatus, InstanceId};
 
@@ -275,6 +276,47 @@ pub struct ReportStatistics {
     pub unknown_instance: u64,
     /// Without a lease, and more than there were picks.
     pub no_credit: u64,
+}
+
+/// What one service counts of its leases and reports. Written under the table's lock, or by the service's reports.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseCounts {
+    pub(crate) open: AtomicUsize,
+    pub(crate) expired: AtomicU64,
+    pub(crate) denied: AtomicU64,
+    pub(crate) accepted: AtomicU64,
+    pub(crate) unknown_instance: AtomicU64,
+    pub(crate) no_credit: AtomicU64,
+}
+
+impl LeaseCounts {
+    /// Counts a report by what became of it.
+    pub(crate) fn reported<T>(&self, result: &Result<T, ReportError>) {
+        let counter = match result {
+            Ok(_) => &self.accepted,
+            Err(ReportError::NoCredit) => &self.no_credit,
+            Err(ReportError::UnknownInstance) => &self.unknown_instance,
+            // Not known to be about this service.
+            Err(ReportError::UnknownLease | ReportError::UnknownService) => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn leases(&self) -> LeaseStatistics {
+        LeaseStatistics {
+            open: self.open.load(Ordering::Relaxed),
+            expired: self.expired.load(Ordering::Relaxed),
+            denied: self.denied.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(crate) fn reports(&self) -> ReportStatistics {
+        ReportStatistics {
+            accepted: self.accepted.load(Ordering::Relaxed),
+            unknown_instance: self.unknown_instance.load(Ordering::Relaxed),
+            no_credit: self.no_credit.load(Ordering::Relaxed),
+        }
+    }
 }
 
 #[cfg(test)]

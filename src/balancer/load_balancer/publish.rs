@@ -14,16 +14,16 @@ use super::{LoadBalancer, REMEMBERED, REMEMBERED_FOR, Writer};
 use crate::balancer::clock::{Said, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::diff::{Changes, diff};
-use crate::balancer::effective::Factors;
-use crate::balancer::health::ejection;
 use crate::balancer::health::ejection::{Candidate, Decision};
 use crate::balancer::health::layers::Layers;
-use crate::balancer::health::slow_start;
+use crate::balancer::health::{ejection, slow_start};
 use crate::balancer::instance::{Address, RegistryStatus, ServiceInstance, Weight};
 use crate::balancer::live::{Live, Load};
+use crate::balancer::member::{Member, Verdict};
 use crate::balancer::overrides::Standing;
-use crate::balancer::pool::{Made, Member, Verdict, View};
+use crate::balancer::pool::{Made, View};
 use crate::balancer::render::Described;
+use crate::balancer::share::Factors;
 
 impl LoadBalancer {
     /// Publishes a view of `all`, unless it would equal the present one.

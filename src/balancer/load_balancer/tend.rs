@@ -31,7 +31,7 @@ use crate::balancer::health::ejection::{Admission, Candidate, Decision};
 use crate::balancer::health::grade::PassiveState;
 use crate::balancer::instance::{Address, InstanceId, ServiceInstance, ServiceName};
 use crate::balancer::live::Live;
-use crate::balancer::pool::Member;
+use crate::balancer::member::Member;
 
 /// Between two views that follow a change of health, at least.
 const GAP: Duration = Duration::from_millis(50);

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use super::ring::{Ring, hash_key, keeps};
 use super::schedule::Schedule;
 use super::{Draw, Strategy};
-use crate::balancer::pool::{Member, Slot};
+use crate::balancer::member::{Member, Slot};
 
 /// Stands for "this member is no candidate".
 const NO_SLOT: u32 = u32::MAX;

@@ -11,7 +11,7 @@ use super::schedule::{Modulo, Schedule, Turn, below, other_than};
 use super::{Contenders, Draw, Mode, Strategy, contenders};
 use crate::balancer::config::Choices;
 use crate::balancer::live::Load;
-use crate::balancer::pool::Slot;
+use crate::balancer::member::Slot;
 
 /// Up to here a look at every candidate costs less than what two random ones miss.
 const EXACT_UP_TO: usize = 32;

@@ -33,7 +33,7 @@ use super::config::{Choices, LoadBalancerConfig, LoadBalancingStrategy};
 use super::context::Context;
 use super::health::ejection::Admission;
 use super::live::Load;
-use super::pool::{Member, Slot};
+use super::member::{Member, Slot};
 
 /// What a strategy actually does at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
