@@ -14,9 +14,9 @@ use super::instance::{HealthStatus, InstanceId, ServiceInstance};
 use super::live::Load;
 use super::member::{Member, objections};
 use super::overrides::WeightOrder;
-use super::pool::View;
 use super::share::Factors;
-use super::strategy::Mode;
+use super::strategy::draw::Mode;
+use super::view::View;
 
 /// Instances shown in ring order.
 const RING_ORDER: usize = 64;

@@ -25,14 +25,14 @@ use super::live::{Live, Load};
 use super::member::{Member, objections};
 use super::outcome::Outcome;
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, Standing, WeightOrder};
-use super::pool::{Made, View};
 use super::render::{Bodies, NoBodies, Render};
 use super::report_credit;
 use super::statistics::{
     CheckStatistics, InstanceStatistics, LeaseCounts, LeaseStatistics, Refusals, ReportStatistics, Statistics,
 };
-use super::strategy::Mode;
+use super::strategy::draw::Mode;
 use super::strategy::schedule::Turn;
+use super::view::{Made, View};
 
 mod publish;
 mod tend;

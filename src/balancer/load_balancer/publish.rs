@@ -21,9 +21,9 @@ use crate::balancer::instance::{Address, RegistryStatus, ServiceInstance, Weight
 use crate::balancer::live::{Live, Load};
 use crate::balancer::member::{Member, Verdict};
 use crate::balancer::overrides::Standing;
-use crate::balancer::pool::{Made, View};
 use crate::balancer::render::Described;
 use crate::balancer::share::Factors;
+use crate::balancer::view::{Made, View};
 
 impl LoadBalancer {
     /// Publishes a view of `all`, unless it would equal the present one.

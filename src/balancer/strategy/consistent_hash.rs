@@ -9,9 +9,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::draw::{Draw, Strategy};
 use super::ring::{Ring, hash_key, keeps};
 use super::schedule::Schedule;
-use super::{Draw, Strategy};
 use crate::balancer::member::{Member, Slot};
 
 /// Stands for "this member is no candidate".

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::draw::{Contenders, Draw, Mode, Strategy, contenders};
 use super::schedule::{Modulo, Schedule, Turn, below, other_than};
-use super::{Contenders, Draw, Mode, Strategy, contenders};
 use crate::balancer::config::Choices;
 use crate::balancer::live::Load;
 use crate::balancer::member::Slot;

@@ -11,8 +11,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::draw::{Contenders, Draw, Mode, Strategy, contenders};
 use super::schedule::{Schedule, Turn, below, other_than};
-use super::{Contenders, Draw, Mode, Strategy, contenders};
 use crate::balancer::clock::Timestamp;
 use crate::balancer::config::Choices;
 use crate::balancer::live::{Live, Load};

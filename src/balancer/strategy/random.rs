@@ -1,7 +1,7 @@
 //! Random: each candidate as likely as the others, or by its factor while one is held back.
 
+use super::draw::{Draw, Strategy};
 use super::schedule::Schedule;
-use super::{Draw, Strategy};
 
 #[derive(Debug)]
 pub(crate) struct Random {

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
+use super::draw::{Draw, Strategy};
 use super::schedule::{Schedule, Turn};
-use super::{Draw, Strategy};
 
 #[derive(Debug)]
 pub(crate) struct RoundRobin {

@@ -27,10 +27,11 @@ use super::health::ejection::{Admission, Decision};
 use super::live::Load;
 use super::member::{Member, Slot};
 use super::statistics::PickCounts;
+use super::strategy::Prepared;
 use super::strategy::consistent_hash::ConsistentHash;
+use super::strategy::draw::{Attention, Draw, Mode, Strategy};
 use super::strategy::ring::Ring;
 use super::strategy::schedule::Turn;
-use super::strategy::{Attention, Draw, Mode, Prepared, Strategy};
 
 /// Sets of tags that get a view of their own; further ones are served by redrawing.
 const TAG_SETS: usize = 64;
