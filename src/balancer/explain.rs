@@ -4,14 +4,17 @@
 //! Read from one view and the live state behind it. Asking changes nothing: no turn advances, no pick is counted.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::clock::Timestamp;
 use super::config::LoadBalancingStrategy;
+use super::context::Context;
 use super::health::ejection::Admission;
 use super::health::layers::{Layers, Objection};
 use super::instance::{HealthStatus, InstanceId, ServiceInstance};
 use super::live::Load;
+use super::load_balancer::LoadBalancer;
 use super::member::{Member, objections};
 use super::overrides::WeightOrder;
 use super::share::Factors;
@@ -105,6 +108,48 @@ pub struct ExplainedKey {
     /// The first 64 registered instances in ring order from the key's place, whether they can be picked or not. Those of
     /// registered weight 0 are not on the ring.
     pub ring_order: Vec<InstanceId>,
+}
+
+impl LoadBalancer {
+    /// Why picks go where they go, and where one with this key would go. Changes nothing.
+    #[must_use]
+    pub fn explain(&self, key: Option<&[u8]>) -> Explanation {
+        let view = self.view.load_full();
+        let subject = self.subject(&view);
+        let key = key.filter(|_| view.ring().is_some()).map(|key| {
+            let member = view.peek(&Context::new().with_key(key), &self.load);
+            ExplainedKey {
+                instance: member.map(|member| member.instance.id().clone()),
+                ring_order: subject.ring_order(key),
+            }
+        });
+        Explanation {
+            strategy: view.config.strategy(),
+            mode: subject.mode,
+            panic: view.panic,
+            eligible_instances: view.eligible,
+            usable_instances: view.usable,
+            build_time: Duration::from_nanos(self.build_time.load(Ordering::Relaxed)),
+            instances: subject.instances(None),
+            key,
+        }
+    }
+
+    /// The same for one instance; `None` if it is not registered.
+    #[must_use]
+    pub fn explain_instance(&self, id: &InstanceId) -> Option<ExplainedInstance> {
+        let view = self.view.load_full();
+        self.subject(&view).instances(Some(id)).pop()
+    }
+
+    fn subject<'a>(&'a self, view: &'a View) -> Subject<'a> {
+        Subject {
+            view,
+            load: &self.load,
+            mode: view.mode(&self.load),
+            now: self.tools.clock.now(),
+        }
+    }
 }
 
 /// What is looked at.

@@ -34,7 +34,8 @@ use siphasher::sip::SipHasher13;
 
 use super::clock::Timestamp;
 use super::live::Live;
-use super::load_balancer::{Acquired, LoadBalancer};
+use super::load_balancer::LoadBalancer;
+use super::load_balancer::pick::Acquired;
 use super::sync::{Mutex, MutexGuard};
 
 /// Late leases that are still known, at most.

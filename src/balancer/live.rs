@@ -324,6 +324,11 @@ fn lock(judgement: &Mutex<Judgement>) -> MutexGuard<'_, Judgement> {
     judgement.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Tells live states apart, for as long as they are held.
+pub(crate) fn address_key(live: &Arc<Live>) -> usize {
+    Arc::as_ptr(live).addr()
+}
+
 /// What is known of a service as a whole, and the time.
 pub(crate) struct Load {
     clock: Arc<dyn Clock>,

@@ -31,6 +31,7 @@ pub mod context;
 pub mod denied_networks;
 pub mod diff;
 pub mod directory;
+pub mod environment;
 pub mod error;
 pub mod explain;
 pub mod health;
@@ -56,6 +57,7 @@ pub use context::Context;
 pub use denied_networks::{DeniedNetworks, InvalidNetwork, Network};
 pub use diff::{Changes, diff};
 pub use directory::{Directory, KNOWN_FOR, ServiceConfigs};
+pub use environment::{Tools, Wake};
 pub use error::{PickError, ReportError, UnknownInstance};
 pub use explain::{ExplainedInstance, ExplainedKey, Explanation, Score};
 pub use health::breaker::{BreakerState, Recovery, Trip};
@@ -66,7 +68,9 @@ pub use instance::{
     Address, HealthStatus, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
 pub use lease::{InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey};
-pub use load_balancer::{Acquired, Alternate, LoadBalancer, Pick, Tools, Transition, Transitioned, Wake};
+pub use load_balancer::LoadBalancer;
+pub use load_balancer::pick::{Acquired, Alternate, Pick};
+pub use load_balancer::transitions::{Transition, Transitioned};
 pub use outcome::Outcome;
 pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, Standing, WeightOrder,

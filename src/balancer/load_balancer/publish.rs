@@ -10,15 +10,16 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{LoadBalancer, REMEMBERED, REMEMBERED_FOR, Writer};
+use super::LoadBalancer;
+use super::writer::Writer;
 use crate::balancer::clock::{Said, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::diff::{Changes, diff};
 use crate::balancer::health::ejection::{Candidate, Decision};
 use crate::balancer::health::layers::Layers;
 use crate::balancer::health::{ejection, slow_start};
-use crate::balancer::instance::{Address, RegistryStatus, ServiceInstance, Weight};
-use crate::balancer::live::{Live, Load};
+use crate::balancer::instance::{RegistryStatus, ServiceInstance, Weight};
+use crate::balancer::live::{Live, address_key};
 use crate::balancer::member::{Member, Verdict};
 use crate::balancer::overrides::Standing;
 use crate::balancer::render::Described;
@@ -254,11 +255,6 @@ fn is_eligible(
         && !(warns && Factors::of(instance, layers, order, slow_start::STEPS, config).units(config) == 0)
 }
 
-/// Tells live states apart, for as long as they are held.
-pub(super) fn address_key(live: &Arc<Live>) -> usize {
-    Arc::as_ptr(live).addr()
-}
-
 /// What the layers say of an instance now; whether the cap holds it is decided afterwards.
 fn layers(
     before: Option<&Member>,
@@ -283,73 +279,4 @@ fn layers(
 fn recovered(before: Said<RegistryStatus>, now: Said<RegistryStatus>) -> bool {
     let rejects = |status| matches!(status, RegistryStatus::Critical | RegistryStatus::Maintenance);
     rejects(before.state) && !rejects(now.state)
-}
-
-impl Writer {
-    /// One more instance at this address. Its live state is the present one, that from before it left, or a fresh one.
-    pub(super) fn arrive(&mut self, address: &Address) -> Arc<Live> {
-        if let Some(live) = self.registered.get(address) {
-            return Arc::clone(live);
-        }
-        let remembered = self.departed.iter().position(|(_, departed, _)| departed == address);
-        let live = remembered.and_then(|index| self.departed.remove(index));
-        let live = live.map(|(_, _, live)| live).unwrap_or_default();
-        self.registered.insert(address.clone(), Arc::clone(&live));
-        live
-    }
-
-    /// One instance less at this address, which is remembered for a while if that was the last one.
-    pub(super) fn leave(&mut self, address: &Address, now: Timestamp) {
-        let was_last = self.registered.get(address).is_some_and(|live| live.left());
-        if was_last && let Some((address, live)) = self.registered.remove_entry(address) {
-            self.tending.calm(&live);
-            self.departed.push_back((now, address, live));
-        }
-    }
-
-    /// Remembers the ids of `old` that are not in `new`. Both are sorted by id.
-    pub(super) fn depart_ids(&mut self, old: &[Member], new: &[Member], now: Timestamp) {
-        let mut present = new.iter().map(|member| member.instance.id()).peekable();
-        for member in old {
-            let id = member.instance.id();
-            while present.next_if(|present| *present < id).is_some() {}
-            if present.peek() != Some(&id) {
-                self.departed_ids.push_back((now, id.clone()));
-                self.departed_lives.insert(id.clone(), (now, Arc::clone(&member.live)));
-            }
-        }
-    }
-
-    pub(super) fn forget(&mut self, now: Timestamp, instances: usize) {
-        let most = REMEMBERED.max(instances);
-        while let Some((left_at, id)) = self.departed_ids.front() {
-            if self.departed_ids.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
-                break;
-            }
-            // Who left more than once is forgotten with the last time.
-            if self.departed_lives.get(id).is_some_and(|(last, _)| last == left_at) {
-                self.departed_lives.remove(id);
-            }
-            self.departed_ids.pop_front();
-        }
-        while let Some((left_at, _, _)) = self.departed.front() {
-            if self.departed.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
-                break;
-            }
-            if let Some((_, _, live)) = self.departed.pop_front() {
-                self.forgotten.add(&live);
-            }
-        }
-    }
-
-    /// Settles all retired views, and drops those that nobody looks at.
-    pub(super) fn drop_retired(&mut self, load: &Load) {
-        self.retired.retain_mut(|view| {
-            // The swap has turned the picks that look at a view into counted references. Asked before settling, in a way
-            // that orders the last pick before it (`strong_count` would not).
-            let in_use = Arc::get_mut(view).is_none();
-            view.settle(load);
-            in_use
-        });
-    }
 }

@@ -13,182 +13,28 @@
 //! that the last decision left, and the next view decides exactly: ten thousand that fail together cost ten thousand steps,
 //! and not as many decisions.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use super::publish::{address_key, judged};
-use super::{LoadBalancer, Writer};
+use super::LoadBalancer;
+use super::publish::judged;
+use super::transitions::{Transition, transitioned};
+use super::writer::Writer;
 use crate::balancer::clock::Timestamp;
 use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::health::address::Step;
-use crate::balancer::health::breaker::{BreakerStep, Recovery, Trip};
-use crate::balancer::health::checks::{ActiveState, Check, CheckFailure};
+use crate::balancer::health::breaker::BreakerStep;
+use crate::balancer::health::checks::{ActiveState, Check};
 use crate::balancer::health::ejection;
-use crate::balancer::health::ejection::{Admission, Candidate, Decision};
-use crate::balancer::health::grade::PassiveState;
-use crate::balancer::instance::{Address, InstanceId, ServiceInstance, ServiceName};
-use crate::balancer::live::Live;
+use crate::balancer::health::ejection::Candidate;
+use crate::balancer::instance::{Address, InstanceId, ServiceInstance};
+use crate::balancer::live::{Live, address_key};
 use crate::balancer::member::Member;
 
-/// Between two views that follow a change of health, at least.
-const GAP: Duration = Duration::from_millis(50);
-/// And at most, whatever a view costs.
-const WIDEST_GAP: Duration = Duration::from_secs(1);
-/// Times what making a view took: so that it costs a twentieth of a processor at most.
-const GAP_FOR_COST: u32 = 20;
 /// From so many instances on a step does not wait until the whole pool was looked at.
 const LARGE: usize = 512;
-/// Transitions that wait to be told. Nobody may ever ask.
-const UNTOLD: usize = 1_024;
-
-/// Somebody who drives the time.
-pub trait Wake: Send + Sync {
-    /// A service has instances that it had not, or [`LoadBalancer::tend`] is due sooner than it said. Called under the service's
-    /// lock: only notes it.
-    fn wake(&self, service: &ServiceName);
-}
-
-/// Something that happened to the health of an instance, or to its pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transition {
-    /// The instances at the address that it happened to; none if it is about the pool.
-    pub instances: Vec<InstanceId>,
-    /// What happened.
-    pub what: Transitioned,
-}
-
-/// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transitioned {
-    /// Active checks pass.
-    Up {
-        /// They had not run before.
-        first: bool,
-    },
-    /// Active checks fail.
-    Down(CheckFailure),
-    /// Outcomes grade it otherwise than before.
-    Graded {
-        /// As what.
-        grade: PassiveState,
-        /// They had not graded it before.
-        first: bool,
-    },
-    /// Its breaker opened.
-    Opened {
-        /// Why.
-        because: Trip,
-        /// For how long.
-        open_for: Duration,
-        /// The pool cannot do without it: picked all the same.
-        held_by_cap: bool,
-    },
-    /// Its breaker lets trials through.
-    HalfOpened,
-    /// Its breaker closed.
-    Closed(Recovery),
-    /// So few are usable that all are candidates.
-    PanicBegan {
-        /// How many are.
-        usable: usize,
-        /// Of how many.
-        eligible: usize,
-    },
-    /// Enough are usable again.
-    PanicEnded,
-}
-
-/// What the writer keeps for this.
-#[derive(Default)]
-pub(super) struct Tending {
-    /// Live states in which something changes with time.
-    stirring: HashMap<usize, Arc<Live>>,
-    /// When the next of them comes further on its ramp, as of the present view.
-    ramp_step: Option<Timestamp>,
-    /// The present view's tables are not what they should be.
-    stale: bool,
-    /// When the present view was made, and how long that took.
-    built_at: Option<Timestamp>,
-    build_time: Duration,
-    /// What the last decision left, less what single steps have used of it.
-    left: Left,
-    /// The service has answered a pick.
-    served: bool,
-    /// By address.
-    untold: VecDeque<(Option<usize>, Transitioned)>,
-}
-
-/// What steps of single instances may do without a decision about the whole pool.
-#[derive(Clone, Copy, Debug, Default)]
-struct Left {
-    /// How many more breakers may take out.
-    room: usize,
-    usable: usize,
-    /// Below so many the pool panics.
-    needed: usize,
-}
-
-impl Tending {
-    /// Notes what was decided.
-    pub(super) fn decided(&mut self, decision: &Decision) {
-        self.left = Left {
-            room: decision.room,
-            usable: decision.usable,
-            needed: decision.needed.unwrap_or_default(),
-        };
-    }
-
-    pub(super) fn start_ramp(&mut self, live: &Arc<Live>, now: Timestamp) {
-        live.start_ramp(now);
-        self.stir(live);
-    }
-
-    /// Looks after it until nothing changes with time any more.
-    pub(super) fn stir(&mut self, live: &Arc<Live>) {
-        self.stirring
-            .entry(address_key(live))
-            .or_insert_with(|| Arc::clone(live));
-    }
-
-    /// Whoever is not registered is not looked after.
-    pub(super) fn calm(&mut self, live: &Arc<Live>) {
-        self.stirring.remove(&address_key(live));
-    }
-
-    fn tell(&mut self, address: Option<usize>, what: Transitioned) {
-        if self.untold.len() == UNTOLD {
-            self.untold.pop_front();
-        }
-        self.untold.push_back((address, what));
-    }
-
-    /// Notes that a view was made.
-    pub(super) fn built(&mut self, now: Timestamp, took: Duration) {
-        (self.stale, self.built_at, self.build_time) = (false, Some(now), took);
-    }
-
-    /// Tells if a new view begins or ends to panic.
-    pub(super) fn panics(&mut self, before: bool, decision: &Decision) {
-        match (before, decision.panic) {
-            (false, true) => {
-                let (usable, eligible) = (decision.usable, decision.eligible);
-                self.tell(None, Transitioned::PanicBegan { usable, eligible });
-            }
-            (true, false) => self.tell(None, Transitioned::PanicEnded),
-            _ => {}
-        }
-    }
-
-    /// When the next view may be made.
-    fn ready_at(&self) -> Timestamp {
-        let gap = (self.build_time * GAP_FOR_COST).clamp(GAP, WIDEST_GAP);
-        self.built_at.map_or(Timestamp::default(), |built_at| built_at + gap)
-    }
-}
-
 /// What one event, or the passing of time, changed of an address.
 type Taken = (Arc<Live>, [Option<Step>; 2]);
 
@@ -467,92 +313,6 @@ impl LoadBalancer {
     }
 }
 
-impl Left {
-    /// Has picks heed a step of one instance. False: the whole pool has to be looked at.
-    fn act(&mut self, live: &Live, step: Step, panic: bool) -> bool {
-        let Some(mut judgement) = live.judgement().filter(|_| live.is_one_eligible()) else {
-            return false;
-        };
-        let is_down = judgement
-            .active
-            .said()
-            .is_some_and(|said| said.state != ActiveState::Up);
-        match step {
-            Step::Passive { .. } | Step::Breaker(BreakerStep::TrialUnknown) => true,
-            // Who is eligible changes.
-            Step::Active {
-                state: ActiveState::Down(CheckFailure::AddressRefused),
-                ..
-            } => false,
-            // Everybody is in, until enough are usable again.
-            _ if panic => match step {
-                Step::Active {
-                    state: ActiveState::Up, ..
-                }
-                | Step::Breaker(BreakerStep::Closed(_)) => {
-                    self.usable += 1;
-                    self.usable < self.needed
-                }
-                _ => true,
-            },
-            Step::Active {
-                state: ActiveState::Up,
-                first,
-            } => {
-                live.admit(match judgement.wish() {
-                    Some(wish) if !judgement.held_by_cap && wish.half_open => Admission::Trial,
-                    Some(_) if !judgement.held_by_cap => Admission::Out,
-                    _ => Admission::In,
-                });
-                // Before its first check it was in already.
-                self.usable += usize::from(!first && live.admission() == Admission::In);
-                true
-            }
-            Step::Active { .. } if live.admission() != Admission::In => {
-                live.admit(Admission::Out);
-                true
-            }
-            Step::Active { .. } => self.take(live),
-            Step::Breaker(_) if is_down => true,
-            Step::Breaker(BreakerStep::Opened { .. }) => {
-                if live.admission() != Admission::In {
-                    live.admit(Admission::Out);
-                } else if self.room == 0 || self.usable <= 1 || !self.take(live) {
-                    judgement.held_by_cap = true;
-                } else {
-                    self.room -= 1;
-                }
-                true
-            }
-            Step::Breaker(BreakerStep::HalfOpened) => {
-                if !judgement.held_by_cap {
-                    live.admit(Admission::Trial);
-                }
-                true
-            }
-            Step::Breaker(BreakerStep::Closed(_)) => {
-                if live.admission() != Admission::In {
-                    live.admit(Admission::In);
-                    self.usable += 1;
-                    self.room += 1;
-                }
-                judgement.held_by_cap = false;
-                true
-            }
-        }
-    }
-
-    /// Takes one out, unless too few would be left.
-    fn take(&mut self, live: &Live) -> bool {
-        let enough = self.usable > self.needed;
-        if enough {
-            live.admit(Admission::Out);
-            self.usable -= 1;
-        }
-        enough
-    }
-}
-
 /// `u64::MAX`: never.
 fn nanos_of(due: Option<Timestamp>) -> u64 {
     due.map_or(u64::MAX, Timestamp::as_nanos)
@@ -563,26 +323,4 @@ fn candidate(member: &Member, config: &LoadBalancerConfig) -> Candidate {
     let order = member.verdict.weight.as_ref().map(|order| order.weight);
     let said = member.verdict.layers.clone();
     judged(&member.instance, said, order, &member.live, config).1
-}
-
-fn transitioned(step: Step, held_by_cap: bool, now: Timestamp) -> Option<Transitioned> {
-    Some(match step {
-        Step::Active {
-            state: ActiveState::Up,
-            first,
-        } => Transitioned::Up { first },
-        Step::Active {
-            state: ActiveState::Down(why),
-            ..
-        } => Transitioned::Down(why),
-        Step::Passive { grade, first } => Transitioned::Graded { grade, first },
-        Step::Breaker(BreakerStep::Opened { because, until }) => Transitioned::Opened {
-            because,
-            open_for: until.since(now),
-            held_by_cap,
-        },
-        Step::Breaker(BreakerStep::HalfOpened) => Transitioned::HalfOpened,
-        Step::Breaker(BreakerStep::Closed(because)) => Transitioned::Closed(because),
-        Step::Breaker(BreakerStep::TrialUnknown) => return None,
-    })
 }

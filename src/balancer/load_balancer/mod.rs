@@ -6,26 +6,24 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 
-use super::clock::{Clock, Monotonic, Timestamp};
+use self::writer::{Counted, REMEMBERED_FOR, Tending, Writer};
+use super::clock::Timestamp;
 use super::config::LoadBalancerConfig;
-use super::context::Context;
 use super::diff::Changes;
+use super::environment::Tools;
 use super::error::{PickError, ReportError, UnknownInstance};
-use super::explain::{ExplainedInstance, ExplainedKey, Explanation, Subject};
 use super::health::ejection::Decision;
-use super::instance::{Address, HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
+use super::instance::{HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
 use super::live::{Live, Load};
 use super::member::{Member, objections};
 use super::outcome::Outcome;
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, Standing, WeightOrder};
-use super::render::{Bodies, NoBodies, Render};
 use super::report_credit;
 use super::statistics::{
     CheckStatistics, InstanceStatistics, LeaseCounts, LeaseStatistics, Refusals, ReportStatistics, Statistics,
@@ -34,44 +32,11 @@ use super::strategy::draw::Mode;
 use super::strategy::schedule::Turn;
 use super::view::{Made, View};
 
+pub(crate) mod pick;
 mod publish;
-mod tend;
-
-use tend::Tending;
-pub use tend::{Transition, Transitioned, Wake};
-
-/// How long the live state of an address that left is kept for its return.
-const REMEMBERED_FOR: Duration = Duration::from_secs(3_600);
-/// How many of them at least; above that as many as there are instances.
-const REMEMBERED: usize = 256;
-
-/// What a balancer is handed besides its configuration.
-#[derive(Clone)]
-pub struct Tools {
-    /// Tells the time.
-    pub clock: Arc<dyn Clock>,
-    /// Renders answers.
-    pub render: Arc<dyn Render>,
-    /// Told when something is due; `None` where nobody drives the time.
-    pub wake: Option<Arc<dyn Wake>>,
-}
-
-impl Default for Tools {
-    /// The machine's monotonic clock, and no bodies; nobody drives the time.
-    fn default() -> Self {
-        Self {
-            clock: Arc::new(Monotonic::start()),
-            render: Arc::new(NoBodies),
-            wake: None,
-        }
-    }
-}
-
-impl fmt::Debug for Tools {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tools").finish_non_exhaustive()
-    }
-}
+pub(crate) mod transitions;
+mod upkeep;
+mod writer;
 
 /// The balancer of one service.
 ///
@@ -89,58 +54,23 @@ impl fmt::Debug for Tools {
 /// ```
 pub struct LoadBalancer {
     service: ServiceName,
-    view: ArcSwap<View>,
+    pub(crate) view: ArcSwap<View>,
     /// Goes up when an admission changes: picks of views from before look at each instance.
     epoch: AtomicU64,
     /// Nanoseconds at which [`tend`](Self::tend) has something to do; `u64::MAX`: nothing.
     due: AtomicU64,
     /// How often the list of instances has changed.
     generation: AtomicU64,
-    load: Arc<Load>,
-    tools: Tools,
+    pub(crate) load: Arc<Load>,
+    pub(crate) tools: Tools,
     not_synced: AtomicU64,
     no_instances: AtomicU64,
     none_available: AtomicU64,
     checks_passed: AtomicU64,
     checks_failed: AtomicU64,
     /// Nanoseconds that building the present view took.
-    build_time: AtomicU64,
+    pub(crate) build_time: AtomicU64,
     writer: Mutex<Writer>,
-}
-
-/// What only writers look at.
-struct Writer {
-    turn: Arc<Turn>,
-    /// The live state of each registered address.
-    registered: HashMap<Address, Arc<Live>>,
-    /// That of addresses that left, oldest first.
-    departed: VecDeque<(Timestamp, Address, Arc<Live>)>,
-    /// The ids that left, oldest first, and what they stood for: reports about them are still heard.
-    departed_ids: VecDeque<(Timestamp, InstanceId)>,
-    departed_lives: HashMap<InstanceId, (Timestamp, Arc<Live>)>,
-    /// What those have counted that are forgotten by now: totals never go back.
-    forgotten: Counted,
-    /// Views that a pick may still look at.
-    retired: Vec<Arc<View>>,
-    /// When the last instance left; `None` while there are any.
-    empty_since: Option<Timestamp>,
-    overrides: Overrides,
-    tending: Tending,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Counted {
-    picks: u64,
-    reported: u64,
-    failed: u64,
-}
-
-impl Counted {
-    fn add(&mut self, live: &Live) {
-        self.picks += live.picks.load(Ordering::Relaxed);
-        self.reported += live.reported.load(Ordering::Relaxed);
-        self.failed += live.failed.load(Ordering::Relaxed);
-    }
 }
 
 impl LoadBalancer {
@@ -209,37 +139,6 @@ impl LoadBalancer {
         self.view.load().mode(&self.load)
     }
 
-    /// Chooses the instance that should take the next request, and counts the pick.
-    ///
-    /// One atomic load of the view, no lock, no allocation. Do not hold the [`Pick`] over an await: it pins its view.
-    ///
-    /// # Errors
-    ///
-    /// [`PickError::Empty`] without instances, [`PickError::NoneAvailable`] when none of them may be picked.
-    #[inline]
-    pub fn select_instance(&self, context: &Context<'_>) -> Result<Pick, PickError> {
-        let view = self.view.load();
-        match view.choose(context, &self.load, self.epoch.load(Ordering::Acquire)) {
-            Some(member) => {
-                view.picks.increment(member);
-                Ok(Pick {
-                    view,
-                    member: member as usize,
-                })
-            }
-            None => Err(self.refusal(&view)),
-        }
-    }
-
-    #[cold]
-    fn refusal(&self, view: &View) -> PickError {
-        let (service, total) = (self.service.clone(), view.members.len());
-        match total {
-            0 => PickError::Empty { service },
-            _ => PickError::NoneAvailable { service, total },
-        }
-    }
-
     /// Counts a refusal. The directory does, which knows whether an empty service may only be one not heard of yet.
     pub(crate) fn count(&self, refusal: &PickError) {
         let counter = match refusal {
@@ -248,35 +147,6 @@ impl LoadBalancer {
             PickError::NoneAvailable { .. } => &self.none_available,
         };
         counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Chooses as [`select_instance`](Self::select_instance) does, and counts the request as in flight until it is handed to
-    /// [`finish`](Self::finish) or dropped.
-    ///
-    /// # Errors
-    ///
-    /// As for `select_instance`.
-    pub fn acquire(&self, context: &Context<'_>) -> Result<Acquired, PickError> {
-        self.catch_up();
-        self.select_instance(context).map(|pick| self.begin(&pick))
-    }
-
-    /// Counts what was picked as in flight.
-    pub(crate) fn begin(&self, pick: &Pick) -> Acquired {
-        let member = &pick.view.members[pick.member];
-        let (instance, live) = (Arc::clone(&member.instance), Arc::clone(&member.live));
-        live.begin();
-        self.load.in_flight.fetch_add(1, Ordering::Relaxed);
-        Acquired {
-            instance,
-            live,
-            load: Arc::clone(&self.load),
-        }
-    }
-
-    /// Ends a request: frees its place and learns from how it went. `latency` runs from the pick to the answer.
-    pub fn finish(&self, acquired: Acquired, outcome: Outcome, latency: Duration) {
-        self.learn(&acquired.live, outcome, Some(latency));
     }
 
     /// Learns from how a request went. A success without its latency counts, and leaves the average alone.
@@ -476,46 +346,6 @@ impl LoadBalancer {
         self.write().overrides.take_ended()
     }
 
-    /// Why picks go where they go, and where one with this key would go. Changes nothing.
-    #[must_use]
-    pub fn explain(&self, key: Option<&[u8]>) -> Explanation {
-        let view = self.view.load_full();
-        let subject = self.subject(&view);
-        let key = key.filter(|_| view.ring().is_some()).map(|key| {
-            let member = view.peek(&Context::new().with_key(key), &self.load);
-            ExplainedKey {
-                instance: member.map(|member| member.instance.id().clone()),
-                ring_order: subject.ring_order(key),
-            }
-        });
-        Explanation {
-            strategy: view.config.strategy(),
-            mode: subject.mode,
-            panic: view.panic,
-            eligible_instances: view.eligible,
-            usable_instances: view.usable,
-            build_time: Duration::from_nanos(self.build_time.load(Ordering::Relaxed)),
-            instances: subject.instances(None),
-            key,
-        }
-    }
-
-    /// The same for one instance; `None` if it is not registered.
-    #[must_use]
-    pub fn explain_instance(&self, id: &InstanceId) -> Option<ExplainedInstance> {
-        let view = self.view.load_full();
-        self.subject(&view).instances(Some(id)).pop()
-    }
-
-    fn subject<'a>(&'a self, view: &'a View) -> Subject<'a> {
-        Subject {
-            view,
-            load: &self.load,
-            mode: view.mode(&self.load),
-            now: self.tools.clock.now(),
-        }
-    }
-
     /// Ends the overrides that are due, which [`advance`](Self::advance) does as well, and returns when the next one ends.
     pub fn end_overrides(&self, now: Timestamp) -> Option<Timestamp> {
         let mut writer = self.write();
@@ -682,122 +512,5 @@ impl fmt::Debug for LoadBalancer {
             .field("service", &self.service)
             .field("view", &self.view)
             .finish_non_exhaustive()
-    }
-}
-
-/// The answer to one pick: an instance, as it was in the view that was asked.
-pub struct Pick {
-    view: Guard<Arc<View>>,
-    member: usize,
-}
-
-impl Pick {
-    /// The configuration by which it was picked.
-    pub(crate) fn config(&self) -> &LoadBalancerConfig {
-        &self.view.config
-    }
-
-    /// The instance. (So does dereferencing.)
-    #[must_use]
-    #[inline]
-    pub fn instance(&self) -> &ServiceInstance {
-        &self.view.members[self.member].instance
-    }
-
-    /// Its derived status.
-    #[must_use]
-    pub fn status(&self) -> HealthStatus {
-        self.view.members[self.member].status
-    }
-
-    /// Its rendered bodies.
-    #[must_use]
-    #[inline]
-    pub fn bodies(&self) -> &Bodies {
-        &self.view.members[self.member].bodies
-    }
-
-    /// Whether it comes from a pool that panics: too few instances were usable, so that all of them are candidates.
-    #[must_use]
-    #[inline]
-    pub fn panic(&self) -> bool {
-        self.view.panic
-    }
-
-    /// Up to `count` other instances to try in turn if this one fails: in ring order for a hashed key, else drawn by weight.
-    /// Each differs from the others and fits `context`, which is the one of the pick. Counts no pick, advances no turn.
-    #[must_use]
-    pub fn alternates(&self, balancer: &LoadBalancer, count: usize, context: &Context<'_>) -> Vec<Alternate<'_>> {
-        let members = self.view.alternates(self.member as u32, count, context, &balancer.load);
-        let alternate = |member: u32| {
-            self.view
-                .members
-                .get(member as usize)
-                .map(|member| Alternate { member })
-        };
-        members.into_iter().filter_map(alternate).collect()
-    }
-}
-
-impl Deref for Pick {
-    type Target = ServiceInstance;
-
-    fn deref(&self) -> &ServiceInstance {
-        self.instance()
-    }
-}
-
-impl fmt::Debug for Pick {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pick").field(self.instance()).finish()
-    }
-}
-
-/// Another instance to try.
-#[derive(Clone, Copy, Debug)]
-pub struct Alternate<'a> {
-    member: &'a Member,
-}
-
-impl<'a> Alternate<'a> {
-    /// The instance.
-    #[must_use]
-    pub fn instance(&self) -> &'a ServiceInstance {
-        &self.member.instance
-    }
-
-    /// Its rendered bodies.
-    #[must_use]
-    pub fn bodies(&self) -> &'a Bodies {
-        &self.member.bodies
-    }
-}
-
-/// A request in flight. Dropping it frees its place as if the request had been cancelled.
-#[derive(Debug)]
-pub struct Acquired {
-    instance: Arc<ServiceInstance>,
-    live: Arc<Live>,
-    load: Arc<Load>,
-}
-
-impl Acquired {
-    pub(crate) fn live(&self) -> &Arc<Live> {
-        &self.live
-    }
-}
-
-impl Deref for Acquired {
-    type Target = ServiceInstance;
-
-    fn deref(&self) -> &ServiceInstance {
-        &self.instance
-    }
-}
-
-impl Drop for Acquired {
-    fn drop(&mut self) {
-        self.live.end();
-        self.load.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,0 +1,199 @@
+//! One pick: what is chosen, what is handed out, and what is in flight.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use arc_swap::Guard;
+
+use super::LoadBalancer;
+use crate::balancer::config::LoadBalancerConfig;
+use crate::balancer::context::Context;
+use crate::balancer::error::PickError;
+use crate::balancer::instance::{HealthStatus, ServiceInstance};
+use crate::balancer::live::{Live, Load};
+use crate::balancer::member::Member;
+use crate::balancer::outcome::Outcome;
+use crate::balancer::render::Bodies;
+use crate::balancer::view::View;
+
+impl LoadBalancer {
+    /// Chooses the instance that should take the next request, and counts the pick.
+    ///
+    /// One atomic load of the view, no lock, no allocation. Do not hold the [`Pick`] over an await: it pins its view.
+    ///
+    /// # Errors
+    ///
+    /// [`PickError::Empty`] without instances, [`PickError::NoneAvailable`] when none of them may be picked.
+    #[inline]
+    pub fn select_instance(&self, context: &Context<'_>) -> Result<Pick, PickError> {
+        let view = self.view.load();
+        match view.choose(context, &self.load, self.epoch.load(Ordering::Acquire)) {
+            Some(member) => {
+                view.picks.increment(member);
+                Ok(Pick {
+                    view,
+                    member: member as usize,
+                })
+            }
+            None => Err(self.refusal(&view)),
+        }
+    }
+
+    #[cold]
+    fn refusal(&self, view: &View) -> PickError {
+        let (service, total) = (self.service.clone(), view.members.len());
+        match total {
+            0 => PickError::Empty { service },
+            _ => PickError::NoneAvailable { service, total },
+        }
+    }
+
+    /// Chooses as [`select_instance`](Self::select_instance) does, and counts the request as in flight until it is handed to
+    /// [`finish`](Self::finish) or dropped.
+    ///
+    /// # Errors
+    ///
+    /// As for `select_instance`.
+    pub fn acquire(&self, context: &Context<'_>) -> Result<Acquired, PickError> {
+        self.catch_up();
+        self.select_instance(context).map(|pick| self.begin(&pick))
+    }
+
+    /// Counts what was picked as in flight.
+    pub(crate) fn begin(&self, pick: &Pick) -> Acquired {
+        let member = &pick.view.members[pick.member];
+        let (instance, live) = (Arc::clone(&member.instance), Arc::clone(&member.live));
+        live.begin();
+        self.load.in_flight.fetch_add(1, Ordering::Relaxed);
+        Acquired {
+            instance,
+            live,
+            load: Arc::clone(&self.load),
+        }
+    }
+
+    /// Ends a request: frees its place and learns from how it went. `latency` runs from the pick to the answer.
+    pub fn finish(&self, acquired: Acquired, outcome: Outcome, latency: Duration) {
+        self.learn(&acquired.live(), outcome, Some(latency));
+    }
+}
+
+/// The answer to one pick: an instance, as it was in the view that was asked.
+pub struct Pick {
+    view: Guard<Arc<View>>,
+    member: usize,
+}
+
+impl Pick {
+    /// The configuration by which it was picked.
+    pub(crate) fn config(&self) -> &LoadBalancerConfig {
+        &self.view.config
+    }
+
+    /// The instance. (So does dereferencing.)
+    #[must_use]
+    #[inline]
+    pub fn instance(&self) -> &ServiceInstance {
+        &self.view.members[self.member].instance
+    }
+
+    /// Its derived status.
+    #[must_use]
+    pub fn status(&self) -> HealthStatus {
+        self.view.members[self.member].status
+    }
+
+    /// Its rendered bodies.
+    #[must_use]
+    #[inline]
+    pub fn bodies(&self) -> &Bodies {
+        &self.view.members[self.member].bodies
+    }
+
+    /// Whether it comes from a pool that panics: too few instances were usable, so that all of them are candidates.
+    #[must_use]
+    #[inline]
+    pub fn panic(&self) -> bool {
+        self.view.panic
+    }
+
+    /// Up to `count` other instances to try in turn if this one fails: in ring order for a hashed key, else drawn by weight.
+    /// Each differs from the others and fits `context`, which is the one of the pick. Counts no pick, advances no turn.
+    #[must_use]
+    pub fn alternates(&self, balancer: &LoadBalancer, count: usize, context: &Context<'_>) -> Vec<Alternate<'_>> {
+        let members = self.view.alternates(self.member as u32, count, context, &balancer.load);
+        let alternate = |member: u32| {
+            self.view
+                .members
+                .get(member as usize)
+                .map(|member| Alternate { member })
+        };
+        members.into_iter().filter_map(alternate).collect()
+    }
+}
+
+impl Deref for Pick {
+    type Target = ServiceInstance;
+
+    fn deref(&self) -> &ServiceInstance {
+        self.instance()
+    }
+}
+
+impl fmt::Debug for Pick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pick").field(self.instance()).finish()
+    }
+}
+
+/// Another instance to try.
+#[derive(Clone, Copy, Debug)]
+pub struct Alternate<'a> {
+    member: &'a Member,
+}
+
+impl<'a> Alternate<'a> {
+    /// The instance.
+    #[must_use]
+    pub fn instance(&self) -> &'a ServiceInstance {
+        &self.member.instance
+    }
+
+    /// Its rendered bodies.
+    #[must_use]
+    pub fn bodies(&self) -> &'a Bodies {
+        &self.member.bodies
+    }
+}
+
+/// A request in flight. Dropping it frees its place as if the request had been cancelled.
+#[derive(Debug)]
+pub struct Acquired {
+    instance: Arc<ServiceInstance>,
+    live: Arc<Live>,
+    load: Arc<Load>,
+}
+
+impl Acquired {
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+}
+
+impl Deref for Acquired {
+    type Target = ServiceInstance;
+
+    fn deref(&self) -> &ServiceInstance {
+        &self.instance
+    }
+}
+
+impl Drop for Acquired {
+    fn drop(&mut self) {
+        self.live.end();
+        self.load.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,310 @@
+//! What only writers look at, under their lock.
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::transitions::Transitioned;
+use crate::balancer::clock::Timestamp;
+use crate::balancer::health::address::Step;
+use crate::balancer::health::breaker::BreakerStep;
+use crate::balancer::health::checks::{ActiveState, CheckFailure};
+use crate::balancer::health::ejection::{Admission, Decision};
+use crate::balancer::instance::{Address, InstanceId};
+use crate::balancer::live::{Live, Load, address_key};
+use crate::balancer::member::Member;
+use crate::balancer::overrides::Overrides;
+use crate::balancer::strategy::schedule::Turn;
+use crate::balancer::view::View;
+
+/// How long the live state of an address that left is kept for its return.
+pub(super) const REMEMBERED_FOR: Duration = Duration::from_secs(3_600);
+/// How many of them at least; above that as many as there are instances.
+pub(super) const REMEMBERED: usize = 256;
+
+/// Between two views that follow a change of health, at least.
+pub(super) const GAP: Duration = Duration::from_millis(50);
+/// And at most, whatever a view costs.
+pub(super) const WIDEST_GAP: Duration = Duration::from_secs(1);
+/// Times what making a view took: so that it costs a twentieth of a processor at most.
+pub(super) const GAP_FOR_COST: u32 = 20;
+/// Transitions that wait to be told. Nobody may ever ask.
+pub(super) const UNTOLD: usize = 1_024;
+
+/// What only writers look at.
+pub(super) struct Writer {
+    pub(super) turn: Arc<Turn>,
+    /// The live state of each registered address.
+    pub(super) registered: HashMap<Address, Arc<Live>>,
+    /// That of addresses that left, oldest first.
+    pub(super) departed: VecDeque<(Timestamp, Address, Arc<Live>)>,
+    /// The ids that left, oldest first, and what they stood for: reports about them are still heard.
+    pub(super) departed_ids: VecDeque<(Timestamp, InstanceId)>,
+    pub(super) departed_lives: HashMap<InstanceId, (Timestamp, Arc<Live>)>,
+    /// What those have counted that are forgotten by now: totals never go back.
+    pub(super) forgotten: Counted,
+    /// Views that a pick may still look at.
+    pub(super) retired: Vec<Arc<View>>,
+    /// When the last instance left; `None` while there are any.
+    pub(super) empty_since: Option<Timestamp>,
+    pub(super) overrides: Overrides,
+    pub(super) tending: Tending,
+}
+
+#[derive(Clone, Copy, Default)]
+pub(super) struct Counted {
+    pub(super) picks: u64,
+    pub(super) reported: u64,
+    pub(super) failed: u64,
+}
+
+impl Counted {
+    pub(super) fn add(&mut self, live: &Live) {
+        self.picks += live.picks.load(Ordering::Relaxed);
+        self.reported += live.reported.load(Ordering::Relaxed);
+        self.failed += live.failed.load(Ordering::Relaxed);
+    }
+}
+
+impl Writer {
+    /// One more instance at this address. Its live state is the present one, that from before it left, or a fresh one.
+    pub(super) fn arrive(&mut self, address: &Address) -> Arc<Live> {
+        if let Some(live) = self.registered.get(address) {
+            return Arc::clone(live);
+        }
+        let remembered = self.departed.iter().position(|(_, departed, _)| departed == address);
+        let live = remembered.and_then(|index| self.departed.remove(index));
+        let live = live.map(|(_, _, live)| live).unwrap_or_default();
+        self.registered.insert(address.clone(), Arc::clone(&live));
+        live
+    }
+
+    /// One instance less at this address, which is remembered for a while if that was the last one.
+    pub(super) fn leave(&mut self, address: &Address, now: Timestamp) {
+        let was_last = self.registered.get(address).is_some_and(|live| live.left());
+        if was_last && let Some((address, live)) = self.registered.remove_entry(address) {
+            self.tending.calm(&live);
+            self.departed.push_back((now, address, live));
+        }
+    }
+
+    /// Remembers the ids of `old` that are not in `new`. Both are sorted by id.
+    pub(super) fn depart_ids(&mut self, old: &[Member], new: &[Member], now: Timestamp) {
+        let mut present = new.iter().map(|member| member.instance.id()).peekable();
+        for member in old {
+            let id = member.instance.id();
+            while present.next_if(|present| *present < id).is_some() {}
+            if present.peek() != Some(&id) {
+                self.departed_ids.push_back((now, id.clone()));
+                self.departed_lives.insert(id.clone(), (now, Arc::clone(&member.live)));
+            }
+        }
+    }
+
+    pub(super) fn forget(&mut self, now: Timestamp, instances: usize) {
+        let most = REMEMBERED.max(instances);
+        while let Some((left_at, id)) = self.departed_ids.front() {
+            if self.departed_ids.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
+                break;
+            }
+            // Who left more than once is forgotten with the last time.
+            if self.departed_lives.get(id).is_some_and(|(last, _)| last == left_at) {
+                self.departed_lives.remove(id);
+            }
+            self.departed_ids.pop_front();
+        }
+        while let Some((left_at, _, _)) = self.departed.front() {
+            if self.departed.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
+                break;
+            }
+            if let Some((_, _, live)) = self.departed.pop_front() {
+                self.forgotten.add(&live);
+            }
+        }
+    }
+
+    /// Settles all retired views, and drops those that nobody looks at.
+    pub(super) fn drop_retired(&mut self, load: &Load) {
+        self.retired.retain_mut(|view| {
+            // The swap has turned the picks that look at a view into counted references. Asked before settling, in a way
+            // that orders the last pick before it (`strong_count` would not).
+            let in_use = Arc::get_mut(view).is_none();
+            view.settle(load);
+            in_use
+        });
+    }
+}
+
+/// What the writer keeps for this.
+#[derive(Default)]
+pub(super) struct Tending {
+    /// Live states in which something changes with time.
+    pub(super) stirring: HashMap<usize, Arc<Live>>,
+    /// When the next of them comes further on its ramp, as of the present view.
+    pub(super) ramp_step: Option<Timestamp>,
+    /// The present view's tables are not what they should be.
+    pub(super) stale: bool,
+    /// When the present view was made, and how long that took.
+    pub(super) built_at: Option<Timestamp>,
+    pub(super) build_time: Duration,
+    /// What the last decision left, less what single steps have used of it.
+    pub(super) left: Left,
+    /// The service has answered a pick.
+    pub(super) served: bool,
+    /// By address.
+    pub(super) untold: VecDeque<(Option<usize>, Transitioned)>,
+}
+
+/// What steps of single instances may do without a decision about the whole pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Left {
+    /// How many more breakers may take out.
+    pub(super) room: usize,
+    pub(super) usable: usize,
+    /// Below so many the pool panics.
+    pub(super) needed: usize,
+}
+
+impl Tending {
+    /// Notes what was decided.
+    pub(super) fn decided(&mut self, decision: &Decision) {
+        self.left = Left {
+            room: decision.room,
+            usable: decision.usable,
+            needed: decision.needed.unwrap_or_default(),
+        };
+    }
+
+    pub(super) fn start_ramp(&mut self, live: &Arc<Live>, now: Timestamp) {
+        live.start_ramp(now);
+        self.stir(live);
+    }
+
+    /// Looks after it until nothing changes with time any more.
+    pub(super) fn stir(&mut self, live: &Arc<Live>) {
+        self.stirring
+            .entry(address_key(live))
+            .or_insert_with(|| Arc::clone(live));
+    }
+
+    /// Whoever is not registered is not looked after.
+    pub(super) fn calm(&mut self, live: &Arc<Live>) {
+        self.stirring.remove(&address_key(live));
+    }
+
+    pub(super) fn tell(&mut self, address: Option<usize>, what: Transitioned) {
+        if self.untold.len() == UNTOLD {
+            self.untold.pop_front();
+        }
+        self.untold.push_back((address, what));
+    }
+
+    /// Notes that a view was made.
+    pub(super) fn built(&mut self, now: Timestamp, took: Duration) {
+        (self.stale, self.built_at, self.build_time) = (false, Some(now), took);
+    }
+
+    /// Tells if a new view begins or ends to panic.
+    pub(super) fn panics(&mut self, before: bool, decision: &Decision) {
+        match (before, decision.panic) {
+            (false, true) => {
+                let (usable, eligible) = (decision.usable, decision.eligible);
+                self.tell(None, Transitioned::PanicBegan { usable, eligible });
+            }
+            (true, false) => self.tell(None, Transitioned::PanicEnded),
+            _ => {}
+        }
+    }
+
+    /// When the next view may be made.
+    pub(super) fn ready_at(&self) -> Timestamp {
+        let gap = (self.build_time * GAP_FOR_COST).clamp(GAP, WIDEST_GAP);
+        self.built_at.map_or(Timestamp::default(), |built_at| built_at + gap)
+    }
+}
+
+impl Left {
+    /// Has picks heed a step of one instance. False: the whole pool has to be looked at.
+    pub(super) fn act(&mut self, live: &Live, step: Step, panic: bool) -> bool {
+        let Some(mut judgement) = live.judgement().filter(|_| live.is_one_eligible()) else {
+            return false;
+        };
+        let is_down = judgement
+            .active
+            .said()
+            .is_some_and(|said| said.state != ActiveState::Up);
+        match step {
+            Step::Passive { .. } | Step::Breaker(BreakerStep::TrialUnknown) => true,
+            // Who is eligible changes.
+            Step::Active {
+                state: ActiveState::Down(CheckFailure::AddressRefused),
+                ..
+            } => false,
+            // Everybody is in, until enough are usable again.
+            _ if panic => match step {
+                Step::Active {
+                    state: ActiveState::Up, ..
+                }
+                | Step::Breaker(BreakerStep::Closed(_)) => {
+                    self.usable += 1;
+                    self.usable < self.needed
+                }
+                _ => true,
+            },
+            Step::Active {
+                state: ActiveState::Up,
+                first,
+            } => {
+                live.admit(match judgement.wish() {
+                    Some(wish) if !judgement.held_by_cap && wish.half_open => Admission::Trial,
+                    Some(_) if !judgement.held_by_cap => Admission::Out,
+                    _ => Admission::In,
+                });
+                // Before its first check it was in already.
+                self.usable += usize::from(!first && live.admission() == Admission::In);
+                true
+            }
+            Step::Active { .. } if live.admission() != Admission::In => {
+                live.admit(Admission::Out);
+                true
+            }
+            Step::Active { .. } => self.take(live),
+            Step::Breaker(_) if is_down => true,
+            Step::Breaker(BreakerStep::Opened { .. }) => {
+                if live.admission() != Admission::In {
+                    live.admit(Admission::Out);
+                } else if self.room == 0 || self.usable <= 1 || !self.take(live) {
+                    judgement.held_by_cap = true;
+                } else {
+                    self.room -= 1;
+                }
+                true
+            }
+            Step::Breaker(BreakerStep::HalfOpened) => {
+                if !judgement.held_by_cap {
+                    live.admit(Admission::Trial);
+                }
+                true
+            }
+            Step::Breaker(BreakerStep::Closed(_)) => {
+                if live.admission() != Admission::In {
+                    live.admit(Admission::In);
+                    self.usable += 1;
+                    self.room += 1;
+                }
+                judgement.held_by_cap = false;
+                true
+            }
+        }
+    }
+
+    /// Takes one out, unless too few would be left.
+    pub(super) fn take(&mut self, live: &Live) -> bool {
+        let enough = self.usable > self.needed;
+        if enough {
+            live.admit(Admission::Out);
+            self.usable -= 1;
+        }
+        enough
+    }
+}
