@@ -16,7 +16,6 @@ use super::health::breaker::Trial;
 use super::health::checks::Check;
 use super::health::ejection::Admission;
 use super::health::slow_start;
-use super::member::Slot;
 use super::outcome::Outcome;
 use super::report_credit::Credit;
 use super::statistics::{Ewma, LeaseCounts};
@@ -404,8 +403,8 @@ impl Load {
         }
     }
 
-    /// Notes that an outcome arrived, and keeps the median of `slots` fresh.
-    pub(crate) fn reported(&self, slots: &[Slot], now: Timestamp) {
+    /// Notes that an outcome arrived, and keeps the median of the candidates' response times fresh.
+    pub(crate) fn reported<'a>(&self, candidates: impl Iterator<Item = &'a Live> + Clone, now: Timestamp) {
         self.reported_at.store(now.as_nanos(), Ordering::Relaxed);
         let last = self.median_at.load(Ordering::Relaxed);
         let fresh = last != u64::MAX && now.since(Timestamp::from_nanos(last)) < Self::MEDIAN_FOR;
@@ -416,10 +415,10 @@ impl Load {
         if fresh || claim().is_err() {
             return;
         }
-        if let Some((_, median)) = middle(slots.iter().filter_map(|slot| slot.live.response_time(now))) {
+        if let Some((_, median)) = middle(candidates.clone().filter_map(|live| live.response_time(now))) {
             self.median.store(median.to_bits(), Ordering::Relaxed);
         }
-        let usual = middle(slots.iter().filter_map(|slot| slot.live.lately()));
+        let usual = middle(candidates.filter_map(Live::lately));
         let usual = usual.map_or(0.0, |(seen, usual)| if seen < Self::COMPARABLE { 0.0 } else { usual });
         self.usual.store(usual.to_bits(), Ordering::Relaxed);
     }

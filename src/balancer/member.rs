@@ -46,7 +46,11 @@ impl Member {
 
     /// What the layers say at this moment.
     pub(crate) fn layers_now(&self) -> Layers {
-        self.verdict.layers.clone().judged(self.live.judgement().as_deref())
+        let said = self.verdict.layers.clone();
+        match self.live.judgement() {
+            Some(judgement) => judgement.judge(said),
+            None => said,
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 use super::breaker::{Breaker, BreakerState, BreakerStep, Evidence, Trial};
 use super::checks::{Active, ActiveState, Check};
 use super::grade::{Passive, PassiveState};
+use super::layers::Layers;
 use super::window::{OutcomeWindow, Totals};
 use crate::balancer::clock::Timestamp;
 use crate::balancer::config::LoadBalancerConfig;
@@ -38,6 +39,17 @@ pub(crate) enum Step {
 }
 
 impl Judgement {
+    /// Adds what is judged locally to what admin and registry say.
+    pub(crate) fn judge(&self, said: Layers) -> Layers {
+        Layers {
+            active: self.active.said(),
+            passive: self.passive.said(),
+            breaker: self.breaker.said(),
+            held_by_cap: self.held_by_cap,
+            ..said
+        }
+    }
+
     /// Learns from an outcome that took this many seconds. `usual` is what is usual in the pool; `entropy` in 0.0..1.0.
     #[expect(
         clippy::too_many_arguments,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::address::Judgement;
 use super::breaker::BreakerState;
 use super::checks::{ActiveState, CheckFailure};
 use super::grade::PassiveState;
@@ -54,15 +53,6 @@ impl Layers {
             breaker: None,
             held_by_cap: false,
         }
-    }
-
-    /// The same with what is judged locally.
-    pub(crate) fn judged(mut self, judgement: Option<&Judgement>) -> Self {
-        self.active = judgement.and_then(|judgement| judgement.active.said());
-        self.passive = judgement.and_then(|judgement| judgement.passive.said());
-        self.breaker = judgement.and_then(|judgement| judgement.breaker.said());
-        self.held_by_cap = judgement.is_some_and(|judgement| judgement.held_by_cap);
-        self
     }
 
     /// The status derived from all layers.

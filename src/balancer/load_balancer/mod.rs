@@ -157,7 +157,7 @@ impl LoadBalancer {
         if outcome == Outcome::Cancelled {
             return;
         }
-        self.load.reported(view.slots(), now);
+        self.load.reported(view.slots().iter().map(|slot| &*slot.live), now);
         let usual = self.load.usual(&view.config);
         let steps = live.judge(outcome, latency, usual, &view.config, now);
         drop(view);

@@ -232,7 +232,10 @@ pub(super) fn judged(
     config: &LoadBalancerConfig,
 ) -> (Layers, Candidate) {
     let judgement = live.judgement();
-    let layers = said.judged(judgement.as_deref());
+    let layers = match &judgement {
+        Some(judgement) => judgement.judge(said),
+        None => said,
+    };
     let candidate = Candidate {
         address: address_key(live),
         eligible: is_eligible(instance, &layers, order, config),
