@@ -13,8 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use pickd::{
-    Clock, Context, Directory, InvalidInstance, LoadBalancerConfig, LoadBalancingStrategy, Monotonic, Outcome,
-    ServiceConfigs, ServiceInstance, ServiceName, Sources, Tools, Weight,
+    Clock, Context, Directory, Environment, InvalidInstance, LoadBalancerConfig, LoadBalancingStrategy, Monotonic,
+    Outcome, ServiceConfigs, ServiceInstance, ServiceName, Sources, Weight,
 };
 
 /// The balancers of a shop's services, and a way to call them.
@@ -45,7 +45,7 @@ impl MicroserviceLoadBalancer {
         };
         Ok(Self {
             // No registries: services are registered by hand.
-            directory: Directory::new(configs, Sources::default(), Tools::default()),
+            directory: Directory::new(configs, Sources::default(), Environment::default()),
             clock: Monotonic::start(),
         })
     }

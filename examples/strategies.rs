@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pickd::{
-    Acquired, Clock, Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Outcome,
-    ServiceInstance, Timestamp, Tools, Weight,
+    Acquired, Clock, Context, Environment, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Outcome,
+    ServiceInstance, Timestamp, Weight,
 };
 
 const REQUESTS: u32 = 1_200;
@@ -43,12 +43,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Sends all requests, each finished when its server's time is over, and counts where they went.
 fn distribution(strategy: LoadBalancingStrategy) -> Result<BTreeMap<String, u32>, Box<dyn Error>> {
     let clock = Arc::new(Manual::default());
-    let tools = Tools {
+    let tools = Environment {
         clock: clock.clone(),
-        ..Tools::default()
+        ..Environment::default()
     };
     let config = LoadBalancerConfig::new(strategy);
-    let balancer = LoadBalancer::with_tools("test_service".parse()?, config, tools, 0);
+    let balancer = LoadBalancer::with_environment("test_service".parse()?, config, tools, 0);
     for (index, (id, weight, _)) in (1..).zip(SERVERS) {
         let host = format!("10.0.1.{index}");
         balancer.add_instance(ServiceInstance::new(id, &host, 8080)?.with_weight(Weight::new(weight)?));

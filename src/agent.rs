@@ -28,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 use crate::api::server::{Listen, Listener, SocketAccess, set_access};
 use crate::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
 use crate::balancer::{
-    Address, Clock, Directory, EndedBecause, LeaseKey, Monotonic, Override, ServiceName, Source, SourceStatus, Sources,
-    Timestamp, Tools, Wake,
+    Address, Clock, Directory, EndedBecause, Environment, LeaseKey, Monotonic, Override, ServiceName, Source,
+    SourceStatus, Sources, Timestamp, Wake,
 };
 use crate::config::{Config, ConfigError, Layers, SourceConfig};
 use crate::discovery::consul::{self, ConsulWatcher, TokenReloader};
@@ -125,7 +125,7 @@ impl Agent {
     pub async fn bind(config: Config) -> Result<Self, AgentError> {
         let clock = Arc::new(Monotonic::start());
         let woken = Arc::new(Woken::default());
-        let tools = Tools {
+        let tools = Environment {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             render: Arc::new(JsonBodies),
             wake: Some(Arc::clone(&woken) as Arc<dyn Wake>),

@@ -88,14 +88,14 @@ pub mod telemetry;
 
 pub use balancer::{
     Acquired, ActiveState, Address, Alternate, Bodies, BreakerConfig, BreakerState, Changes, Check, CheckFailure,
-    CheckStatistics, Choices, Clock, Context, DeniedNetworks, Described, Directory, Ended, EndedBecause,
-    ExplainedInstance, ExplainedKey, Explanation, Factors, Grievance, HealthStatus, InstanceId, InstanceOverrides,
-    InstanceStatistics, InvalidConfig, InvalidInstance, InvalidLease, InvalidNetwork, InvalidOrder, Layers, Lease,
-    LeaseDenied, LeaseId, LeaseKey, LeaseStatistics, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual,
-    Mode, Monotonic, Network, NoBodies, Objection, Order, Outcome, Override, OverrideCounts, PassiveState, Pick,
-    PickError, Preset, Recovery, Refusals, RegistryStatus, Render, ReportError, ReportStatistics, Said, Score,
-    ServiceConfigs, ServiceInstance, ServiceName, Source, SourceStatus, Sources, Standing, Statistics, Timestamp,
-    Tools, Transition, Transitioned, Trip, UnknownInstance, Wake, Weight, WeightOrder,
+    CheckStatistics, Choices, Clock, CloseReason, Context, DegradedReason, DeniedNetworks, Described, Directory, Ended,
+    EndedBecause, Environment, ExplainedInstance, ExplainedKey, Explanation, Factors, HealthStatus, InstanceId,
+    InstanceOverrides, InstanceStatistics, InvalidConfig, InvalidInstance, InvalidLease, InvalidNetwork, InvalidOrder,
+    Layers, Lease, LeaseDenied, LeaseId, LeaseKey, LeaseStatistics, LoadBalancer, LoadBalancerConfig,
+    LoadBalancingStrategy, Manual, Mode, Monotonic, Network, NoBodies, Order, Outcome, Override, OverrideCounts,
+    PassiveState, Pick, PickError, Preset, Refusals, RegistryStatus, Render, ReportError, ReportStatistics, Score,
+    ServiceConfigs, ServiceInstance, ServiceName, Since, Source, SourceStatus, Sources, StandingOrder, Statistics,
+    Timestamp, Transition, Transitioned, TripReason, UnavailableReason, UnknownInstance, Wake, Weight, WeightOrder,
 };
 
 /// The programs in the guide to the library, run as tests.

@@ -453,7 +453,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balancer::{Context, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources, Tools};
+    use crate::balancer::{Context, Environment, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources};
     use std::collections::BTreeSet;
     use std::sync::Arc;
 
@@ -462,7 +462,7 @@ mod tests {
         let directory = Directory::new(
             ServiceConfigs::default(),
             Sources::new(vec![Arc::new(status)]),
-            Tools::default(),
+            Environment::default(),
         );
         let name = "web".parse().unwrap();
         directory.apply(

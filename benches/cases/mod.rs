@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pickd::{
-    Clock, Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Monotonic, Outcome,
-    RegistryStatus, ServiceInstance, Tools, Weight,
+    Clock, Context, Environment, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Monotonic,
+    Outcome, RegistryStatus, ServiceInstance, Weight,
 };
 
 /// Numbers of instances.
@@ -103,12 +103,12 @@ impl Case {
 
     /// An empty balancer with this strategy.
     pub(crate) fn balancer(&self, clock: Arc<dyn Clock>) -> LoadBalancer {
-        let tools = Tools {
+        let tools = Environment {
             clock,
-            ..Tools::default()
+            ..Environment::default()
         };
         let service = "user-service".parse().expect("a valid name");
-        LoadBalancer::with_tools(service, LoadBalancerConfig::new(self.strategy), tools, 0)
+        LoadBalancer::with_environment(service, LoadBalancerConfig::new(self.strategy), tools, 0)
     }
 
     /// A pool of `count` instances, in the state in which it is asked.

@@ -13,8 +13,8 @@ use super::error::ApiError;
 use super::query;
 use super::{Api, aside};
 use crate::balancer::{
-    ActiveState, BreakerState, ExplainedInstance, Explanation, Grievance, InstanceId, Layers, LoadBalancer, Objection,
-    PassiveState, RegistryStatus, Said, Score, ServiceName, Standing, Timestamp, WeightOrder,
+    ActiveState, BreakerState, DegradedReason, ExplainedInstance, Explanation, InstanceId, Layers, LoadBalancer,
+    PassiveState, RegistryStatus, Score, ServiceName, Since, StandingOrder, Timestamp, UnavailableReason, WeightOrder,
 };
 
 /// The route. Query: `key`, to be told where it leads.
@@ -143,7 +143,7 @@ impl InstanceState {
             id: explained.instance.id().to_string(),
             address: explained.instance.address().to_string(),
             status: explained.status.as_str(),
-            available: explained.objections.is_empty(),
+            available: explained.unavailable_reasons.is_empty(),
             why: why(explained, panic),
             effective_weight: explained.effective_weight,
             factors: FactorsState {
@@ -166,8 +166,8 @@ impl InstanceState {
 /// Why one can be picked or not, in words.
 fn why(explained: &ExplainedInstance, panic: bool) -> Vec<&'static str> {
     let layers = &explained.layers;
-    if !explained.objections.is_empty() {
-        let words = explained.objections.iter().copied().map(Objection::as_str);
+    if !explained.unavailable_reasons.is_empty() {
+        let words = explained.unavailable_reasons.iter().copied().map(UnavailableReason::as_str);
         // In a pool that panics it is picked all the same.
         return words
             .chain((panic && explained.score.is_some()).then_some("panic"))
@@ -176,8 +176,8 @@ fn why(explained: &ExplainedInstance, panic: bool) -> Vec<&'static str> {
     let mut words = vec![let_in(layers)];
     if let Some(PassiveState::Degraded(grievance)) = layers.passive.map(|said| said.state) {
         words.push(match grievance {
-            Grievance::Failing => "passive_failing",
-            Grievance::Slow => "passive_slow",
+            DegradedReason::Failing => "passive_failing",
+            DegradedReason::Slow => "passive_slow",
         });
     }
     words.extend(layers.held_by_cap.then_some("held_by_cap"));
@@ -232,7 +232,7 @@ struct LayerState {
 
 impl LayerState {
     fn of<T: Copy>(
-        said: Said<T>,
+        said: Since<T>,
         word: impl Fn(T) -> &'static str,
         reason: impl Fn(T) -> Option<String>,
         now: Timestamp,
@@ -268,7 +268,7 @@ impl LayersState {
             PassiveState::Degraded(grievance) => Some(grievance.to_string()),
         };
         let trip = |state: BreakerState| state.because().map(|because| because.to_string());
-        let breaker = |said: Said<BreakerState>| BreakerLayer {
+        let breaker = |said: Since<BreakerState>| BreakerLayer {
             layer: LayerState::of(said, BreakerState::as_str, trip, now),
             until_seconds: match said.state {
                 BreakerState::Open { until, .. } => Some(until.since(now).as_secs_f64()),
@@ -305,7 +305,7 @@ struct OrderState {
 }
 
 impl OrderState {
-    fn of(standing: &Standing, now: Timestamp) -> Self {
+    fn of(standing: &StandingOrder, now: Timestamp) -> Self {
         Self {
             by: standing.order().who().to_owned(),
             reason: standing.order().reason().map(str::to_owned),

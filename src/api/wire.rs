@@ -203,7 +203,7 @@ impl InstanceDetail {
         Self {
             status: numbers.status.as_str(),
             available: numbers.available,
-            reason: numbers.objections.first().map(|objection| objection.as_str()),
+            reason: numbers.unavailable_reasons.first().map(|objection| objection.as_str()),
             layers: LayersState::of(&numbers.layers, now),
             host: instance.host().to_owned(),
             port: instance.port(),

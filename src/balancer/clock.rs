@@ -99,7 +99,7 @@ impl Clock for Manual {
 
 /// What a layer says, and since when it has said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Said<T> {
+pub struct Since<T> {
     /// What it says.
     pub state: T,
     /// Since when.

@@ -16,7 +16,7 @@ use super::clock::Timestamp;
 use super::config::LoadBalancerConfig;
 use super::context::Context;
 use super::diff::Changes;
-use super::environment::Tools;
+use super::environment::Environment;
 use super::error::{PickError, ReportError};
 use super::instance::{ServiceInstance, ServiceName};
 use super::lease::{Completed, InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey, Leases};
@@ -54,7 +54,7 @@ impl ServiceConfigs {
 pub struct Directory {
     shards: [ArcSwap<Shard>; SHARDS],
     sources: ArcSwap<Sources>,
-    tools: Tools,
+    environment: Environment,
     leases: Leases,
     unknown: AtomicU64,
     unknown_not_synced: AtomicU64,
@@ -67,12 +67,12 @@ pub struct Directory {
 impl Directory {
     /// A directory of the services that the configuration names, all without instances.
     #[must_use]
-    pub fn new(configs: ServiceConfigs, sources: Sources, tools: Tools) -> Self {
+    pub fn new(configs: ServiceConfigs, sources: Sources, environment: Environment) -> Self {
         let most = configs.defaults.max_leases() as usize;
         let directory = Self {
             shards: std::array::from_fn(|_| ArcSwap::default()),
             sources: ArcSwap::from_pointee(sources),
-            tools,
+            environment,
             leases: Leases::new(LeaseKey::new(fastrand::u128(..).to_le_bytes()), most),
             unknown: AtomicU64::new(0),
             unknown_not_synced: AtomicU64::new(0),
@@ -224,7 +224,7 @@ impl Directory {
         let pick = self.select_instance(balancer, context)?;
         let ttl = ttl.unwrap_or(pick.config().lease_ttl());
         let most = pick.config().max_leases() as usize;
-        let now = self.tools.clock.now();
+        let now = self.environment.clock.now();
         let lease = self.leases.take(balancer, most, ttl, now, || balancer.begin(&pick));
         Ok((pick, lease))
     }
@@ -245,7 +245,7 @@ impl Directory {
     ///
     /// [`ReportError::UnknownLease`], or [`ReportError::NoCredit`] for an expired one.
     pub fn report(&self, lease: LeaseId, outcome: Outcome, latency: Option<Duration>) -> Result<(), ReportError> {
-        let completed = self.leases.complete(lease, self.tools.clock.now());
+        let completed = self.leases.complete(lease, self.environment.clock.now());
         let (subject, result) = match completed {
             None => return Err(self.unknown_lease()),
             Some(Completed::InTime(subject)) => {
@@ -267,7 +267,7 @@ impl Directory {
     ///
     /// [`ReportError::UnknownLease`]: ended, expired, or never handed out.
     pub fn renew(&self, lease: LeaseId) -> Result<(), ReportError> {
-        match self.leases.renew(lease, self.tools.clock.now()) {
+        match self.leases.renew(lease, self.environment.clock.now()) {
             Some(balancer) => {
                 balancer.lease_counts().reported::<()>(&Ok(()));
                 Ok(())
@@ -376,7 +376,7 @@ impl Directory {
             return balancer;
         }
         let seed = fastrand::u64(..);
-        let made = LoadBalancer::with_tools(service.clone(), config.clone(), self.tools.clone(), seed);
+        let made = LoadBalancer::with_environment(service.clone(), config.clone(), self.environment.clone(), seed);
         let balancer = Arc::new(made);
         self.shard(service.as_str()).rcu(|shard| {
             let mut shard = Shard::clone(shard);

@@ -9,7 +9,7 @@ use super::render::{NoBodies, Render};
 
 /// What a balancer is handed besides its configuration.
 #[derive(Clone)]
-pub struct Tools {
+pub struct Environment {
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Renders answers.
@@ -25,7 +25,7 @@ pub trait Wake: Send + Sync {
     fn wake(&self, service: &ServiceName);
 }
 
-impl Default for Tools {
+impl Default for Environment {
     /// The machine's monotonic clock, and no bodies; nobody drives the time.
     fn default() -> Self {
         Self {
@@ -36,8 +36,8 @@ impl Default for Tools {
     }
 }
 
-impl fmt::Debug for Tools {
+impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tools").finish_non_exhaustive()
+        f.debug_struct("Environment").finish_non_exhaustive()
     }
 }

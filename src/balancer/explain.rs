@@ -11,11 +11,11 @@ use super::clock::Timestamp;
 use super::config::LoadBalancingStrategy;
 use super::context::Context;
 use super::health::ejection::Admission;
-use super::health::layers::{Layers, Objection};
+use super::health::layers::{Layers, UnavailableReason};
 use super::instance::{HealthStatus, InstanceId, ServiceInstance};
 use super::live::Load;
 use super::load_balancer::LoadBalancer;
-use super::member::{Member, objections};
+use super::member::{Member, unavailable_reasons};
 use super::overrides::WeightOrder;
 use super::share::Factors;
 use super::strategy::draw::Mode;
@@ -61,7 +61,7 @@ pub struct ExplainedInstance {
     /// The product of the factors, in steps of 1/16.
     pub effective_weight: f64,
     /// Why it cannot be picked, unless the pool panics. Empty: it can.
-    pub objections: Vec<Objection>,
+    pub unavailable_reasons: Vec<UnavailableReason>,
     /// What the strategy compares; `None` for one that cannot be picked.
     pub score: Option<Score>,
 }
@@ -147,7 +147,7 @@ impl LoadBalancer {
             view,
             load: &self.load,
             mode: view.mode(&self.load),
-            now: self.tools.clock.now(),
+            now: self.environment.clock.now(),
         }
     }
 }
@@ -203,8 +203,8 @@ impl Subject<'_> {
         let verdict = &member.verdict;
         let weight_override = verdict.weight.as_ref().map(|order| order.weight);
         let layers = member.layers_now();
-        let objections = objections(member, &layers, config);
-        let can_be_picked = member.units > 0 && (objections.is_empty() || self.view.panic);
+        let unavailable_reasons = unavailable_reasons(member, &layers, config);
+        let can_be_picked = member.units > 0 && (unavailable_reasons.is_empty() || self.view.panic);
         let ramp = member.live.ramp(config, self.now);
         ExplainedInstance {
             instance: Arc::clone(&member.instance),
@@ -213,7 +213,7 @@ impl Subject<'_> {
             factors: Factors::of(&member.instance, &layers, weight_override, ramp, config),
             effective_weight: if can_be_picked { weight } else { 0.0 },
             layers,
-            objections,
+            unavailable_reasons,
             score: can_be_picked.then(score),
         }
     }

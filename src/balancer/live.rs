@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::clock::{Clock, Timestamp, nanos};
 use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
-use super::health::address::{Judgement, Step};
+use super::health::address::{AddressHealth, Step};
 use super::health::breaker::Trial;
 use super::health::checks::Check;
 use super::health::ejection::Admission;
@@ -50,7 +50,7 @@ pub(crate) struct Live {
     ramp_from: AtomicU64,
     /// `f32` seconds that its answers took lately; 0 before the first.
     lately: AtomicU32,
-    judgement: OnceLock<Box<Mutex<Judgement>>>,
+    judgement: OnceLock<Box<Mutex<AddressHealth>>>,
 }
 
 /// The steps of one address that one event made, and when time makes the next one.
@@ -147,11 +147,11 @@ impl Live {
     }
 
     /// What is judged of it, if anything was.
-    pub(crate) fn judgement(&self) -> Option<MutexGuard<'_, Judgement>> {
+    pub(crate) fn judgement(&self) -> Option<MutexGuard<'_, AddressHealth>> {
         self.judgement.get().map(|judgement| lock(judgement))
     }
 
-    fn judgement_made(&self) -> MutexGuard<'_, Judgement> {
+    fn judgement_made(&self) -> MutexGuard<'_, AddressHealth> {
         lock(self.judgement.get_or_init(Box::default))
     }
 
@@ -182,7 +182,7 @@ impl Live {
     /// Forgets what checks said. Returns whether they had said anything.
     pub(crate) fn forget_checks(&self) -> bool {
         self.judgement().is_some_and(|mut judgement| {
-            let said = judgement.active.said().is_some();
+            let said = judgement.active.since().is_some();
             judgement.active = Default::default();
             said
         })
@@ -318,7 +318,7 @@ impl Live {
     }
 }
 
-fn lock(judgement: &Mutex<Judgement>) -> MutexGuard<'_, Judgement> {
+fn lock(judgement: &Mutex<AddressHealth>) -> MutexGuard<'_, AddressHealth> {
     // A state machine that panicked has at worst missed a step.
     judgement.lock().unwrap_or_else(PoisonError::into_inner)
 }

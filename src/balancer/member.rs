@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::config::LoadBalancerConfig;
 use super::health::ejection::Admission;
-use super::health::layers::{Layers, Objection};
+use super::health::layers::{Layers, UnavailableReason};
 use super::health::slow_start;
 use super::instance::{HealthStatus, ServiceInstance};
 use super::live::Live;
@@ -64,16 +64,20 @@ pub(crate) struct Slot {
 }
 
 /// Why a member cannot be picked: the layers that take it out, else a weight of nothing.
-pub(crate) fn objections(member: &Member, layers: &Layers, config: &LoadBalancerConfig) -> Vec<Objection> {
-    let mut objections: Vec<_> = layers.objections().collect();
+pub(crate) fn unavailable_reasons(
+    member: &Member,
+    layers: &Layers,
+    config: &LoadBalancerConfig,
+) -> Vec<UnavailableReason> {
+    let mut unavailable_reasons: Vec<_> = layers.unavailable_reasons().collect();
     let order = member.verdict.weight.as_ref().map(|order| order.weight);
     if member.weight_in_force() == 0 {
-        objections.push(match order {
-            Some(_) => Objection::OverrideWeightZero,
-            None => Objection::WeightZero,
+        unavailable_reasons.push(match order {
+            Some(_) => UnavailableReason::OverrideWeightZero,
+            None => UnavailableReason::WeightZero,
         });
     } else if Factors::of(&member.instance, layers, order, slow_start::STEPS, config).units(config) == 0 {
-        objections.push(Objection::DegradedWeightZero);
+        unavailable_reasons.push(UnavailableReason::DegradedWeightZero);
     }
-    objections
+    unavailable_reasons
 }

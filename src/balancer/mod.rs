@@ -51,19 +51,19 @@ pub mod strategy;
 mod sync;
 pub(crate) mod view;
 
-pub use clock::{Clock, Manual, Monotonic, Said, Timestamp};
+pub use clock::{Clock, Manual, Monotonic, Since, Timestamp};
 pub use config::{BreakerConfig, Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, Preset};
 pub use context::Context;
 pub use denied_networks::{DeniedNetworks, InvalidNetwork, Network};
 pub use diff::{Changes, diff};
 pub use directory::{Directory, KNOWN_FOR, ServiceConfigs};
-pub use environment::{Tools, Wake};
+pub use environment::{Environment, Wake};
 pub use error::{PickError, ReportError, UnknownInstance};
 pub use explain::{ExplainedInstance, ExplainedKey, Explanation, Score};
-pub use health::breaker::{BreakerState, Recovery, Trip};
+pub use health::breaker::{BreakerState, CloseReason, TripReason};
 pub use health::checks::{ActiveState, Check, CheckFailure};
-pub use health::grade::{Grievance, PassiveState};
-pub use health::layers::{Layers, Objection};
+pub use health::grade::{DegradedReason, PassiveState};
+pub use health::layers::{Layers, UnavailableReason};
 pub use instance::{
     Address, HealthStatus, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
@@ -73,7 +73,7 @@ pub use load_balancer::pick::{Acquired, Alternate, Pick};
 pub use load_balancer::transitions::{Transition, Transitioned};
 pub use outcome::Outcome;
 pub use overrides::{
-    Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, Standing, WeightOrder,
+    Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, StandingOrder, WeightOrder,
 };
 pub use render::{Bodies, Described, NoBodies, Render};
 pub use share::Factors;

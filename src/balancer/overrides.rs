@@ -112,13 +112,13 @@ impl Order {
 
 /// An order in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct StandingOrder {
     order: Order,
     since: Timestamp,
     until: Option<Timestamp>,
 }
 
-impl Standing {
+impl StandingOrder {
     fn new(order: Order, now: Timestamp) -> Self {
         Self {
             until: order.ttl.map(|ttl| now + ttl),
@@ -152,7 +152,7 @@ pub struct WeightOrder {
     /// The weight.
     pub weight: Weight,
     /// The order that sets it.
-    pub standing: Arc<Standing>,
+    pub standing: Arc<StandingOrder>,
 }
 
 /// What is overridden.
@@ -172,7 +172,7 @@ pub struct Ended {
     /// What it overrode.
     pub what: Override,
     /// The order.
-    pub standing: Arc<Standing>,
+    pub standing: Arc<StandingOrder>,
     /// Why it ended.
     pub because: EndedBecause,
 }
@@ -199,7 +199,7 @@ pub struct OverrideCounts {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InstanceOverrides {
     /// The order that drains it.
-    pub drain: Option<Arc<Standing>>,
+    pub drain: Option<Arc<StandingOrder>>,
     /// The weight in place of the registered one.
     pub weight: Option<WeightOrder>,
 }
@@ -207,7 +207,7 @@ pub struct InstanceOverrides {
 /// The orders of one service, and the ids that left it lately.
 #[derive(Debug, Default)]
 pub(crate) struct Overrides {
-    drains: HashMap<InstanceId, Arc<Standing>>,
+    drains: HashMap<InstanceId, Arc<StandingOrder>>,
     weights: HashMap<InstanceId, WeightOrder>,
     left: HashMap<InstanceId, Timestamp>,
     ended: VecDeque<Ended>,
@@ -242,15 +242,15 @@ impl Overrides {
     }
 
     pub(crate) fn drain(&mut self, id: &InstanceId, order: Order, now: Timestamp) {
-        self.drains.insert(id.clone(), Arc::new(Standing::new(order, now)));
+        self.drains.insert(id.clone(), Arc::new(StandingOrder::new(order, now)));
     }
 
-    pub(crate) fn undrain(&mut self, id: &InstanceId) -> Option<Arc<Standing>> {
+    pub(crate) fn undrain(&mut self, id: &InstanceId) -> Option<Arc<StandingOrder>> {
         self.drains.remove(id)
     }
 
     pub(crate) fn set_weight(&mut self, id: &InstanceId, weight: Weight, order: Order, now: Timestamp) {
-        let standing = Arc::new(Standing::new(order, now));
+        let standing = Arc::new(StandingOrder::new(order, now));
         self.weights.insert(id.clone(), WeightOrder { weight, standing });
     }
 
@@ -284,7 +284,7 @@ impl Overrides {
     pub(crate) fn expire(&mut self, now: Timestamp) -> bool {
         let mut ended = Vec::new();
         let left = &self.left;
-        let is_over = |id: &InstanceId, standing: &Standing| {
+        let is_over = |id: &InstanceId, standing: &StandingOrder| {
             if standing.until.is_some_and(|until| until <= now) {
                 Some(EndedBecause::Expired)
             } else if left.get(id).is_some_and(|left_at| now.since(*left_at) >= KEPT_FOR) {
@@ -333,7 +333,7 @@ impl Overrides {
     pub(crate) fn next_end(&self) -> Option<Timestamp> {
         let drains = self.drains.iter().map(|(id, standing)| (id, &**standing));
         let weights = self.weights.iter().map(|(id, order)| (id, &*order.standing));
-        let ends = |(id, standing): (&InstanceId, &Standing)| {
+        let ends = |(id, standing): (&InstanceId, &StandingOrder)| {
             let forgotten_at = self.left.get(id).map(|left_at| *left_at + KEPT_FOR);
             standing.until.into_iter().chain(forgotten_at).min()
         };

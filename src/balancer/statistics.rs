@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::clock::Timestamp;
 use super::config::LoadBalancingStrategy;
 use super::error::ReportError;
-use super::health::layers::{Layers, Objection};
+use super::health::layers::{Layers, UnavailableReason};
 use super::instance::{HealthStatus, InstanceId};
 
 /// Rows that belong to one thread at a time; the threads beyond share one more.
@@ -217,7 +217,7 @@ pub struct InstanceStatistics {
     /// What each layer of health says.
     pub layers: Layers,
     /// Why it cannot be picked; empty if it can.
-    pub objections: Vec<Objection>,
+    pub unavailable_reasons: Vec<UnavailableReason>,
     /// Its share of picks: weight times all factors, in steps of 1/16.
     pub effective_weight: f64,
     /// Picks of it.

@@ -101,7 +101,7 @@ pub(crate) struct View {
 const WATCHFUL: u64 = u64::MAX;
 
 /// From what a view is made, besides its members.
-pub(crate) struct Made<'a> {
+pub(crate) struct ViewParts<'a> {
     pub(crate) epoch: u64,
     pub(crate) decision: &'a Decision,
     pub(crate) turn: Arc<Turn>,
@@ -118,8 +118,8 @@ impl fmt::Debug for View {
 
 impl View {
     /// Prepares a view of `members`, sorted by id. The previous view's ring is kept if it is still the right one.
-    pub(crate) fn new(config: LoadBalancerConfig, members: Box<[Member]>, made: Made<'_>) -> Self {
-        let Made {
+    pub(crate) fn new(config: LoadBalancerConfig, members: Box<[Member]>, made: ViewParts<'_>) -> Self {
+        let ViewParts {
             epoch,
             decision,
             turn,

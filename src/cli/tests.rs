@@ -66,7 +66,8 @@ mod with_an_agent {
     use crate::api::server::Listener;
     use crate::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
     use crate::balancer::{
-        Clock, Directory, Manual, RegistryStatus, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources, Tools,
+        Clock, Directory, Environment, Manual, RegistryStatus, ServiceConfigs, ServiceInstance, Source, SourceStatus,
+        Sources,
     };
     use crate::cli::{Cli, Command, Exit, healthcheck, pick, services};
     use crate::metrics::Metrics;
@@ -89,7 +90,7 @@ mod with_an_agent {
             let (early, late) = (status("early"), status("late"));
             early.heard(clock.now());
             early.mark_synced();
-            let tools = Tools {
+            let tools = Environment {
                 clock: clock.clone(),
                 render: Arc::new(JsonBodies),
                 wake: None,

@@ -67,7 +67,7 @@ pub enum Update {
         /// How far that answer can be trusted.
         trust: Trust,
     },
-    /// Everything has been told once. Said once in a watcher's life, and never before it is true.
+    /// Everything has been told once. Since once in a watcher's life, and never before it is true.
     Synced,
 }
 

@@ -262,7 +262,7 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balancer::{Manual, RegistryStatus, ServiceConfigs, ServiceInstance, Sources, Tools};
+    use crate::balancer::{Environment, Manual, RegistryStatus, ServiceConfigs, ServiceInstance, Sources};
     use crate::discovery::{Reading, Trust};
 
     const CONSUL: Source = Source::new("consul");
@@ -284,9 +284,9 @@ mod tests {
 
     fn setting() -> Setting {
         let statuses = vec![status(CONSUL), status(FILE)];
-        let tools = Tools {
+        let tools = Environment {
             clock: Arc::new(Manual::default()),
-            ..Tools::default()
+            ..Environment::default()
         };
         let directory = Arc::new(Directory::new(
             ServiceConfigs::default(),

@@ -119,7 +119,7 @@ pub async fn supervise<W: Watcher>(
                     status.lost(clock.now(), &error);
                     let told = report.tell(&status, clock.now());
                     if error.reason == Reason::InvalidFile {
-                        // Said once for each version of a file, and an operator who saved another wrong one wants to read
+                        // Since once for each version of a file, and an operator who saved another wrong one wants to read
                         // why. The watcher then waits for the next version by itself: a fix must not wait for a delay.
                         if !told {
                             tracing::warn!(%source, %error, "still unusable, serving what it said last");

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pickd::{
-    Bodies, Choices, Clock, Context, Described, Directory, EndedBecause, InstanceId, LeaseId, LoadBalancer,
-    LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Objection, Order, Outcome, Override, PickError,
-    RegistryStatus, Render, Score, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources, Tools, Weight,
+    Bodies, Choices, Clock, Context, Described, Directory, EndedBecause, Environment, InstanceId, LeaseId,
+    LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Order, Outcome, Override, PickError,
+    RegistryStatus, Render, Score, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources, UnavailableReason,
+    Weight,
 };
 use proptest::prelude::*;
 
@@ -67,11 +68,11 @@ fn timed(
 ) -> (LoadBalancer, Arc<Manual>) {
     let clock = Arc::new(Manual::default());
     clock.advance(Duration::from_secs(1_000));
-    let tools = Tools {
+    let tools = Environment {
         clock: clock.clone(),
-        ..Tools::default()
+        ..Environment::default()
     };
-    let balancer = LoadBalancer::with_tools("user-service".parse().unwrap(), config, tools, 0);
+    let balancer = LoadBalancer::with_environment("user-service".parse().unwrap(), config, tools, 0);
     balancer.apply(instances.into_iter().map(Arc::new));
     (balancer, clock)
 }
@@ -559,9 +560,9 @@ impl Leased {
     fn new(config: LoadBalancerConfig, ids: &[&str]) -> Self {
         let clock = Arc::new(Manual::default());
         clock.advance(Duration::from_secs(1_000));
-        let tools = Tools {
+        let tools = Environment {
             clock: clock.clone(),
-            ..Tools::default()
+            ..Environment::default()
         };
         let configs = ServiceConfigs {
             defaults: config,
@@ -838,11 +839,11 @@ impl Render for Counting {
 fn a_thousand_picks_render_nothing_and_allocate_nothing() {
     for strategy in LoadBalancingStrategy::ALL {
         let render = Arc::new(Counting::default());
-        let tools = Tools {
+        let tools = Environment {
             render: render.clone(),
-            ..Tools::default()
+            ..Environment::default()
         };
-        let balancer = LoadBalancer::with_tools(
+        let balancer = LoadBalancer::with_environment(
             "user-service".parse().unwrap(),
             LoadBalancerConfig::new(strategy),
             tools,
@@ -933,9 +934,9 @@ fn a_directory_tells_unknown_empty_and_not_synced_apart() {
     let directory = Directory::new(
         configs,
         sources,
-        Tools {
+        Environment {
             clock: clock.clone(),
-            ..Tools::default()
+            ..Environment::default()
         },
     );
     let refusal = |name: &str| match directory.get(name) {
@@ -980,7 +981,7 @@ fn a_directory_tells_unknown_empty_and_not_synced_apart() {
 
 #[test]
 fn a_reconfigured_directory_balances_known_services_anew() {
-    let directory = Directory::new(ServiceConfigs::default(), Sources::default(), Tools::default());
+    let directory = Directory::new(ServiceConfigs::default(), Sources::default(), Environment::default());
     let name = "web".parse().unwrap();
     directory.apply(&name, [Arc::new(instance("a", 1)), Arc::new(instance("b", 3))]);
     let mut configs = ServiceConfigs::default();
@@ -1084,8 +1085,8 @@ proptest! {
                     match balancer.select_instance(&context) {
                         Ok(pick) => {
                             prop_assert_eq!(Some(pick.instance()), registered.get(pick.id().as_str()));
-                            let objections = &judged[pick.id()].objections;
-                            let is_trial = objections.as_slice() == [Objection::BreakerHalfOpen];
+                            let objections = &judged[pick.id()].unavailable_reasons;
+                            let is_trial = objections.as_slice() == [UnavailableReason::BreakerHalfOpen];
                             prop_assert!(objections.is_empty() || is_trial || pick.panic(), "{:?}", objections);
                             prop_assert!(may(&pick), "{:?}", pick);
                             for alternate in pick.alternates(&balancer, 3, &context) {
@@ -1167,7 +1168,7 @@ fn an_order_acts_at_once_in_every_strategy_and_ends_when_time_is_advanced_past_i
             (2, 3),
             "{strategy}"
         );
-        assert_eq!(statistics.instances[&a].objections, [Objection::Drained]);
+        assert_eq!(statistics.instances[&a].unavailable_reasons, [UnavailableReason::Drained]);
 
         let end = clock.now() + Duration::from_secs(600);
         assert_eq!(balancer.end_overrides(clock.now()), Some(end));
@@ -1213,9 +1214,9 @@ fn orders_are_for_ids_that_are_there_or_were_lately() {
 #[test]
 fn a_service_of_which_something_is_ordered_is_not_forgotten() {
     let clock = Arc::new(Manual::default());
-    let tools = Tools {
+    let tools = Environment {
         clock: clock.clone(),
-        ..Tools::default()
+        ..Environment::default()
     };
     let directory = Directory::new(ServiceConfigs::default(), Sources::default(), tools);
     for service in ["web", "other"] {
@@ -1243,11 +1244,11 @@ fn a_service_of_which_something_is_ordered_is_not_forgotten() {
 #[test]
 fn an_override_weight_renders_nothing_and_a_drain_renders_what_it_drains() {
     let render = Arc::new(Counting::default());
-    let tools = Tools {
+    let tools = Environment {
         render: render.clone(),
-        ..Tools::default()
+        ..Environment::default()
     };
-    let balancer = LoadBalancer::with_tools("web".parse().unwrap(), LoadBalancerConfig::default(), tools, 0);
+    let balancer = LoadBalancer::with_environment("web".parse().unwrap(), LoadBalancerConfig::default(), tools, 0);
     balancer.apply((0..100).map(|number| Arc::new(instance(&format!("i-{number}"), 1))));
     let rendered = || render.0.swap(0, Ordering::Relaxed);
     assert_eq!(rendered(), 100);

@@ -14,8 +14,8 @@ use pickd::config::{Config, ConfigError, Layers};
 use pickd::discovery::{Reason, file};
 use pickd::metrics::Metrics;
 use pickd::{
-    Clock, Context, Directory, LoadBalancerConfig, Monotonic, Outcome, Preset, ServiceConfigs, ServiceInstance, Source,
-    SourceStatus, Sources, Tools,
+    Clock, Context, Directory, Environment, LoadBalancerConfig, Monotonic, Outcome, Preset, ServiceConfigs,
+    ServiceInstance, Source, SourceStatus, Sources,
 };
 use tower::ServiceExt;
 
@@ -358,9 +358,9 @@ fn api() -> Api {
     status.mark_synced();
     status.count_relist("start");
     let clock = Arc::new(Monotonic::start());
-    let tools = Tools {
+    let tools = Environment {
         clock: clock.clone(),
-        ..Tools::default()
+        ..Environment::default()
     };
     let directory = Directory::new(ServiceConfigs::default(), Sources::new(vec![Arc::new(status)]), tools);
     let instance = ServiceInstance::new("web-1", "10.0.0.1", 80).unwrap();

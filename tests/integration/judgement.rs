@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pickd::{
-    Acquired, ActiveState, Address, BreakerConfig, BreakerState, Check, CheckFailure, Clock, Context,
-    ExplainedInstance, Grievance, HealthStatus, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual,
-    Objection, Order, Outcome, PassiveState, PickError, Recovery, RegistryStatus, ServiceInstance, Tools, Transitioned,
-    Trip, Weight,
+    Acquired, ActiveState, Address, BreakerConfig, BreakerState, Check, CheckFailure, Clock, CloseReason, Context,
+    DegradedReason, Environment, ExplainedInstance, HealthStatus, LoadBalancer, LoadBalancerConfig,
+    LoadBalancingStrategy, Manual, Order, Outcome, PassiveState, PickError, RegistryStatus, ServiceInstance,
+    Transitioned, TripReason, UnavailableReason, Weight,
 };
 
 const OK: Outcome = Outcome::Success;
@@ -30,11 +30,11 @@ impl Pool {
     fn of(config: LoadBalancerConfig, instances: impl IntoIterator<Item = ServiceInstance>) -> Self {
         let clock = Arc::new(Manual::default());
         clock.advance(Duration::from_secs(10_000));
-        let tools = Tools {
+        let tools = Environment {
             clock: clock.clone(),
-            ..Tools::default()
+            ..Environment::default()
         };
-        let balancer = LoadBalancer::with_tools("web".parse().unwrap(), config, tools, 0);
+        let balancer = LoadBalancer::with_environment("web".parse().unwrap(), config, tools, 0);
         balancer.apply(instances.into_iter().map(Arc::new));
         Self { balancer, clock }
     }
@@ -101,7 +101,11 @@ impl Pool {
     }
 
     fn why(&self, id: &str) -> Vec<&'static str> {
-        self.explain(id).objections.into_iter().map(Objection::as_str).collect()
+        self.explain(id)
+            .unavailable_reasons
+            .into_iter()
+            .map(UnavailableReason::as_str)
+            .collect()
     }
 
     fn status(&self, id: &str) -> HealthStatus {
@@ -214,7 +218,7 @@ fn a_status_is_unhealthy_degraded_healthy_or_unknown() {
     }
     assert_eq!(pool.status("b"), HealthStatus::Degraded);
     let passive = pool.explain("b").layers.passive.unwrap().state;
-    assert_eq!(passive, PassiveState::Degraded(Grievance::Failing));
+    assert_eq!(passive, PassiveState::Degraded(DegradedReason::Failing));
     pool.seconds(1);
     assert_eq!(pool.explain("b").factors.degraded, 0.25);
     assert_eq!(pool.explain("b").effective_weight, 0.25);
@@ -231,7 +235,7 @@ fn outcomes_take_an_instance_out_after_exactly_max_consecutive_failures() {
         assert_eq!(pool.why("a"), ["breaker_open"]);
         // On the very next pick, before any table has followed.
         assert_eq!(pool.picked(), ids(&["b", "c", "d"]));
-        let because = Trip::ConsecutiveFailures(failures as u32);
+        let because = TripReason::ConsecutiveFailures(failures as u32);
         assert!(matches!(pool.breaker("a"), Some(BreakerState::Open { because: found, .. }) if found == because));
     }
 }
@@ -289,7 +293,7 @@ fn half_of_ten_outcomes_within_a_minute_take_an_instance_out() {
     }
     pool.report("a", FAIL, 1);
     assert_eq!(pool.why("a"), ["breaker_open"], "six of ten");
-    let because = Trip::FailureRatio { failed: 6, total: 10 };
+    let because = TripReason::FailureRatio { failed: 6, total: 10 };
     assert!(matches!(pool.breaker("a"), Some(BreakerState::Open { because: found, .. }) if found == because));
 
     // The same more slowly: the first have left the window before there are ten.
@@ -389,12 +393,14 @@ fn the_first_outcome_after_the_permit_decides() {
     assert!(matches!(
         pool.breaker("b"),
         Some(BreakerState::Open {
-            because: Trip::TrialFailed,
+            because: TripReason::TrialFailed,
             ..
         })
     ));
     let told = pool.transitions();
-    assert!(told.contains(&Transitioned::HalfOpened) && told.contains(&Transitioned::Closed(Recovery::TrialSucceeded)));
+    assert!(
+        told.contains(&Transitioned::HalfOpened) && told.contains(&Transitioned::Closed(CloseReason::TrialSucceeded))
+    );
 }
 
 #[test]
@@ -410,7 +416,7 @@ fn a_trial_whose_caller_died_is_unknown_and_three_in_a_row_close_the_breaker() {
     assert_eq!(pool.why("a"), [""; 0]);
     assert!(
         pool.transitions()
-            .contains(&Transitioned::Closed(Recovery::TrialsUnknown))
+            .contains(&Transitioned::Closed(CloseReason::TrialsUnknown))
     );
 }
 
@@ -425,7 +431,10 @@ fn without_a_breaker_an_instance_is_out_for_thirty_seconds_times_ejections_in_a_
         pool.seconds(1);
         assert_eq!(pool.why("a"), [""; 0], "no trial: {times}");
     }
-    assert!(pool.transitions().contains(&Transitioned::Closed(Recovery::TimeServed)));
+    assert!(
+        pool.transitions()
+            .contains(&Transitioned::Closed(CloseReason::TimeServed))
+    );
 }
 
 #[test]
@@ -702,7 +711,7 @@ fn a_much_slower_instance_is_degraded_until_it_is_as_fast_as_the_others() {
     );
     (0..12).for_each(|_| round(&pool, 20));
     (0..4).for_each(|_| round(&pool, 200));
-    assert_eq!(passive(&pool), PassiveState::Degraded(Grievance::Slow));
+    assert_eq!(passive(&pool), PassiveState::Degraded(DegradedReason::Slow));
     assert_eq!(pool.status("a"), HealthStatus::Degraded);
     (0..20).for_each(|_| round(&pool, 20));
     assert_eq!(passive(&pool), PassiveState::Ok);
@@ -869,7 +878,7 @@ fn a_thousand_that_fail_together_are_out_at_once_up_to_the_cap_and_the_next_view
     all_are_picked_from(&pool, 500);
     let count = |pool: &Pool| {
         let explained = pool.balancer.explain(None).instances;
-        let out = explained.iter().filter(|it| !it.objections.is_empty()).count();
+        let out = explained.iter().filter(|it| !it.unavailable_reasons.is_empty()).count();
         let held = explained.iter().filter(|it| it.layers.held_by_cap).count();
         (out, held)
     };

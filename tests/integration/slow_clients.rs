@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pickd::api::server::{Limits, Listen, Listener};
 use pickd::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
 use pickd::metrics::Metrics;
-use pickd::{Clock, Directory, Monotonic, ServiceConfigs, ServiceInstance, Sources, Tools};
+use pickd::{Clock, Directory, Environment, Monotonic, ServiceConfigs, ServiceInstance, Sources};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::agent::SOON;
@@ -45,7 +45,7 @@ impl Served {
 
     fn serving(limits: Limits, instance: ServiceInstance) -> Self {
         let clock = Arc::new(Monotonic::start());
-        let tools = Tools {
+        let tools = Environment {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             render: Arc::new(JsonBodies),
             wake: None,

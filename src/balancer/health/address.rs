@@ -1,6 +1,6 @@
 //! What is judged locally of one address.
 //!
-//! [`Judgement`] keeps what outcomes and checks say of one address, layer beside layer: passive grade, breaker, active checks.
+//! [`AddressHealth`] keeps what outcomes and checks say of one address, layer beside layer: passive grade, breaker, active checks.
 //! None of them overwrites another: a passing check does not close a breaker, a closing breaker does not overrule a check.
 
 use super::breaker::{Breaker, BreakerState, BreakerStep, Evidence, Trial};
@@ -14,7 +14,7 @@ use crate::balancer::outcome::Outcome;
 
 /// What outcomes and checks say of one address.
 #[derive(Debug, Default)]
-pub(crate) struct Judgement {
+pub(crate) struct AddressHealth {
     window: OutcomeWindow,
     pub(crate) passive: Passive,
     pub(crate) breaker: Breaker,
@@ -38,13 +38,13 @@ pub(crate) enum Step {
     Breaker(BreakerStep),
 }
 
-impl Judgement {
+impl AddressHealth {
     /// Adds what is judged locally to what admin and registry say.
     pub(crate) fn judge(&self, said: Layers) -> Layers {
         Layers {
-            active: self.active.said(),
-            passive: self.passive.said(),
-            breaker: self.breaker.said(),
+            active: self.active.since(),
+            passive: self.passive.since(),
+            breaker: self.breaker.since(),
             held_by_cap: self.held_by_cap,
             ..said
         }
@@ -116,7 +116,7 @@ impl Judgement {
 
     /// Takes the result of a check.
     pub(crate) fn observe(&mut self, check: Check, config: &LoadBalancerConfig, now: Timestamp) -> Option<Step> {
-        let first = self.active.said().is_none();
+        let first = self.active.since().is_none();
         let state = self.active.observe(check, config, now)?;
         Some(Step::Active { state, first })
     }
@@ -128,7 +128,7 @@ impl Judgement {
         config: &LoadBalancerConfig,
         now: Timestamp,
     ) -> Option<Step> {
-        let first = self.passive.said().is_none();
+        let first = self.passive.since().is_none();
         let grade = self
             .passive
             .judge(totals, usual, config.breaker().min_outcomes(), now)?;
@@ -256,7 +256,7 @@ mod tests {
             entropy in 0.0..1.0_f64,
         ) {
             let config = LoadBalancerConfig::default().with_circuit_breaker_enabled(enabled);
-            let (mut judgement, mut naive) = (Judgement::default(), Naive::default());
+            let (mut judgement, mut naive) = (AddressHealth::default(), Naive::default());
             let mut now = Timestamp::default() + Duration::from_secs(1_000_000);
             let mut trial = Trial::None;
             for event in events {

@@ -26,7 +26,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::window::Totals;
-use crate::balancer::clock::{Said, Timestamp};
+use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 
 /// How long a pick that was let through as the trial keeps others from being one.
@@ -48,12 +48,12 @@ pub enum BreakerState {
         /// Until then.
         until: Timestamp,
         /// What made it open.
-        because: Trip,
+        because: TripReason,
     },
     /// Lets one pick at a time through.
     HalfOpen {
         /// What had made it open.
-        because: Trip,
+        because: TripReason,
     },
 }
 
@@ -70,7 +70,7 @@ impl BreakerState {
 
     /// What made it open; `None` while closed.
     #[must_use]
-    pub fn because(self) -> Option<Trip> {
+    pub fn because(self) -> Option<TripReason> {
         match self {
             Self::Closed => None,
             Self::Open { because, .. } | Self::HalfOpen { because } => Some(because),
@@ -80,7 +80,7 @@ impl BreakerState {
 
 /// What made a breaker open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trip {
+pub enum TripReason {
     /// So many failures in a row; a refused connection counts as two.
     ConsecutiveFailures(u32),
     /// Too many of the outcomes within the window failed.
@@ -95,7 +95,7 @@ pub enum Trip {
 }
 
 /// As in answers and logs: `3 failures in a row`.
-impl fmt::Display for Trip {
+impl fmt::Display for TripReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ConsecutiveFailures(failures) => write!(f, "{failures} failures in a row"),
@@ -107,7 +107,7 @@ impl fmt::Display for Trip {
 
 /// What made a breaker close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recovery {
+pub enum CloseReason {
     /// The trial succeeded.
     TrialSucceeded,
     /// Nothing was heard of three trials in a row.
@@ -116,7 +116,7 @@ pub enum Recovery {
     TimeServed,
 }
 
-impl fmt::Display for Recovery {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TrialSucceeded => "the trial succeeded",
@@ -130,13 +130,13 @@ impl fmt::Display for Recovery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BreakerStep {
     Opened {
-        because: Trip,
+        because: TripReason,
         until: Timestamp,
     },
     HalfOpened,
     /// A trial was not heard of; another one may be let through.
     TrialUnknown,
-    Closed(Recovery),
+    Closed(CloseReason),
 }
 
 /// An outcome as the breaker sees it.
@@ -166,10 +166,10 @@ enum State {
     Closed,
     Open {
         until: Timestamp,
-        because: Trip,
+        because: TripReason,
     },
     HalfOpen {
-        because: Trip,
+        because: TripReason,
         unknown: u8,
     },
 }
@@ -201,8 +201,8 @@ impl Breaker {
     }
 
     /// What it says, and since when; `None` before the first outcome.
-    pub(crate) fn said(&self) -> Option<Said<BreakerState>> {
-        self.heard.then(|| Said {
+    pub(crate) fn since(&self) -> Option<Since<BreakerState>> {
+        self.heard.then(|| Since {
             state: self.state(),
             since: self.since,
         })
@@ -241,9 +241,9 @@ impl Breaker {
             (State::Open { .. }, _) => None,
             // A request from before it opened.
             (State::HalfOpen { unknown: 0, .. }, _) if trial == Trial::None => None,
-            (State::HalfOpen { .. }, Evidence::Success) => Some(self.close(Recovery::TrialSucceeded, now)),
+            (State::HalfOpen { .. }, Evidence::Success) => Some(self.close(CloseReason::TrialSucceeded, now)),
             (State::HalfOpen { .. }, Evidence::Failure(_) | Evidence::Rejected) => {
-                Some(self.open(Trip::TrialFailed, totals, config, entropy, now))
+                Some(self.open(TripReason::TrialFailed, totals, config, entropy, now))
             }
         }
     }
@@ -253,7 +253,7 @@ impl Breaker {
         match (self.state, trial) {
             (State::Open { until, because }, _) if until <= now => {
                 if !config.circuit_breaker_enabled() {
-                    return Some(self.close(Recovery::TimeServed, now));
+                    return Some(self.close(CloseReason::TimeServed, now));
                 }
                 self.state = State::HalfOpen { because, unknown: 0 };
                 self.since = now;
@@ -262,7 +262,7 @@ impl Breaker {
             (State::HalfOpen { because, unknown }, Trial::Since(then)) if then + TRIAL_TTL <= now => {
                 let unknown = unknown + 1;
                 if unknown >= UNKNOWN_TRIALS {
-                    return Some(self.close(Recovery::TrialsUnknown, now));
+                    return Some(self.close(CloseReason::TrialsUnknown, now));
                 }
                 self.state = State::HalfOpen { because, unknown };
                 Some(BreakerStep::TrialUnknown)
@@ -282,13 +282,13 @@ impl Breaker {
         }
     }
 
-    fn trip(&self, totals: Totals, config: &LoadBalancerConfig) -> Option<Trip> {
+    fn trip(&self, totals: Totals, config: &LoadBalancerConfig) -> Option<TripReason> {
         let breaker = config.breaker();
         if self.failures_in_a_row >= config.max_consecutive_failures() {
-            return Some(Trip::ConsecutiveFailures(self.failures_in_a_row));
+            return Some(TripReason::ConsecutiveFailures(self.failures_in_a_row));
         }
         (totals.total >= breaker.min_outcomes() && totals.failure_ratio() >= breaker.failure_ratio()).then_some(
-            Trip::FailureRatio {
+            TripReason::FailureRatio {
                 failed: totals.failed,
                 total: totals.total,
             },
@@ -297,14 +297,14 @@ impl Breaker {
 
     fn open(
         &mut self,
-        because: Trip,
+        because: TripReason,
         totals: Totals,
         config: &LoadBalancerConfig,
         entropy: f64,
         now: Timestamp,
     ) -> BreakerStep {
         let in_a_row = match self.closed_at {
-            _ if because == Trip::TrialFailed => true,
+            _ if because == TripReason::TrialFailed => true,
             Some(closed_at) => now.since(closed_at) < config.breaker().window(),
             None => false,
         };
@@ -312,13 +312,13 @@ impl Breaker {
         let until = now + open_for(self.openings, config, entropy);
         self.state = State::Open { until, because };
         self.since = now;
-        if because != Trip::TrialFailed {
+        if because != TripReason::TrialFailed {
             (self.severity, self.tripped_at) = (totals.failure_ratio() as f32, now);
         }
         BreakerStep::Opened { because, until }
     }
 
-    fn close(&mut self, because: Recovery, now: Timestamp) -> BreakerStep {
+    fn close(&mut self, because: CloseReason, now: Timestamp) -> BreakerStep {
         self.state = State::Closed;
         self.since = now;
         self.closed_at = Some(now);

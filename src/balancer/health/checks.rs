@@ -10,7 +10,7 @@
 
 use std::fmt;
 
-use crate::balancer::clock::{Said, Timestamp};
+use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 
 /// What one active check found.
@@ -81,14 +81,14 @@ impl ActiveState {
 
 #[derive(Debug, Default)]
 pub(crate) struct Active {
-    said: Option<Said<ActiveState>>,
+    said: Option<Since<ActiveState>>,
     /// Results in a row that speak against the state.
     against: u32,
 }
 
 impl Active {
     /// What checks say; `None` before the first.
-    pub(crate) fn said(&self) -> Option<Said<ActiveState>> {
+    pub(crate) fn since(&self) -> Option<Since<ActiveState>> {
         self.said
     }
 
@@ -122,7 +122,7 @@ impl Active {
             return None;
         }
         self.against = 0;
-        self.said = Some(Said {
+        self.said = Some(Since {
             state: next,
             since: now,
         });
@@ -186,7 +186,7 @@ mod tests {
             active.observe(Check::Fail(CheckFailure::Status(500)), &config, at(2)),
             None
         );
-        let said = active.said().unwrap();
+        let said = active.since().unwrap();
         assert_eq!(
             (said.state, said.since),
             (ActiveState::Down(CheckFailure::Status(500)), at(1))

@@ -12,7 +12,7 @@
 use std::fmt;
 
 use super::window::Totals;
-use crate::balancer::clock::{Said, Timestamp};
+use crate::balancer::clock::{Since, Timestamp};
 
 /// Degraded from this share of failed outcomes on, and ok below the second.
 const FAILING: (f64, f64) = (0.20, 0.10);
@@ -31,7 +31,7 @@ pub enum PassiveState {
     /// No objection.
     Ok,
     /// Picked less.
-    Degraded(Grievance),
+    Degraded(DegradedReason),
 }
 
 impl PassiveState {
@@ -47,7 +47,7 @@ impl PassiveState {
 
 /// Why an instance is picked less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Grievance {
+pub enum DegradedReason {
     /// Too many of its outcomes failed.
     Failing,
     /// It is much slower than the others.
@@ -55,7 +55,7 @@ pub enum Grievance {
 }
 
 /// The word for it in answers. Words do not change.
-impl fmt::Display for Grievance {
+impl fmt::Display for DegradedReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Failing => "failing",
@@ -66,7 +66,7 @@ impl fmt::Display for Grievance {
 
 #[derive(Debug, Default)]
 pub(crate) struct Passive {
-    said: Option<Said<PassiveState>>,
+    said: Option<Since<PassiveState>>,
     /// Seconds; 0 before the first.
     lately: f32,
     timed: u32,
@@ -74,7 +74,7 @@ pub(crate) struct Passive {
 
 impl Passive {
     /// What outcomes say; `None` before there were enough.
-    pub(crate) fn said(&self) -> Option<Said<PassiveState>> {
+    pub(crate) fn since(&self) -> Option<Since<PassiveState>> {
         self.said
     }
 
@@ -111,25 +111,25 @@ impl Passive {
         let enough = totals.total >= min_outcomes;
         let slower_than = |times: f32| usual.is_some_and(|usual| self.lately >= (times * usual).max(usual + SLOW_BY));
         let failing = match before {
-            Some(PassiveState::Degraded(Grievance::Failing)) => ratio >= FAILING.1,
+            Some(PassiveState::Degraded(DegradedReason::Failing)) => ratio >= FAILING.1,
             _ => enough && ratio >= FAILING.0,
         };
         // Without outcomes it is not known to be slow any more.
         let slow = totals.total > 0
             && match before {
-                Some(PassiveState::Degraded(Grievance::Slow)) => slower_than(SLOW.1),
+                Some(PassiveState::Degraded(DegradedReason::Slow)) => slower_than(SLOW.1),
                 _ => self.timed >= min_outcomes && slower_than(SLOW.0),
             };
         let next = match (failing, slow) {
-            (true, _) => PassiveState::Degraded(Grievance::Failing),
-            (false, true) => PassiveState::Degraded(Grievance::Slow),
+            (true, _) => PassiveState::Degraded(DegradedReason::Failing),
+            (false, true) => PassiveState::Degraded(DegradedReason::Slow),
             (false, false) if before.is_none() && !enough => return None,
             (false, false) => PassiveState::Ok,
         };
         if before == Some(next) {
             return None;
         }
-        self.said = Some(Said {
+        self.said = Some(Since {
             state: next,
             since: now,
         });

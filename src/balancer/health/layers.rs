@@ -5,25 +5,25 @@ use std::sync::Arc;
 use super::breaker::BreakerState;
 use super::checks::{ActiveState, CheckFailure};
 use super::grade::PassiveState;
-use crate::balancer::clock::{Said, Timestamp};
+use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::instance::{HealthStatus, RegistryStatus};
-use crate::balancer::overrides::Standing;
+use crate::balancer::overrides::StandingOrder;
 
 /// What each layer says of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layers {
     /// The operator's order that takes it out; `None` while it is in service.
-    pub admin: Option<Arc<Standing>>,
+    pub admin: Option<Arc<StandingOrder>>,
     /// What the registry says.
-    pub registry: Said<RegistryStatus>,
+    pub registry: Since<RegistryStatus>,
     /// Whether its registered address must not be contacted: see [`DeniedNetworks`](super::DeniedNetworks).
     pub address_refused: bool,
     /// What our own checks say; `None` before the first.
-    pub active: Option<Said<ActiveState>>,
+    pub active: Option<Since<ActiveState>>,
     /// What outcomes say; `None` before there were enough of them.
-    pub passive: Option<Said<PassiveState>>,
+    pub passive: Option<Since<PassiveState>>,
     /// What its breaker says; `None` before the first outcome.
-    pub breaker: Option<Said<BreakerState>>,
+    pub breaker: Option<Since<BreakerState>>,
     /// Its breaker is open, and the pool cannot do without it: picked all the same.
     pub held_by_cap: bool,
 }
@@ -32,14 +32,14 @@ impl Layers {
     /// What admin and registry say now, without the others. A layer that says what it said before has said so since then.
     pub(crate) fn following(
         before: Option<&Self>,
-        admin: Option<Arc<Standing>>,
+        admin: Option<Arc<StandingOrder>>,
         registry: RegistryStatus,
         address_refused: bool,
         now: Timestamp,
     ) -> Self {
         let registry = match before {
             Some(before) if before.registry.state == registry => before.registry,
-            _ => Said {
+            _ => Since {
                 state: registry,
                 since: now,
             },
@@ -58,7 +58,7 @@ impl Layers {
     /// The status derived from all layers.
     #[must_use]
     pub fn status(&self) -> HealthStatus {
-        if self.objections().next().is_some() {
+        if self.unavailable_reasons().next().is_some() {
             HealthStatus::Unhealthy
         } else if self.is_degraded() {
             HealthStatus::Degraded
@@ -74,7 +74,7 @@ impl Layers {
         self.registry.state == RegistryStatus::Warning
             || matches!(
                 self.passive,
-                Some(Said {
+                Some(Since {
                     state: PassiveState::Degraded(_),
                     ..
                 })
@@ -92,25 +92,25 @@ impl Layers {
     }
 
     /// Each layer that takes the instance out.
-    pub(crate) fn objections(&self) -> impl Iterator<Item = Objection> {
+    pub(crate) fn unavailable_reasons(&self) -> impl Iterator<Item = UnavailableReason> {
         let active = match self.active.map(|said| said.state) {
-            Some(ActiveState::Down(why)) if why != CheckFailure::AddressRefused => Some(Objection::CheckFailed),
+            Some(ActiveState::Down(why)) if why != CheckFailure::AddressRefused => Some(UnavailableReason::CheckFailed),
             _ => None,
         };
         let breaker = match self.breaker.map(|said| said.state) {
             _ if self.held_by_cap => None,
-            Some(BreakerState::Open { .. }) => Some(Objection::BreakerOpen),
-            Some(BreakerState::HalfOpen { .. }) => Some(Objection::BreakerHalfOpen),
+            Some(BreakerState::Open { .. }) => Some(UnavailableReason::BreakerOpen),
+            Some(BreakerState::HalfOpen { .. }) => Some(UnavailableReason::BreakerHalfOpen),
             Some(BreakerState::Closed) | None => None,
         };
         self.beyond_panic().chain(active).chain(breaker)
     }
 
-    fn beyond_panic(&self) -> impl Iterator<Item = Objection> {
-        let admin = self.admin.is_some().then_some(Objection::Drained);
+    fn beyond_panic(&self) -> impl Iterator<Item = UnavailableReason> {
+        let admin = self.admin.is_some().then_some(UnavailableReason::Drained);
         let registry = match self.registry.state {
-            RegistryStatus::Critical => Some(Objection::RegistryCritical),
-            RegistryStatus::Maintenance => Some(Objection::RegistryMaintenance),
+            RegistryStatus::Critical => Some(UnavailableReason::RegistryCritical),
+            RegistryStatus::Maintenance => Some(UnavailableReason::RegistryMaintenance),
             RegistryStatus::Unknown | RegistryStatus::Passing | RegistryStatus::Warning => None,
         };
         let resolved = ActiveState::Down(CheckFailure::AddressRefused);
@@ -118,13 +118,13 @@ impl Layers {
         admin
             .into_iter()
             .chain(registry)
-            .chain(refused.then_some(Objection::AddressRefused))
+            .chain(refused.then_some(UnavailableReason::AddressRefused))
     }
 }
 
 /// Why an instance cannot be picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Objection {
+pub enum UnavailableReason {
     /// An operator drained it.
     Drained,
     /// The registry says critical.
@@ -147,7 +147,7 @@ pub enum Objection {
     DegradedWeightZero,
 }
 
-impl Objection {
+impl UnavailableReason {
     /// The word for it in answers. Words do not change.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -176,7 +176,7 @@ mod tests {
         Timestamp::default() + Duration::from_secs(seconds)
     }
 
-    fn drained(now: Timestamp) -> Option<Arc<Standing>> {
+    fn drained(now: Timestamp) -> Option<Arc<StandingOrder>> {
         let (mut overrides, id) = (Overrides::default(), "a".parse().unwrap());
         overrides.drain(&id, Order::by("ops"), now);
         overrides.of(&id).drain
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn every_objection_is_told() {
         let layers = Layers::following(None, drained(at(1)), RegistryStatus::Critical, false, at(1));
-        let words: Vec<_> = layers.objections().map(Objection::as_str).collect();
+        let words: Vec<_> = layers.unavailable_reasons().map(UnavailableReason::as_str).collect();
         assert_eq!(words, ["drained", "registry_critical"]);
     }
 }

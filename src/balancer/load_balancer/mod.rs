@@ -12,25 +12,25 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use self::writer::{Counted, REMEMBERED_FOR, Tending, Writer};
+use self::writer::{Counted, REMEMBERED_FOR, Upkeep, Writer};
 use super::clock::Timestamp;
 use super::config::LoadBalancerConfig;
 use super::diff::Changes;
-use super::environment::Tools;
+use super::environment::Environment;
 use super::error::{PickError, ReportError, UnknownInstance};
 use super::health::ejection::Decision;
 use super::instance::{HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
 use super::live::{Live, Load};
-use super::member::{Member, objections};
+use super::member::{Member, unavailable_reasons};
 use super::outcome::Outcome;
-use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, Standing, WeightOrder};
+use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, StandingOrder, WeightOrder};
 use super::report_credit;
 use super::statistics::{
     CheckStatistics, InstanceStatistics, LeaseCounts, LeaseStatistics, Refusals, ReportStatistics, Statistics,
 };
 use super::strategy::draw::Mode;
 use super::strategy::schedule::Turn;
-use super::view::{Made, View};
+use super::view::{View, ViewParts};
 
 pub(crate) mod pick;
 mod publish;
@@ -62,7 +62,7 @@ pub struct LoadBalancer {
     /// How often the list of instances has changed.
     generation: AtomicU64,
     pub(crate) load: Arc<Load>,
-    pub(crate) tools: Tools,
+    pub(crate) environment: Environment,
     not_synced: AtomicU64,
     no_instances: AtomicU64,
     none_available: AtomicU64,
@@ -77,14 +77,19 @@ impl LoadBalancer {
     /// A balancer without instances, on the machine's clock. It starts its turns at a random place.
     #[must_use]
     pub fn new(service: ServiceName, config: LoadBalancerConfig) -> Self {
-        Self::with_tools(service, config, Tools::default(), fastrand::u64(..))
+        Self::with_environment(service, config, Environment::default(), fastrand::u64(..))
     }
 
     /// The same with its clock, its renderer and the seed of its first turn handed in.
     #[must_use]
-    pub fn with_tools(service: ServiceName, config: LoadBalancerConfig, tools: Tools, seed: u64) -> Self {
+    pub fn with_environment(
+        service: ServiceName,
+        config: LoadBalancerConfig,
+        environment: Environment,
+        seed: u64,
+    ) -> Self {
         let turn = Arc::new(Turn::starting_at(seed));
-        let made = Made {
+        let made = ViewParts {
             epoch: 0,
             decision: &Decision::default(),
             turn: Arc::clone(&turn),
@@ -99,9 +104,9 @@ impl LoadBalancer {
             departed_lives: HashMap::new(),
             forgotten: Counted::default(),
             retired: Vec::new(),
-            empty_since: Some(tools.clock.now()),
+            empty_since: Some(environment.clock.now()),
             overrides: Overrides::default(),
-            tending: Tending::default(),
+            upkeep: Upkeep::default(),
         };
         Self {
             service,
@@ -109,8 +114,8 @@ impl LoadBalancer {
             epoch: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
             generation: AtomicU64::new(0),
-            load: Arc::new(Load::new(Arc::clone(&tools.clock))),
-            tools,
+            load: Arc::new(Load::new(Arc::clone(&environment.clock))),
+            environment,
             not_synced: AtomicU64::new(0),
             no_instances: AtomicU64::new(0),
             none_available: AtomicU64::new(0),
@@ -151,7 +156,7 @@ impl LoadBalancer {
 
     /// Learns from how a request went. A success without its latency counts, and leaves the average alone.
     pub(crate) fn learn(&self, live: &Arc<Live>, outcome: Outcome, latency: Option<Duration>) {
-        let now = self.tools.clock.now();
+        let now = self.environment.clock.now();
         let view = self.view.load();
         live.record(outcome, latency, self.load.typical(view.slots().len()), now);
         if outcome == Outcome::Cancelled {
@@ -174,7 +179,7 @@ impl LoadBalancer {
         outcome: Outcome,
         latency: Option<Duration>,
     ) -> Result<(), ReportError> {
-        let now = self.tools.clock.now();
+        let now = self.environment.clock.now();
         let take = || live.credit.take(live.picks.load(Ordering::Relaxed), now);
         // The latest picks may not have been handed over yet: only who seems to have no credit is worth asking for them.
         let credited = take() || {
@@ -278,7 +283,7 @@ impl LoadBalancer {
     /// # Errors
     ///
     /// As for [`drain`](Self::drain).
-    pub fn undrain(&self, id: &InstanceId) -> Result<Option<Arc<Standing>>, UnknownInstance> {
+    pub fn undrain(&self, id: &InstanceId) -> Result<Option<Arc<StandingOrder>>, UnknownInstance> {
         self.order(id, |overrides, _| overrides.undrain(id))
     }
 
@@ -310,7 +315,7 @@ impl LoadBalancer {
     ) -> Result<T, UnknownInstance> {
         let mut writer = self.write();
         let view = self.view.load_full();
-        let now = self.tools.clock.now();
+        let now = self.environment.clock.now();
         let is_registered = view
             .members
             .binary_search_by(|member| member.instance.id().cmp(id))
@@ -432,7 +437,7 @@ impl LoadBalancer {
     /// What the service has done so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        let now = self.tools.clock.now();
+        let now = self.environment.clock.now();
         // The lock keeps writers out, so that members and totals are of one moment.
         let writer = self.write();
         let counted = self.counted(&writer);
@@ -440,17 +445,17 @@ impl LoadBalancer {
         let instance = |member: &Member| {
             let live = &member.live;
             let layers = member.layers_now();
-            let objections = objections(member, &layers, &view.config);
+            let unavailable_reasons = unavailable_reasons(member, &layers, &view.config);
             let statistics = InstanceStatistics {
                 status: layers.status(),
-                available: objections.is_empty(),
-                effective_weight: if objections.is_empty() || view.panic {
+                available: unavailable_reasons.is_empty(),
+                effective_weight: if unavailable_reasons.is_empty() || view.panic {
                     f64::from(member.units) / 16.0
                 } else {
                     0.0
                 },
                 layers,
-                objections,
+                unavailable_reasons,
                 total_requests: live.picks.load(Ordering::Relaxed),
                 reported_requests: live.reported.load(Ordering::Relaxed),
                 failed_requests: live.failed.load(Ordering::Relaxed),

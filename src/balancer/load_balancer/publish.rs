@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use super::LoadBalancer;
 use super::writer::Writer;
-use crate::balancer::clock::{Said, Timestamp};
+use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::diff::{Changes, diff};
 use crate::balancer::health::ejection::{Candidate, Decision};
@@ -21,10 +21,10 @@ use crate::balancer::health::{ejection, slow_start};
 use crate::balancer::instance::{RegistryStatus, ServiceInstance, Weight};
 use crate::balancer::live::{Live, address_key};
 use crate::balancer::member::{Member, Verdict};
-use crate::balancer::overrides::Standing;
+use crate::balancer::overrides::StandingOrder;
 use crate::balancer::render::Described;
 use crate::balancer::share::Factors;
-use crate::balancer::view::{Made, View};
+use crate::balancer::view::{View, ViewParts};
 
 impl LoadBalancer {
     /// Publishes a view of `all`, unless it would equal the present one.
@@ -40,7 +40,7 @@ impl LoadBalancer {
         });
         let changes = diff(view.members.iter().map(Member::instance), all.iter().map(Deref::deref));
         if !changes.is_empty() {
-            let now = self.tools.clock.now();
+            let now = self.environment.clock.now();
             writer.overrides.departed(&changes.removed, now, all.len());
             writer.overrides.arrived(&changes.added);
             let config = view.config.clone();
@@ -69,7 +69,7 @@ impl LoadBalancer {
         instances: Vec<Arc<ServiceInstance>>,
         changes: &Changes,
     ) {
-        let now = self.tools.clock.now();
+        let now = self.environment.clock.now();
         writer.overrides.expire(now);
         // One that joins a pool that serves comes to its share slowly.
         let may_join = !changes.added.is_empty() || !changes.updated.is_empty();
@@ -91,7 +91,7 @@ impl LoadBalancer {
                         leaving.extend(before);
                         let live = writer.arrive(instance.address());
                         // It may have left with an open breaker.
-                        writer.tending.stir(&live);
+                        writer.upkeep.stir(&live);
                         if live.arrived() && serves {
                             live.start_ramp(now);
                         }
@@ -103,7 +103,7 @@ impl LoadBalancer {
                 let order = orders.weight.as_ref().map(|order| order.weight);
                 let (layers, candidate) = judged(&instance, said, order, &live, &config);
                 if before.is_some_and(|before| recovered(before.verdict.layers.registry, layers.registry)) {
-                    writer.tending.start_ramp(&live, now);
+                    writer.upkeep.start_ramp(&live, now);
                 }
                 let verdict = Verdict {
                     layers,
@@ -132,15 +132,15 @@ impl LoadBalancer {
             (false, _) => None,
         };
         let count = members.len();
-        let made = Made {
+        let made = ViewParts {
             epoch: self.epoch.load(Ordering::Relaxed),
             decision: &decision,
             turn: Arc::clone(&writer.turn),
             previous: Some(&old),
         };
         let view = View::new(config, members, made);
-        writer.tending.panics(old.panic, &decision);
-        writer.tending.decided(&decision);
+        writer.upkeep.panics(old.panic, &decision);
+        writer.upkeep.decided(&decision);
         writer.retired.push(self.view.swap(Arc::new(view)));
         for member in leaving {
             writer.leave(member.instance.address(), now);
@@ -149,10 +149,10 @@ impl LoadBalancer {
         drop(old);
         writer.drop_retired(&self.load);
         writer.forget(now, count);
-        let took = self.tools.clock.now().since(now);
+        let took = self.environment.clock.now().since(now);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.build_time.store(nanos, Ordering::Relaxed);
-        writer.tending.built(now, took);
+        writer.upkeep.built(now, took);
         self.plan(writer, now);
     }
 
@@ -186,7 +186,7 @@ impl LoadBalancer {
         };
         let bodies = match alike {
             Some(alike) if alike.status == status => Arc::clone(&alike.bodies),
-            _ => Arc::new(self.tools.render.render(&Described {
+            _ => Arc::new(self.environment.render.render(&Described {
                 service: &self.service,
                 instance: &instance,
                 status,
@@ -262,7 +262,7 @@ fn is_eligible(
 fn layers(
     before: Option<&Member>,
     instance: &ServiceInstance,
-    drain: Option<Arc<Standing>>,
+    drain: Option<Arc<StandingOrder>>,
     old_config: &LoadBalancerConfig,
     config: &LoadBalancerConfig,
     now: Timestamp,
@@ -279,7 +279,7 @@ fn layers(
 }
 
 /// Whether the registry rejected it before, and does not now.
-fn recovered(before: Said<RegistryStatus>, now: Said<RegistryStatus>) -> bool {
+fn recovered(before: Since<RegistryStatus>, now: Since<RegistryStatus>) -> bool {
     let rejects = |status| matches!(status, RegistryStatus::Critical | RegistryStatus::Maintenance);
     rejects(before.state) && !rejects(now.state)
 }

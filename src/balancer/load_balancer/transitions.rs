@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use crate::balancer::clock::Timestamp;
 use crate::balancer::health::address::Step;
-use crate::balancer::health::breaker::{BreakerStep, Recovery, Trip};
+use crate::balancer::health::breaker::{BreakerStep, CloseReason, TripReason};
 use crate::balancer::health::checks::{ActiveState, CheckFailure};
 use crate::balancer::health::grade::PassiveState;
 use crate::balancer::instance::InstanceId;
@@ -37,7 +37,7 @@ pub enum Transitioned {
     /// Its breaker opened.
     Opened {
         /// Why.
-        because: Trip,
+        because: TripReason,
         /// For how long.
         open_for: Duration,
         /// The pool cannot do without it: picked all the same.
@@ -46,7 +46,7 @@ pub enum Transitioned {
     /// Its breaker lets trials through.
     HalfOpened,
     /// Its breaker closed.
-    Closed(Recovery),
+    Closed(CloseReason),
     /// So few are usable that all are candidates.
     PanicBegan {
         /// How many are.

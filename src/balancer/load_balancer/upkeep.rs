@@ -41,7 +41,7 @@ type Taken = (Arc<Live>, [Option<Step>; 2]);
 impl LoadBalancer {
     /// Takes the result of an active check of this address. Acts on the next pick. An address that is not registered is ignored.
     pub fn observe(&self, address: &Address, check: Check) {
-        let now = self.tools.clock.now();
+        let now = self.environment.clock.now();
         let mut writer = self.write();
         let Some(live) = writer.registered.get(address).map(Arc::clone) else {
             return;
@@ -59,7 +59,7 @@ impl LoadBalancer {
 
     /// Forgets what active checks said, because they do not run any more.
     pub fn forget_checks(&self) {
-        let now = self.tools.clock.now();
+        let now = self.environment.clock.now();
         let mut writer = self.write();
         // Those that left may come back.
         let departed = writer.departed.iter().map(|(_, _, live)| live);
@@ -97,10 +97,10 @@ impl LoadBalancer {
     #[must_use]
     pub fn take_transitions(&self) -> Vec<Transition> {
         let mut writer = self.write();
-        if writer.tending.untold.is_empty() {
+        if writer.upkeep.untold.is_empty() {
             return Vec::new();
         }
-        let untold = mem::take(&mut writer.tending.untold);
+        let untold = mem::take(&mut writer.upkeep.untold);
         let view = self.view.load();
         let mut ids: HashMap<usize, Vec<InstanceId>> = HashMap::new();
         for member in &view.members {
@@ -125,13 +125,13 @@ impl LoadBalancer {
     /// Does what time has made due in the health of instances: breakers become half open, trials expire, ramps rise, tables
     /// follow. Returns when it should be called again; [`Wake`] tells if that becomes sooner.
     ///
-    /// Without anybody who drives the time ([`Tools::wake`](super::Tools)), requests that are acquired, leased, finished or reported do it.
+    /// Without anybody who drives the time ([`Environment::wake`](super::Environment)), requests that are acquired, leased, finished or reported do it.
     pub fn tend(&self, now: Timestamp) -> Option<Timestamp> {
         let mut writer = self.write();
         let view = self.view.load_full();
         let usual = self.load.usual(&view.config);
         let mut taken = Vec::new();
-        writer.tending.stirring.retain(|_, live| {
+        writer.upkeep.stirring.retain(|_, live| {
             let advanced = live.advance(usual, &view.config, now);
             if advanced.steps != [None, None] {
                 taken.push((Arc::clone(live), advanced.steps));
@@ -142,10 +142,10 @@ impl LoadBalancer {
         if !taken.is_empty() {
             self.take_steps(&mut writer, &taken, now);
         }
-        if writer.tending.ramp_step.is_some_and(|step| step <= now) {
-            writer.tending.stale = true;
+        if writer.upkeep.ramp_step.is_some_and(|step| step <= now) {
+            writer.upkeep.stale = true;
         }
-        if writer.tending.stale && writer.tending.ready_at() <= now {
+        if writer.upkeep.stale && writer.upkeep.ready_at() <= now {
             self.republish(&mut writer);
         }
         let next = self.next(&mut writer, now);
@@ -156,8 +156,8 @@ impl LoadBalancer {
     /// Does what is due, where nobody else does.
     pub(crate) fn catch_up(&self) {
         let due = self.due.load(Ordering::Relaxed);
-        if due != u64::MAX && self.tools.wake.is_none() {
-            let now = self.tools.clock.now();
+        if due != u64::MAX && self.environment.wake.is_none() {
+            let now = self.environment.clock.now();
             if due <= now.as_nanos() {
                 self.tend(now);
             }
@@ -165,19 +165,19 @@ impl LoadBalancer {
     }
 
     pub(super) fn wake(&self) {
-        if let Some(wake) = &self.tools.wake {
+        if let Some(wake) = &self.environment.wake {
             wake.wake(&self.service);
         }
     }
 
     /// Whether any pick was ever answered with an instance.
     pub(super) fn has_served(&self, writer: &mut Writer) -> bool {
-        if !writer.tending.served {
+        if !writer.upkeep.served {
             self.settle(writer);
             let picked = |live: &Arc<Live>| live.picks.load(Ordering::Relaxed) > 0;
-            writer.tending.served = writer.registered.values().any(picked);
+            writer.upkeep.served = writer.registered.values().any(picked);
         }
-        writer.tending.served
+        writer.upkeep.served
     }
 
     /// Acts on what an outcome changed.
@@ -214,9 +214,9 @@ impl LoadBalancer {
                     }
                     Step::Breaker(BreakerStep::Opened { .. } | BreakerStep::HalfOpened) => in_or_out = true,
                 }
-                writer.tending.stale = true;
+                writer.upkeep.stale = true;
             }
-            writer.tending.stir(live);
+            writer.upkeep.stir(live);
         }
         if in_or_out && !self.acted_alone(writer, taken) {
             self.decide_anew(writer);
@@ -224,7 +224,7 @@ impl LoadBalancer {
         for (live, steps) in taken {
             for step in steps.iter().flatten() {
                 if let Some(what) = transitioned(*step, is_held(live), now) {
-                    writer.tending.tell(Some(address_key(live)), what);
+                    writer.upkeep.tell(Some(address_key(live)), what);
                 }
             }
         }
@@ -240,9 +240,9 @@ impl LoadBalancer {
         let steps = taken
             .iter()
             .flat_map(|(live, steps)| steps.iter().flatten().map(move |step| (live, *step)));
-        let mut left = writer.tending.left;
+        let mut left = writer.upkeep.left;
         let all = steps.into_iter().all(|(live, step)| left.act(live, step, view.panic));
-        writer.tending.left = left;
+        writer.upkeep.left = left;
         self.epoch.fetch_add(1, Ordering::Release);
         all
     }
@@ -263,8 +263,8 @@ impl LoadBalancer {
             member.live.admit(decision.admission(candidate));
         }
         self.epoch.fetch_add(1, Ordering::Release);
-        writer.tending.decided(&decision);
-        writer.tending.stale = true;
+        writer.upkeep.decided(&decision);
+        writer.upkeep.stale = true;
         if decision.panic != view.panic {
             drop(view);
             self.republish(writer);
@@ -274,7 +274,7 @@ impl LoadBalancer {
     /// Wakes whoever drives the time if there is something to tell, or due sooner than was said.
     pub(super) fn plan(&self, writer: &mut Writer, now: Timestamp) {
         let due = nanos_of(self.next(writer, now));
-        if due < self.due.swap(due, Ordering::Relaxed) || !writer.tending.untold.is_empty() {
+        if due < self.due.swap(due, Ordering::Relaxed) || !writer.upkeep.untold.is_empty() {
             self.wake();
         }
     }
@@ -282,15 +282,15 @@ impl LoadBalancer {
     /// The same, where only these have changed.
     fn plan_for(&self, writer: &mut Writer, taken: &[Taken], now: Timestamp) {
         let view = self.view.load();
-        let tending = &mut writer.tending;
+        let upkeep = &mut writer.upkeep;
         let ramps = taken
             .iter()
             .filter_map(|(live, _)| live.next_ramp_step(&view.config, now));
-        tending.ramp_step = tending.ramp_step.into_iter().chain(ramps).min();
+        upkeep.ramp_step = upkeep.ramp_step.into_iter().chain(ramps).min();
         let judged = taken.iter().filter_map(|(live, _)| live.next(&view.config, now));
-        let tables = tending.stale.then(|| tending.ready_at());
-        let due = nanos_of(judged.chain(tables).chain(tending.ramp_step).min());
-        if due < self.due.fetch_min(due, Ordering::Relaxed) || !tending.untold.is_empty() {
+        let tables = upkeep.stale.then(|| upkeep.ready_at());
+        let due = nanos_of(judged.chain(tables).chain(upkeep.ramp_step).min());
+        if due < self.due.fetch_min(due, Ordering::Relaxed) || !upkeep.untold.is_empty() {
             self.wake();
         }
     }
@@ -298,18 +298,15 @@ impl LoadBalancer {
     /// When something is due next.
     fn next(&self, writer: &mut Writer, now: Timestamp) -> Option<Timestamp> {
         let view = self.view.load();
-        let tending = &mut writer.tending;
-        let steps = tending
+        let upkeep = &mut writer.upkeep;
+        let steps = upkeep
             .stirring
             .values()
             .filter_map(|live| live.next_ramp_step(&view.config, now));
-        tending.ramp_step = steps.min();
-        let judged = tending
-            .stirring
-            .values()
-            .filter_map(|live| live.next(&view.config, now));
-        let tables = tending.stale.then(|| tending.ready_at());
-        judged.chain(tables).chain(tending.ramp_step).min()
+        upkeep.ramp_step = steps.min();
+        let judged = upkeep.stirring.values().filter_map(|live| live.next(&view.config, now));
+        let tables = upkeep.stale.then(|| upkeep.ready_at());
+        judged.chain(tables).chain(upkeep.ramp_step).min()
     }
 }
 

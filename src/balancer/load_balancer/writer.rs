@@ -48,7 +48,7 @@ pub(super) struct Writer {
     /// When the last instance left; `None` while there are any.
     pub(super) empty_since: Option<Timestamp>,
     pub(super) overrides: Overrides,
-    pub(super) tending: Tending,
+    pub(super) upkeep: Upkeep,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -83,7 +83,7 @@ impl Writer {
     pub(super) fn leave(&mut self, address: &Address, now: Timestamp) {
         let was_last = self.registered.get(address).is_some_and(|live| live.left());
         if was_last && let Some((address, live)) = self.registered.remove_entry(address) {
-            self.tending.calm(&live);
+            self.upkeep.calm(&live);
             self.departed.push_back((now, address, live));
         }
     }
@@ -137,7 +137,7 @@ impl Writer {
 
 /// What the writer keeps for this.
 #[derive(Default)]
-pub(super) struct Tending {
+pub(super) struct Upkeep {
     /// Live states in which something changes with time.
     pub(super) stirring: HashMap<usize, Arc<Live>>,
     /// When the next of them comes further on its ramp, as of the present view.
@@ -148,7 +148,7 @@ pub(super) struct Tending {
     pub(super) built_at: Option<Timestamp>,
     pub(super) build_time: Duration,
     /// What the last decision left, less what single steps have used of it.
-    pub(super) left: Left,
+    pub(super) left: Headroom,
     /// The service has answered a pick.
     pub(super) served: bool,
     /// By address.
@@ -157,7 +157,7 @@ pub(super) struct Tending {
 
 /// What steps of single instances may do without a decision about the whole pool.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Left {
+pub(super) struct Headroom {
     /// How many more breakers may take out.
     pub(super) room: usize,
     pub(super) usable: usize,
@@ -165,10 +165,10 @@ pub(super) struct Left {
     pub(super) needed: usize,
 }
 
-impl Tending {
+impl Upkeep {
     /// Notes what was decided.
     pub(super) fn decided(&mut self, decision: &Decision) {
-        self.left = Left {
+        self.left = Headroom {
             room: decision.room,
             usable: decision.usable,
             needed: decision.needed.unwrap_or_default(),
@@ -223,7 +223,7 @@ impl Tending {
     }
 }
 
-impl Left {
+impl Headroom {
     /// Has picks heed a step of one instance. False: the whole pool has to be looked at.
     pub(super) fn act(&mut self, live: &Live, step: Step, panic: bool) -> bool {
         let Some(mut judgement) = live.judgement().filter(|_| live.is_one_eligible()) else {
@@ -231,7 +231,7 @@ impl Left {
         };
         let is_down = judgement
             .active
-            .said()
+            .since()
             .is_some_and(|said| said.state != ActiveState::Up);
         match step {
             Step::Passive { .. } | Step::Breaker(BreakerStep::TrialUnknown) => true,
