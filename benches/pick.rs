@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use pickd::{LoadBalancingStrategy, Monotonic, RegistryStatus, ServiceInstance, Weight};
+use pickd::balancer::{Monotonic, RegistryStatus};
+use pickd::{LoadBalancingStrategy, ServiceInstance, Weight};
 
 use cases::{Case, Pool, SIZES};
 

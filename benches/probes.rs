@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use pickd::balancer::{Address, Check, DeniedNetworks, Monotonic};
 use pickd::probe::{HealthCheck, HttpCheck, OnChecked, Plan, ProbeSettings, Prober};
-use pickd::{Address, Check, DeniedNetworks, Monotonic};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;

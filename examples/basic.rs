@@ -10,10 +10,8 @@ use std::error::Error;
 use std::thread;
 use std::time::Duration;
 
-use pickd::{
-    Clock, Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Monotonic, Outcome, ServiceInstance,
-    Weight,
-};
+use pickd::balancer::{Clock, Monotonic};
+use pickd::{Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Outcome, ServiceInstance, Weight};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let config = LoadBalancerConfig::new(LoadBalancingStrategy::RoundRobin);

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use pickd::balancer::{Clock, Environment, InvalidInstance, Monotonic, ServiceConfigs, Sources};
 use pickd::{
-    Clock, Context, Directory, Environment, InvalidInstance, LoadBalancerConfig, LoadBalancingStrategy, Monotonic,
-    Outcome, ServiceConfigs, ServiceInstance, ServiceName, Sources, Weight,
+    Context, Directory, LoadBalancerConfig, LoadBalancingStrategy, Outcome, ServiceInstance, ServiceName, Weight,
 };
 
 /// The balancers of a shop's services, and a way to call them.

@@ -13,9 +13,9 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pickd::balancer::{Clock, Environment, Manual, Timestamp};
 use pickd::{
-    Acquired, Clock, Context, Environment, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Outcome,
-    ServiceInstance, Timestamp, Weight,
+    Acquired, Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Outcome, ServiceInstance, Weight,
 };
 
 const REQUESTS: u32 = 1_200;

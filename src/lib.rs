@@ -39,7 +39,7 @@
 //!
 //! - **Imports point down**: `cli -> agent -> config -> { api | discovery | probe } -> { http_client | telemetry | duration } -> metrics -> balancer`.
 //!   Rooms on one floor do not know each other. `tests/integration/house.rs` finds a path that points up.
-//! - **The core is pure**: no I/O, no runtime, no logs. Time comes through a [`Clock`], bytes through a [`Render`]; a transition
+//! - **The core is pure**: no I/O, no runtime, no logs. Time comes through a [`Clock`](balancer::Clock), bytes through a [`Render`](balancer::Render); a transition
 //!   returns what happened, and somebody else reports it.
 //! - **One view.** All that a pick reads is one immutable value in one `ArcSwap`. A pick takes no lock and allocates nothing; readers
 //!   never see half of two views.
@@ -86,17 +86,15 @@ pub mod probe;
 #[cfg(feature = "agent")]
 pub mod telemetry;
 
-pub use balancer::{
-    Acquired, ActiveState, Address, Alternate, Bodies, BreakerConfig, BreakerState, Changes, Check, CheckFailure,
-    CheckStatistics, Choices, Clock, CloseReason, Context, DegradedReason, DeniedNetworks, Described, Directory, Ended,
-    EndedBecause, Environment, ExplainedInstance, ExplainedKey, Explanation, Factors, HealthStatus, InstanceId,
-    InstanceOverrides, InstanceStatistics, InvalidConfig, InvalidInstance, InvalidLease, InvalidNetwork, InvalidOrder,
-    Layers, Lease, LeaseDenied, LeaseId, LeaseKey, LeaseStatistics, LoadBalancer, LoadBalancerConfig,
-    LoadBalancingStrategy, Manual, Mode, Monotonic, Network, NoBodies, Order, Outcome, Override, OverrideCounts,
-    PassiveState, Pick, PickError, Preset, Refusals, RegistryStatus, Render, ReportError, ReportStatistics, Score,
-    ServiceConfigs, ServiceInstance, ServiceName, Since, Source, SourceStatus, Sources, StandingOrder, Statistics,
-    Timestamp, Transition, Transitioned, TripReason, UnavailableReason, UnknownInstance, Wake, Weight, WeightOrder,
-};
+pub use balancer::config::{LoadBalancerConfig, LoadBalancingStrategy};
+pub use balancer::context::Context;
+pub use balancer::directory::Directory;
+pub use balancer::error::PickError;
+pub use balancer::instance::{HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
+pub use balancer::load_balancer::LoadBalancer;
+pub use balancer::load_balancer::pick::{Acquired, Pick};
+pub use balancer::outcome::Outcome;
+pub use balancer::statistics::Statistics;
 
 /// The programs in the guide to the library, run as tests.
 #[cfg(doctest)]

@@ -6,10 +6,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pickd::{
-    Clock, Context, Environment, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Monotonic,
-    Outcome, RegistryStatus, ServiceInstance, Weight,
-};
+use pickd::balancer::{Clock, Environment, Manual, Mode, Monotonic, RegistryStatus};
+use pickd::{Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Outcome, ServiceInstance, Weight};
 
 /// Numbers of instances.
 pub(crate) const SIZES: [usize; 5] = [3, 10, 100, 1_000, 10_000];

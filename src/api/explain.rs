@@ -167,7 +167,11 @@ impl InstanceState {
 fn why(explained: &ExplainedInstance, panic: bool) -> Vec<&'static str> {
     let layers = &explained.layers;
     if !explained.unavailable_reasons.is_empty() {
-        let words = explained.unavailable_reasons.iter().copied().map(UnavailableReason::as_str);
+        let words = explained
+            .unavailable_reasons
+            .iter()
+            .copied()
+            .map(UnavailableReason::as_str);
         // In a pool that panics it is picked all the same.
         return words
             .chain((panic && explained.score.is_some()).then_some("panic"))

@@ -234,11 +234,11 @@ impl fmt::Display for Choices {
 /// ```
 /// use std::time::Duration;
 ///
-/// use pickd::BreakerConfig;
+/// use pickd::balancer::BreakerConfig;
 ///
 /// let breaker = BreakerConfig::default().with_open_times(Duration::from_secs(2), Duration::from_secs(30))?;
 /// assert_eq!(breaker.open_max(), Duration::from_secs(30));
-/// # Ok::<(), pickd::InvalidConfig>(())
+/// # Ok::<(), pickd::balancer::InvalidConfig>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct BreakerConfig {
@@ -402,7 +402,7 @@ impl FromStr for Preset {
 ///
 /// let config = LoadBalancerConfig::new(LoadBalancingStrategy::ConsistentHash).with_virtual_nodes(200)?;
 /// assert_eq!(config.virtual_nodes(), 200);
-/// # Ok::<(), pickd::InvalidConfig>(())
+/// # Ok::<(), pickd::balancer::InvalidConfig>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadBalancerConfig {

@@ -22,7 +22,7 @@ pub struct InvalidNetwork {
 /// Addresses with a common prefix.
 ///
 /// ```
-/// let network: pickd::Network = "10.0.0.0/8".parse()?;
+/// let network: pickd::balancer::Network = "10.0.0.0/8".parse()?;
 /// assert!(network.contains("10.1.2.3".parse()?) && network.contains("::ffff:10.1.2.3".parse()?));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -96,7 +96,7 @@ impl fmt::Display for Network {
 /// The networks that are denied: those that are nobody's instance, and the operator's own.
 ///
 /// ```
-/// let denied = pickd::DeniedNetworks::default().and(["10.9.0.0/16".parse()?]);
+/// let denied = pickd::balancer::DeniedNetworks::default().and(["10.9.0.0/16".parse()?]);
 /// assert!(denied.contains("169.254.169.254".parse()?) && denied.contains("10.9.1.1".parse()?));
 /// assert!(!denied.contains("127.0.0.1".parse()?));
 /// # Ok::<(), Box<dyn std::error::Error>>(())

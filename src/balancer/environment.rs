@@ -20,7 +20,7 @@ pub struct Environment {
 
 /// Somebody who drives the time.
 pub trait Wake: Send + Sync {
-    /// A service has instances that it had not, or [`LoadBalancer::tend`] is due sooner than it said. Called under the service's
+    /// A service has instances that it had not, or [`LoadBalancer::tend`](crate::LoadBalancer::tend) is due sooner than it said. Called under the service's
     /// lock: only notes it.
     fn wake(&self, service: &ServiceName);
 }

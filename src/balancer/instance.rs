@@ -376,7 +376,7 @@ impl fmt::Display for HealthStatus {
 ///     .with_weight(Weight::new(2)?)
 ///     .with_metadata([("zone", "us-west")]);
 /// assert_eq!(instance.address().as_str(), "10.0.1.11:8080");
-/// # Ok::<(), pickd::InvalidInstance>(())
+/// # Ok::<(), pickd::balancer::InvalidInstance>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceInstance {

@@ -39,9 +39,9 @@ use super::load_balancer::pick::Acquired;
 use super::sync::{Mutex, MutexGuard};
 
 /// Late leases that are still known, at most.
-pub const REMEMBERED: usize = 10_000;
+pub(crate) const REMEMBERED: usize = 10_000;
 /// How long a late lease is known, at most.
-pub const REMEMBERED_FOR: Duration = Duration::from_secs(300);
+pub(crate) const REMEMBERED_FOR: Duration = Duration::from_secs(300);
 
 /// Leases that end within one critical section, at most: whoever takes or reports waits for no more than these.
 const BATCH: usize = 256;

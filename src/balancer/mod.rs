@@ -14,9 +14,9 @@
 //!
 //! # The story of one outcome, or of one check
 //!
-//! 1. It is noted in the live state of its address: response time, the window of outcomes, [`breaker`], [`passive`] grade or
-//!    [`active`] checks. Mostly that is all.
-//! 2. A step of one of them has the pool decided about anew (`judgement`): who is out, whom the cap holds, whether the pool
+//! 1. It is noted in the live state of its address: response time, the window of outcomes, [`breaker`](health::breaker), [`grade`](health::grade) grade or
+//!    [`checks`](health::checks) checks. Mostly that is all.
+//! 2. A step of one of them has the pool decided about anew ([`ejection`](health::ejection)): who is out, whom the cap holds, whether the pool
 //!    panics. The next pick heeds it, by a look at the instances it considers.
 //! 3. A moment later one new view follows for all such steps, whose tables know; picks need not look any more.
 //!
@@ -25,58 +25,67 @@
 //! Tokio, serde, HTTP, logs, metrics, files, sockets. Time comes through a [`Clock`], the first turn's place through a seed,
 //! bytes through a [`Render`]. Transitions return what happened; somebody else reports it. `tests/integration/house.rs` holds this.
 
-pub mod clock;
-pub mod config;
-pub mod context;
-pub mod denied_networks;
-pub mod diff;
-pub mod directory;
-pub mod environment;
-pub mod error;
-pub mod explain;
-pub mod health;
-pub mod instance;
-pub mod lease;
+pub(crate) mod clock;
+pub(crate) mod config;
+pub(crate) mod context;
+pub(crate) mod denied_networks;
+pub(crate) mod diff;
+pub(crate) mod directory;
+pub(crate) mod environment;
+pub(crate) mod error;
+pub(crate) mod explain;
+pub(crate) mod health;
+pub(crate) mod instance;
+pub(crate) mod lease;
 pub(crate) mod live;
-pub mod load_balancer;
+pub(crate) mod load_balancer;
 pub(crate) mod member;
-pub mod outcome;
-pub mod overrides;
-pub mod render;
+pub(crate) mod outcome;
+pub(crate) mod overrides;
+pub(crate) mod render;
 pub(crate) mod report_credit;
-pub mod share;
-pub mod sources;
-pub mod statistics;
-pub mod strategy;
+pub(crate) mod share;
+pub(crate) mod sources;
+pub(crate) mod statistics;
+pub(crate) mod strategy;
 mod sync;
 pub(crate) mod view;
 
 pub use clock::{Clock, Manual, Monotonic, Since, Timestamp};
-pub use config::{BreakerConfig, Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, Preset};
-pub use context::Context;
+pub use config::{BreakerConfig, Choices, InvalidConfig, Preset};
 pub use denied_networks::{DeniedNetworks, InvalidNetwork, Network};
 pub use diff::{Changes, diff};
-pub use directory::{Directory, KNOWN_FOR, ServiceConfigs};
+pub use directory::{KNOWN_FOR, ServiceConfigs};
 pub use environment::{Environment, Wake};
-pub use error::{PickError, ReportError, UnknownInstance};
+pub use error::{ReportError, UnknownInstance};
 pub use explain::{ExplainedInstance, ExplainedKey, Explanation, Score};
 pub use health::breaker::{BreakerState, CloseReason, TripReason};
 pub use health::checks::{ActiveState, Check, CheckFailure};
 pub use health::grade::{DegradedReason, PassiveState};
 pub use health::layers::{Layers, UnavailableReason};
-pub use instance::{
-    Address, HealthStatus, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
-};
+pub use instance::{Address, InvalidInstance, RegistryStatus, Source};
 pub use lease::{InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey};
-pub use load_balancer::LoadBalancer;
-pub use load_balancer::pick::{Acquired, Alternate, Pick};
+pub use load_balancer::pick::Alternate;
 pub use load_balancer::transitions::{Transition, Transitioned};
-pub use outcome::Outcome;
 pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, StandingOrder, WeightOrder,
 };
 pub use render::{Bodies, Described, NoBodies, Render};
 pub use share::Factors;
 pub use sources::{Scope, SourceStatus, Sources};
-pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, Statistics};
+pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics};
 pub use strategy::draw::Mode;
+
+// Public at the root of the crate (see lib.rs). The rooms around the core name them here.
+#[cfg(feature = "agent")]
+pub(crate) use self::{
+    config::{LoadBalancerConfig, LoadBalancingStrategy},
+    context::Context,
+    directory::Directory,
+    error::PickError,
+    instance::{HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight},
+    load_balancer::LoadBalancer,
+    load_balancer::pick::Pick,
+    outcome::Outcome,
+    statistics::Statistics,
+};

@@ -38,9 +38,9 @@ pub enum InvalidOrder {
 /// ```
 /// use std::time::Duration;
 ///
-/// let order = pickd::Order::by("ops").because("kernel update")?.for_the_next(Duration::from_secs(600))?;
+/// let order = pickd::balancer::Order::by("ops").because("kernel update")?.for_the_next(Duration::from_secs(600))?;
 /// assert_eq!(order.reason(), Some("kernel update"));
-/// # Ok::<(), pickd::InvalidOrder>(())
+/// # Ok::<(), pickd::balancer::InvalidOrder>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {

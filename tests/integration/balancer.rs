@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use pickd::balancer::{
+    Bodies, Choices, Clock, Described, EndedBecause, Environment, LeaseId, Manual, Mode, Order, Override,
+    RegistryStatus, Render, Score, ServiceConfigs, Source, SourceStatus, Sources, UnavailableReason,
+};
 use pickd::{
-    Bodies, Choices, Clock, Context, Described, Directory, EndedBecause, Environment, InstanceId, LeaseId,
-    LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Manual, Mode, Order, Outcome, Override, PickError,
-    RegistryStatus, Render, Score, ServiceConfigs, ServiceInstance, Source, SourceStatus, Sources, UnavailableReason,
-    Weight,
+    Context, Directory, InstanceId, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Outcome, PickError,
+    ServiceInstance, Weight,
 };
 use proptest::prelude::*;
 
@@ -763,7 +765,7 @@ fn live_state_survives_weight_change_strategy_change_and_re_registration() {
         Duration::from_millis(7),
     );
     let of_a = || balancer.statistics().instances[&"a".parse::<InstanceId>().unwrap()].clone();
-    let learned = |a: &pickd::InstanceStatistics| {
+    let learned = |a: &pickd::balancer::InstanceStatistics| {
         (
             a.total_requests,
             a.failed_requests,
@@ -1168,7 +1170,10 @@ fn an_order_acts_at_once_in_every_strategy_and_ends_when_time_is_advanced_past_i
             (2, 3),
             "{strategy}"
         );
-        assert_eq!(statistics.instances[&a].unavailable_reasons, [UnavailableReason::Drained]);
+        assert_eq!(
+            statistics.instances[&a].unavailable_reasons,
+            [UnavailableReason::Drained]
+        );
 
         let end = clock.now() + Duration::from_secs(600);
         assert_eq!(balancer.end_overrides(clock.now()), Some(end));

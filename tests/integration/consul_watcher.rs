@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pickd::ServiceInstance;
+use pickd::balancer::{Clock, Monotonic, RegistryStatus, SourceStatus};
 use pickd::discovery::consul::{ConsulWatcher, Names, SOURCE, Settings, Token};
 use pickd::discovery::{Reason, Trust, Update, WatchError, Watcher};
-use pickd::{Clock, Monotonic, RegistryStatus, ServiceInstance, SourceStatus};
 use serde_json::json;
 
 use crate::support::consul::Consul;

@@ -10,13 +10,11 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use pickd::api::{Admin, Api, Readiness};
+use pickd::balancer::{Clock, Environment, Monotonic, Preset, ServiceConfigs, Source, SourceStatus, Sources};
 use pickd::config::{Config, ConfigError, Layers};
 use pickd::discovery::{Reason, file};
 use pickd::metrics::Metrics;
-use pickd::{
-    Clock, Context, Directory, Environment, LoadBalancerConfig, Monotonic, Outcome, Preset, ServiceConfigs,
-    ServiceInstance, Source, SourceStatus, Sources,
-};
+use pickd::{Context, Directory, LoadBalancerConfig, Outcome, ServiceInstance};
 use tower::ServiceExt;
 
 use crate::support::agent::{Agent, pickd};

@@ -1,4 +1,4 @@
-//! The house: what the core may depend on, and that every import points down.
+//! The house: what the core may depend on, and that every import points down (`tools/imports`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,6 @@ use std::process::Command;
 
 /// All that the core may depend on.
 const CORE: [&str; 5] = ["arc-swap", "fastrand", "siphasher", "thiserror", "xxhash-rust"];
-
-/// The rooms, each above those it may import from. Rooms on one line do not import each other.
-const FLOORS: [&[&str]; 7] = [
-    &["cli"],
-    &["agent"],
-    &["config"],
-    &["api", "discovery", "probe"],
-    &["duration", "http_client", "telemetry"],
-    &["metrics"],
-    &["balancer"],
-];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -52,36 +41,15 @@ fn core_dependencies(manifest: &Path) -> Vec<String> {
     crates
 }
 
-/// Every `crate::<room>` path that does not point down, as `file: room -> room`.
-fn imports_that_point_up(source: &Path) -> Vec<String> {
-    let floor = |room: &str| FLOORS.iter().position(|rooms| rooms.contains(&room));
-    let mut wrong = Vec::new();
-    for file in rust_files(source) {
-        let relative = file.strip_prefix(source).unwrap();
-        let own = relative
-            .components()
-            .next()
-            .unwrap()
-            .as_os_str()
-            .to_str()
-            .unwrap()
-            .trim_end_matches(".rs")
-            .to_owned();
-        if own == "lib" || own == "main" {
-            continue;
-        }
-        let text = fs::read_to_string(&file).unwrap();
-        for room in rooms_named(&text) {
-            let points_down = match (floor(&own), floor(&room)) {
-                (Some(here), Some(there)) => room == own || there > here,
-                _ => false,
-            };
-            if !points_down {
-                wrong.push(format!("{}: {own} -> {room}", relative.display()));
-            }
-        }
-    }
-    wrong
+/// What `tools/imports` says of the sources in `folder/src`, and whether it finds them in order.
+fn imports(folder: &Path) -> (bool, String) {
+    let output = Command::new("python3")
+        .arg(root().join("tools/imports"))
+        .arg(folder)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text.into_owned())
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
@@ -95,49 +63,6 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
         }
     }
     files
-}
-
-/// The first segments of all `crate::...` paths outside comments, `crate::{a, b}` included.
-fn rooms_named(text: &str) -> Vec<String> {
-    let word = |text: &str| {
-        text.chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect::<String>()
-    };
-    let code: String = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    let mut rooms = Vec::new();
-    for (at, matched) in code.match_indices("crate::") {
-        if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_') {
-            continue;
-        }
-        let rest = &code[at + matched.len()..];
-        match rest.strip_prefix('{') {
-            Some(group) => {
-                let mut depth = 0;
-                let mut start = true;
-                for (index, c) in group.char_indices() {
-                    match c {
-                        '{' => depth += 1,
-                        '}' if depth == 0 => break,
-                        '}' => depth -= 1,
-                        ',' if depth == 0 => start = true,
-                        c if start && depth == 0 && !c.is_whitespace() => {
-                            rooms.push(word(&group[index..]));
-                            start = false;
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            None => rooms.push(word(rest)),
-        }
-    }
-    rooms.retain(|room| !room.is_empty());
-    rooms
 }
 
 /// A copy of this crate's manifest and sources, to plant a violation in.
@@ -185,25 +110,64 @@ fn a_planted_dependency_of_the_core_is_found() {
 }
 
 #[test]
-fn every_import_points_down() {
-    assert_eq!(imports_that_point_up(&root().join("src")), Vec::<String>::new());
+fn every_import_points_down_and_none_makes_a_circle() {
+    let (in_order, text) = imports(&root());
+    assert!(in_order, "{text}");
 }
 
 #[test]
-fn a_planted_import_that_points_up_is_found() {
+fn a_planted_import_between_rooms_that_points_up_is_found() {
     let copy = copy();
     let file = copy.path().join("src/balancer/diff.rs");
     let mut text = fs::read_to_string(&file).unwrap();
     text.push_str(
-        "\nuse crate::discovery::Watcher;\nuse crate::{\n    api::wire,\n    balancer::pool::{Live, Load},\n};\n",
+        "\nuse crate::discovery::Watcher;\nuse crate::{\n    api::wire,\n    balancer::clock::Timestamp,\n};\n",
     );
     fs::write(&file, text).unwrap();
-    let found = imports_that_point_up(&copy.path().join("src"));
+    let (in_order, found) = imports(copy.path());
+    assert!(!in_order);
     assert_eq!(
         found,
-        [
-            "balancer/diff.rs: balancer -> discovery",
-            "balancer/diff.rs: balancer -> api"
-        ]
+        "balancer/diff -> api/wire points up\nbalancer/diff -> discovery points up\n"
     );
+}
+
+#[test]
+fn a_planted_import_inside_the_core_that_points_up_is_found() {
+    for (file, planted, fault) in [
+        (
+            "clock.rs",
+            "use super::live::Live;",
+            "balancer/clock -> balancer/live points up",
+        ),
+        (
+            "health/layers.rs",
+            "use super::address::Step;",
+            "balancer/health/layers -> balancer/health/address points up",
+        ),
+        (
+            "view.rs",
+            "fn f() -> Option<crate::balancer::lease::Lease> { None }",
+            "balancer/view -> balancer/lease points up",
+        ),
+        (
+            "config.rs",
+            "use crate::balancer::PickError;",
+            "balancer/config -> balancer goes around the floors: name the file",
+        ),
+        (
+            "statistics.rs",
+            "use super::live::Live;",
+            "circle: balancer/live, balancer/statistics",
+        ),
+    ] {
+        let copy = copy();
+        let path = copy.path().join("src/balancer").join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        // In front of the tests, which may import from anywhere.
+        let at = text.find("#[cfg(test)]").unwrap_or(text.len());
+        fs::write(&path, format!("{}{planted}\n{}", &text[..at], &text[at..])).unwrap();
+        let (in_order, found) = imports(copy.path());
+        assert!(!in_order && found.contains(fault), "{planted}: {found}");
+    }
 }

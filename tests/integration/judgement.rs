@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pickd::balancer::{
+    ActiveState, Address, BreakerConfig, BreakerState, Check, CheckFailure, Clock, CloseReason, DegradedReason,
+    Environment, ExplainedInstance, Manual, Order, PassiveState, RegistryStatus, Transitioned, TripReason,
+    UnavailableReason,
+};
 use pickd::{
-    Acquired, ActiveState, Address, BreakerConfig, BreakerState, Check, CheckFailure, Clock, CloseReason, Context,
-    DegradedReason, Environment, ExplainedInstance, HealthStatus, LoadBalancer, LoadBalancerConfig,
-    LoadBalancingStrategy, Manual, Order, Outcome, PassiveState, PickError, RegistryStatus, ServiceInstance,
-    Transitioned, TripReason, UnavailableReason, Weight,
+    Acquired, Context, HealthStatus, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Outcome, PickError,
+    ServiceInstance, Weight,
 };
 
 const OK: Outcome = Outcome::Success;

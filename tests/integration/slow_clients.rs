@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use pickd::api::server::{Limits, Listen, Listener};
 use pickd::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
+use pickd::balancer::{Clock, Environment, Monotonic, ServiceConfigs, Sources};
 use pickd::metrics::Metrics;
-use pickd::{Clock, Directory, Environment, Monotonic, ServiceConfigs, ServiceInstance, Sources};
+use pickd::{Directory, ServiceInstance};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::agent::SOON;

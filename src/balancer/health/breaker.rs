@@ -30,9 +30,9 @@ use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 
 /// How long a pick that was let through as the trial keeps others from being one.
-pub const TRIAL_TTL: Duration = Duration::from_secs(5);
+pub(crate) const TRIAL_TTL: Duration = Duration::from_secs(5);
 /// So many trials in a row of which nothing was heard close the breaker.
-pub const UNKNOWN_TRIALS: u8 = 3;
+pub(crate) const UNKNOWN_TRIALS: u8 = 3;
 
 /// Without trials: out for so long, times the openings in a row.
 const EJECTED_FOR: Duration = Duration::from_secs(30);

@@ -16,7 +16,7 @@ pub struct Layers {
     pub admin: Option<Arc<StandingOrder>>,
     /// What the registry says.
     pub registry: Since<RegistryStatus>,
-    /// Whether its registered address must not be contacted: see [`DeniedNetworks`](super::DeniedNetworks).
+    /// Whether its registered address must not be contacted: see [`DeniedNetworks`](crate::balancer::DeniedNetworks).
     pub address_refused: bool,
     /// What our own checks say; `None` before the first.
     pub active: Option<Since<ActiveState>>,

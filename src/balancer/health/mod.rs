@@ -14,10 +14,10 @@
 //! [`breaker`], and what is decided for a pool as a whole in [`ejection`].
 
 pub(crate) mod address;
-pub mod breaker;
-pub mod checks;
+pub(crate) mod breaker;
+pub(crate) mod checks;
 pub(crate) mod ejection;
-pub mod grade;
-pub mod layers;
-pub mod slow_start;
+pub(crate) mod grade;
+pub(crate) mod layers;
+pub(crate) mod slow_start;
 pub(crate) mod window;

@@ -123,7 +123,7 @@ impl LoadBalancer {
     }
 
     /// Does what time has made due in the health of instances: breakers become half open, trials expire, ramps rise, tables
-    /// follow. Returns when it should be called again; [`Wake`] tells if that becomes sooner.
+    /// follow. Returns when it should be called again; [`Wake`](crate::balancer::Wake) tells if that becomes sooner.
     ///
     /// Without anybody who drives the time ([`Environment::wake`](super::Environment)), requests that are acquired, leased, finished or reported do it.
     pub fn tend(&self, now: Timestamp) -> Option<Timestamp> {
