@@ -5,7 +5,7 @@
 //! [`Admission`], which is derived from it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::health::address::{AddressHealth, Step};
 use super::health::breaker::Trial;
 use super::health::checks::Check;
-use super::health::ejection::Admission;
+use super::health::ejection::{Admission, Trouble};
 use super::health::slow_start;
 use super::outcome::Outcome;
 use super::report_credit::Credit;
@@ -40,8 +40,8 @@ pub(crate) struct Live {
     pub(crate) credit: Credit,
     /// How many registered instances are at this address. Written by writers only.
     instances: AtomicU32,
-    /// Whether one of them is eligible, as of the last view.
-    eligible: AtomicBool,
+    /// How many of them are eligible, as of the present view. Written by writers only.
+    eligible: AtomicU32,
     /// An [`Admission`].
     admission: AtomicU8,
     /// Nanoseconds at which a pick was let through as the trial of the present half-open state; 0 = none was.
@@ -81,14 +81,23 @@ impl Live {
         self.instances.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether it stands for exactly one instance that counts in its pool.
-    pub(crate) fn is_one_eligible(&self) -> bool {
-        self.instances.load(Ordering::Relaxed) == 1 && self.eligible.load(Ordering::Relaxed)
+    /// Begins to count anew how many of its instances are eligible. Called by writers only, as the next two.
+    pub(crate) fn reset_eligible(&self) {
+        self.eligible.store(0, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_eligible(&self, eligible: bool) {
-        if self.eligible.load(Ordering::Relaxed) != eligible {
-            self.eligible.store(eligible, Ordering::Relaxed);
+    pub(crate) fn count_eligible(&self) {
+        let counted = self.eligible.load(Ordering::Relaxed);
+        self.eligible.store(counted + 1, Ordering::Relaxed);
+    }
+
+    /// What speaks against this address at this moment, for the eligible instances that the present view has of it.
+    pub(crate) fn trouble(&self) -> Trouble {
+        let health = self.judgement();
+        Trouble {
+            instances: self.eligible.load(Ordering::Relaxed) as usize,
+            down: health.as_deref().is_some_and(AddressHealth::is_down),
+            tripped: health.as_deref().and_then(AddressHealth::tripped),
         }
     }
 

@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::context::Context;
-use super::health::ejection::{Admission, Decision};
+use super::health::ejection::{Admission, PoolHealth};
 use super::live::Load;
 use super::member::{Member, Slot};
 use super::statistics::PickCounts;
@@ -103,7 +103,7 @@ const WATCHFUL: u64 = u64::MAX;
 /// From what a view is made, besides its members.
 pub(crate) struct ViewParts<'a> {
     pub(crate) epoch: u64,
-    pub(crate) decision: &'a Decision,
+    pub(crate) health: PoolHealth,
     pub(crate) turn: Arc<Turn>,
     pub(crate) previous: Option<&'a View>,
 }
@@ -121,7 +121,7 @@ impl View {
     pub(crate) fn new(config: LoadBalancerConfig, members: Box<[Member]>, made: ViewParts<'_>) -> Self {
         let ViewParts {
             epoch,
-            decision,
+            health,
             turn,
             previous,
         } = made;
@@ -139,9 +139,9 @@ impl View {
             picks: PickCounts::new(members.len()),
             members,
             epoch,
-            panic: decision.panic,
-            eligible: decision.eligible,
-            usable: decision.usable,
+            panic: health.panic,
+            eligible: health.eligible,
+            usable: health.usable,
             all,
             ring,
             tagged: OnceLock::new(),

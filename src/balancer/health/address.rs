@@ -4,7 +4,7 @@
 //! None of them overwrites another: a passing check does not close a breaker, a closing breaker does not overrule a check.
 
 use super::breaker::{Breaker, BreakerState, BreakerStep, Evidence, Trial};
-use super::checks::{Active, ActiveState, Check};
+use super::checks::{Active, ActiveState, Check, CheckFailure};
 use super::grade::{Passive, PassiveState};
 use super::layers::Layers;
 use super::window::{OutcomeWindow, Totals};
@@ -145,29 +145,39 @@ impl AddressHealth {
         closed
     }
 
-    /// Whether its breaker wants it out.
-    pub(crate) fn wish(&self) -> Option<Wish> {
+    /// What its breaker says while it is not closed.
+    pub(crate) fn tripped(&self) -> Option<Tripped> {
+        let half_open = match self.breaker.state() {
+            BreakerState::Closed => return None,
+            BreakerState::Open { .. } => false,
+            BreakerState::HalfOpen { .. } => true,
+        };
         let (severity, tripped_at) = self.breaker.severity();
-        match self.breaker.state() {
-            BreakerState::Closed => None,
-            BreakerState::Open { .. } => Some(Wish {
-                severity,
-                tripped_at,
-                half_open: false,
-            }),
-            BreakerState::HalfOpen { .. } => Some(Wish {
-                severity,
-                tripped_at,
-                half_open: true,
-            }),
-        }
+        Some(Tripped {
+            severity,
+            tripped_at,
+            half_open,
+        })
+    }
+
+    /// Whether its checks fail.
+    pub(crate) fn is_down(&self) -> bool {
+        self.active
+            .since()
+            .is_some_and(|active| active.state != ActiveState::Up)
+    }
+
+    /// Whether a check found that it must not be contacted.
+    pub(crate) fn is_refused(&self) -> bool {
+        let refused = ActiveState::Down(CheckFailure::AddressRefused);
+        self.active.since().is_some_and(|active| active.state == refused)
     }
 }
 
-/// A breaker's wish to take its instance out.
+/// A breaker that is not closed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Wish {
-    /// The share that failed.
+pub(crate) struct Tripped {
+    /// The share of outcomes that failed when it tripped.
     pub(crate) severity: f32,
     pub(crate) tripped_at: Timestamp,
     pub(crate) half_open: bool,

@@ -18,7 +18,7 @@ use super::config::LoadBalancerConfig;
 use super::diff::Changes;
 use super::environment::Environment;
 use super::error::{PickError, ReportError, UnknownInstance};
-use super::health::ejection::Decision;
+use super::health::ejection::{Ejections, PoolHealth};
 use super::instance::{HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
 use super::live::{Live, Load};
 use super::member::{Member, unavailable_reasons};
@@ -91,7 +91,7 @@ impl LoadBalancer {
         let turn = Arc::new(Turn::starting_at(seed));
         let made = ViewParts {
             epoch: 0,
-            decision: &Decision::default(),
+            health: PoolHealth::default(),
             turn: Arc::clone(&turn),
             previous: None,
         };
@@ -106,6 +106,7 @@ impl LoadBalancer {
             retired: Vec::new(),
             empty_since: Some(environment.clock.now()),
             overrides: Overrides::default(),
+            ejections: Ejections::default(),
             upkeep: Upkeep::default(),
         };
         Self {

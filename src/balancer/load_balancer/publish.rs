@@ -6,18 +6,20 @@
 //!
 //! What has not changed is taken over from the view before. All of it happens under the writers' lock, beside picks.
 
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::LoadBalancer;
-use super::writer::Writer;
+use super::writer::{Writer, heed};
 use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::diff::{Changes, diff};
-use crate::balancer::health::ejection::{Candidate, Decision};
+use crate::balancer::health::address::Tripped;
+use crate::balancer::health::ejection::{Ejections, Trouble};
 use crate::balancer::health::layers::Layers;
-use crate::balancer::health::{ejection, slow_start};
+use crate::balancer::health::slow_start;
 use crate::balancer::instance::{RegistryStatus, ServiceInstance, Weight};
 use crate::balancer::live::{Live, address_key};
 use crate::balancer::member::{Member, Verdict};
@@ -101,7 +103,9 @@ impl LoadBalancer {
                 let orders = writer.overrides.of(instance.id());
                 let said = layers(before, &instance, orders.drain, &old.config, &config, now);
                 let order = orders.weight.as_ref().map(|order| order.weight);
-                let (layers, candidate) = judged(&instance, said, order, &live, &config);
+                let judged = judged(&instance, said, order, &live, &config);
+                let layers = judged.layers;
+                live.reset_eligible();
                 if before.is_some_and(|before| recovered(before.verdict.layers.registry, layers.registry)) {
                     writer.upkeep.start_ramp(&live, now);
                 }
@@ -115,16 +119,17 @@ impl LoadBalancer {
                     instance,
                     live,
                     verdict,
-                    candidate,
+                    eligible: judged.eligible,
+                    tripped: judged.tripped,
                     alike,
                 }
             })
             .collect();
         leaving.extend(previous);
-        let decision = ejection::decide(drafts.iter().map(|draft| draft.candidate), &config);
+        writer.ejections = ejections(&drafts, &config);
         let members: Box<[Member]> = drafts
             .into_iter()
-            .map(|draft| self.member(draft, &decision, &config, now))
+            .map(|draft| self.member(draft, &writer.ejections, &config, now))
             .collect();
         writer.depart_ids(&old.members, &members, now);
         writer.empty_since = match (members.is_empty(), writer.empty_since) {
@@ -134,13 +139,12 @@ impl LoadBalancer {
         let count = members.len();
         let made = ViewParts {
             epoch: self.epoch.load(Ordering::Relaxed),
-            decision: &decision,
+            health: writer.ejections.pool(),
             turn: Arc::clone(&writer.turn),
             previous: Some(&old),
         };
         let view = View::new(config, members, made);
-        writer.upkeep.panics(old.panic, &decision);
-        writer.upkeep.decided(&decision);
+        writer.upkeep.panics(old.panic, writer.ejections.pool());
         writer.retired.push(self.view.swap(Arc::new(view)));
         for member in leaving {
             writer.leave(member.instance.address(), now);
@@ -157,29 +161,35 @@ impl LoadBalancer {
     }
 
     /// A member of the next view. Its bodies are those from before if it has the same attributes and status.
-    fn member(&self, draft: Draft<'_>, decision: &Decision, config: &LoadBalancerConfig, now: Timestamp) -> Member {
+    fn member(
+        &self,
+        draft: Draft<'_>,
+        ejections: &Ejections<Arc<Live>>,
+        config: &LoadBalancerConfig,
+        now: Timestamp,
+    ) -> Member {
         let Draft {
             instance,
             live,
             mut verdict,
-            candidate,
+            eligible,
             alike,
+            ..
         } = draft;
-        let held_by_cap = decision.held.contains(&candidate.address);
-        if verdict.layers.held_by_cap != held_by_cap {
-            Arc::make_mut(&mut verdict).layers.held_by_cap = held_by_cap;
-            if let Some(mut judgement) = live.judgement() {
-                judgement.held_by_cap = held_by_cap;
-            }
+        let decision = ejections.of(address_key(&live));
+        let was_held = verdict.layers.held_by_cap;
+        if was_held != decision.held_by_cap {
+            Arc::make_mut(&mut verdict).layers.held_by_cap = decision.held_by_cap;
         }
-        let admission = decision.admission(&candidate);
-        live.admit(admission);
-        live.set_eligible(candidate.eligible);
+        heed(&live, decision, was_held);
+        if eligible {
+            live.count_eligible();
+        }
         let Verdict { layers, weight } = &*verdict;
         let status = layers.status();
         let weight_override = weight.as_ref().map(|order| order.weight);
         let factors = Factors::of(&instance, layers, weight_override, live.ramp(config, now), config);
-        let units = match (candidate.eligible, decision.panic) {
+        let units = match (eligible, ejections.pool().panic) {
             (false, _) => 0,
             (true, true) => factors.units_in_panic(),
             (true, false) => factors.units(config),
@@ -196,7 +206,7 @@ impl LoadBalancer {
             instance,
             status,
             units,
-            admission,
+            admission: decision.admission,
             bodies,
             live,
             verdict,
@@ -209,7 +219,9 @@ struct Draft<'a> {
     instance: Arc<ServiceInstance>,
     live: Arc<Live>,
     verdict: Arc<Verdict>,
-    candidate: Candidate,
+    /// Nothing but local judgement can take it out.
+    eligible: bool,
+    tripped: Option<Tripped>,
     /// The member of this id in the view before, if the instance has the same attributes.
     alike: Option<&'a Member>,
 }
@@ -223,26 +235,51 @@ fn kept(verdict: Verdict, before: Option<&Member>, last: &mut Option<Arc<Verdict
     }
 }
 
-/// What all layers say at this moment, and the same as the pool is decided about. One look, so that both are of one moment.
-pub(super) fn judged(
+/// Decides about the pool that the drafts make up.
+fn ejections(drafts: &[Draft<'_>], config: &LoadBalancerConfig) -> Ejections<Arc<Live>> {
+    let eligible = drafts.iter().filter(|draft| draft.eligible).count();
+    let mut troubled: HashMap<usize, (Arc<Live>, Trouble)> = HashMap::new();
+    for draft in drafts {
+        let down = draft.verdict.layers.is_down();
+        if down || draft.tripped.is_some() {
+            let trouble = || Trouble {
+                instances: 0,
+                down,
+                tripped: draft.tripped,
+            };
+            let entry = troubled.entry(address_key(&draft.live));
+            let (_, trouble) = entry.or_insert_with(|| (Arc::clone(&draft.live), trouble()));
+            trouble.instances += usize::from(draft.eligible);
+        }
+    }
+    let troubled = troubled.into_iter().map(|(key, (live, trouble))| (key, live, trouble));
+    Ejections::decide(eligible, troubled, config)
+}
+
+/// What was judged of an instance. One look at its address, so that all of it is of one moment.
+struct Judged {
+    layers: Layers,
+    eligible: bool,
+    tripped: Option<Tripped>,
+}
+
+/// Adds what is judged locally to what admin and registry say.
+fn judged(
     instance: &ServiceInstance,
     said: Layers,
     order: Option<Weight>,
-    live: &Arc<Live>,
+    live: &Live,
     config: &LoadBalancerConfig,
-) -> (Layers, Candidate) {
-    let judgement = live.judgement();
-    let layers = match &judgement {
-        Some(judgement) => judgement.judge(said),
-        None => said,
+) -> Judged {
+    let (layers, tripped) = match live.judgement() {
+        Some(health) => (health.judge(said), health.tripped()),
+        None => (said, None),
     };
-    let candidate = Candidate {
-        address: address_key(live),
+    Judged {
         eligible: is_eligible(instance, &layers, order, config),
-        down: layers.is_down(),
-        wish: judgement.and_then(|judgement| judgement.wish()),
-    };
-    (layers, candidate)
+        layers,
+        tripped,
+    }
 }
 
 /// Whether nothing but local judgement can take it out. Who is degraded to nothing by the registry's word is out by it.

@@ -19,22 +19,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::LoadBalancer;
-use super::publish::judged;
 use super::transitions::{Transition, transitioned};
-use super::writer::Writer;
+use super::writer::{Writer, heed};
 use crate::balancer::clock::Timestamp;
-use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::health::address::Step;
 use crate::balancer::health::breaker::BreakerStep;
 use crate::balancer::health::checks::{ActiveState, Check};
-use crate::balancer::health::ejection;
-use crate::balancer::health::ejection::Candidate;
 use crate::balancer::instance::{Address, InstanceId, ServiceInstance};
 use crate::balancer::live::{Live, address_key};
 use crate::balancer::member::Member;
 
-/// From so many instances on a step does not wait until the whole pool was looked at.
-const LARGE: usize = 512;
 /// What one event, or the passing of time, changed of an address.
 type Taken = (Arc<Live>, [Option<Step>; 2]);
 
@@ -51,22 +45,25 @@ impl LoadBalancer {
             Check::Fail(_) => &self.checks_failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+        let was_refused = is_refused(&live);
         let step = live.observe(check, &self.view.load().config, now);
         if step.is_some() {
+            let changes_eligible = is_refused(&live) != was_refused;
             self.take_steps(&mut writer, &[(live, [step, None])], now);
+            if changes_eligible {
+                self.republish(&mut writer);
+            }
         }
     }
 
     /// Forgets what active checks said, because they do not run any more.
     pub fn forget_checks(&self) {
-        let now = self.environment.clock.now();
         let mut writer = self.write();
         // Those that left may come back.
         let departed = writer.departed.iter().map(|(_, _, live)| live);
         let lives = writer.registered.values().chain(departed);
         if lives.filter(|live| live.forget_checks()).count() > 0 {
-            self.decide_anew(&mut writer);
-            self.plan(&mut writer, now);
+            self.republish(&mut writer);
         }
     }
 
@@ -192,7 +189,6 @@ impl LoadBalancer {
 
     /// Acts on steps of addresses that are registered.
     fn take_steps(&self, writer: &mut Writer, taken: &[Taken], now: Timestamp) {
-        let is_held = |live: &Live| live.judgement().is_some_and(|judgement| judgement.held_by_cap);
         let mut in_or_out = false;
         for (live, steps) in taken {
             for step in steps.iter().flatten() {
@@ -218,8 +214,14 @@ impl LoadBalancer {
             }
             writer.upkeep.stir(live);
         }
-        if in_or_out && !self.acted_alone(writer, taken) {
-            self.decide_anew(writer);
+        if in_or_out {
+            for (live, _) in taken {
+                self.decide(writer, live);
+            }
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+        if writer.ejections.pool().panic != self.view.load().panic {
+            self.republish(writer);
         }
         for (live, steps) in taken {
             for step in steps.iter().flatten() {
@@ -231,43 +233,13 @@ impl LoadBalancer {
         self.plan_for(writer, taken, now);
     }
 
-    /// Has picks heed these steps, if that can be done without looking at the whole pool.
-    fn acted_alone(&self, writer: &mut Writer, taken: &[Taken]) -> bool {
-        let view = self.view.load();
-        if view.members.len() < LARGE {
-            return false;
-        }
-        let steps = taken
-            .iter()
-            .flat_map(|(live, steps)| steps.iter().flatten().map(move |step| (live, *step)));
-        let mut left = writer.upkeep.left;
-        let all = steps.into_iter().all(|(live, step)| left.act(live, step, view.panic));
-        writer.upkeep.left = left;
-        self.epoch.fetch_add(1, Ordering::Release);
-        all
-    }
-
-    /// Decides who is out, and has picks heed it from now on.
-    fn decide_anew(&self, writer: &mut Writer) {
-        let view = self.view.load_full();
-        let candidates: Vec<Candidate> = view
-            .members
-            .iter()
-            .map(|member| candidate(member, &view.config))
-            .collect();
-        let decision = ejection::decide(candidates.iter().copied(), &view.config);
-        for (member, candidate) in view.members.iter().zip(&candidates) {
-            if let Some(mut judgement) = member.live.judgement() {
-                judgement.held_by_cap = decision.held.contains(&candidate.address);
-            }
-            member.live.admit(decision.admission(candidate));
-        }
-        self.epoch.fetch_add(1, Ordering::Release);
-        writer.upkeep.decided(&decision);
-        writer.upkeep.stale = true;
-        if decision.panic != view.panic {
-            drop(view);
-            self.republish(writer);
+    /// Decides about one address anew, and has picks heed every decision that changes with it.
+    fn decide(&self, writer: &mut Writer, live: &Arc<Live>) {
+        let changed = writer
+            .ejections
+            .change(address_key(live), Arc::clone(live), live.trouble());
+        for (live, decision) in changed {
+            heed(&live, decision, is_held(&live));
         }
     }
 
@@ -315,9 +287,10 @@ fn nanos_of(due: Option<Timestamp>) -> u64 {
     due.map_or(u64::MAX, Timestamp::as_nanos)
 }
 
-/// A member as it is decided about between views.
-fn candidate(member: &Member, config: &LoadBalancerConfig) -> Candidate {
-    let order = member.verdict.weight.as_ref().map(|order| order.weight);
-    let said = member.verdict.layers.clone();
-    judged(&member.instance, said, order, &member.live, config).1
+fn is_held(live: &Live) -> bool {
+    live.judgement().is_some_and(|health| health.held_by_cap)
+}
+
+fn is_refused(live: &Live) -> bool {
+    live.judgement().is_some_and(|health| health.is_refused())
 }

@@ -6,10 +6,7 @@ use std::time::Duration;
 
 use super::transitions::Transitioned;
 use crate::balancer::clock::Timestamp;
-use crate::balancer::health::address::Step;
-use crate::balancer::health::breaker::BreakerStep;
-use crate::balancer::health::checks::{ActiveState, CheckFailure};
-use crate::balancer::health::ejection::{Admission, Decision};
+use crate::balancer::health::ejection::{Decision, Ejections, PoolHealth};
 use crate::balancer::instance::{Address, InstanceId};
 use crate::balancer::live::{Live, Load, address_key};
 use crate::balancer::member::Member;
@@ -48,6 +45,7 @@ pub(super) struct Writer {
     /// When the last instance left; `None` while there are any.
     pub(super) empty_since: Option<Timestamp>,
     pub(super) overrides: Overrides,
+    pub(super) ejections: Ejections<Arc<Live>>,
     pub(super) upkeep: Upkeep,
 }
 
@@ -135,6 +133,17 @@ impl Writer {
     }
 }
 
+/// Has picks heed what was decided of an address: every decision comes through here. `was_held` is whether the cap held it
+/// before.
+pub(super) fn heed(live: &Live, decision: Decision, was_held: bool) {
+    live.admit(decision.admission);
+    if decision.held_by_cap != was_held
+        && let Some(mut health) = live.judgement()
+    {
+        health.held_by_cap = decision.held_by_cap;
+    }
+}
+
 /// What the writer keeps for this.
 #[derive(Default)]
 pub(super) struct Upkeep {
@@ -147,34 +156,13 @@ pub(super) struct Upkeep {
     /// When the present view was made, and how long that took.
     pub(super) built_at: Option<Timestamp>,
     pub(super) build_time: Duration,
-    /// What the last decision left, less what single steps have used of it.
-    pub(super) left: Headroom,
     /// The service has answered a pick.
     pub(super) served: bool,
     /// By address.
     pub(super) untold: VecDeque<(Option<usize>, Transitioned)>,
 }
 
-/// What steps of single instances may do without a decision about the whole pool.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Headroom {
-    /// How many more breakers may take out.
-    pub(super) room: usize,
-    pub(super) usable: usize,
-    /// Below so many the pool panics.
-    pub(super) needed: usize,
-}
-
 impl Upkeep {
-    /// Notes what was decided.
-    pub(super) fn decided(&mut self, decision: &Decision) {
-        self.left = Headroom {
-            room: decision.room,
-            usable: decision.usable,
-            needed: decision.needed.unwrap_or_default(),
-        };
-    }
-
     pub(super) fn start_ramp(&mut self, live: &Arc<Live>, now: Timestamp) {
         live.start_ramp(now);
         self.stir(live);
@@ -205,12 +193,14 @@ impl Upkeep {
     }
 
     /// Tells if a new view begins or ends to panic.
-    pub(super) fn panics(&mut self, before: bool, decision: &Decision) {
-        match (before, decision.panic) {
-            (false, true) => {
-                let (usable, eligible) = (decision.usable, decision.eligible);
-                self.tell(None, Transitioned::PanicBegan { usable, eligible });
-            }
+    pub(super) fn panics(&mut self, before: bool, pool: PoolHealth) {
+        let PoolHealth {
+            eligible,
+            usable,
+            panic,
+        } = pool;
+        match (before, panic) {
+            (false, true) => self.tell(None, Transitioned::PanicBegan { usable, eligible }),
             (true, false) => self.tell(None, Transitioned::PanicEnded),
             _ => {}
         }
@@ -220,91 +210,5 @@ impl Upkeep {
     pub(super) fn ready_at(&self) -> Timestamp {
         let gap = (self.build_time * GAP_FOR_COST).clamp(GAP, WIDEST_GAP);
         self.built_at.map_or(Timestamp::default(), |built_at| built_at + gap)
-    }
-}
-
-impl Headroom {
-    /// Has picks heed a step of one instance. False: the whole pool has to be looked at.
-    pub(super) fn act(&mut self, live: &Live, step: Step, panic: bool) -> bool {
-        let Some(mut judgement) = live.judgement().filter(|_| live.is_one_eligible()) else {
-            return false;
-        };
-        let is_down = judgement
-            .active
-            .since()
-            .is_some_and(|said| said.state != ActiveState::Up);
-        match step {
-            Step::Passive { .. } | Step::Breaker(BreakerStep::TrialUnknown) => true,
-            // Who is eligible changes.
-            Step::Active {
-                state: ActiveState::Down(CheckFailure::AddressRefused),
-                ..
-            } => false,
-            // Everybody is in, until enough are usable again.
-            _ if panic => match step {
-                Step::Active {
-                    state: ActiveState::Up, ..
-                }
-                | Step::Breaker(BreakerStep::Closed(_)) => {
-                    self.usable += 1;
-                    self.usable < self.needed
-                }
-                _ => true,
-            },
-            Step::Active {
-                state: ActiveState::Up,
-                first,
-            } => {
-                live.admit(match judgement.wish() {
-                    Some(wish) if !judgement.held_by_cap && wish.half_open => Admission::Trial,
-                    Some(_) if !judgement.held_by_cap => Admission::Out,
-                    _ => Admission::In,
-                });
-                // Before its first check it was in already.
-                self.usable += usize::from(!first && live.admission() == Admission::In);
-                true
-            }
-            Step::Active { .. } if live.admission() != Admission::In => {
-                live.admit(Admission::Out);
-                true
-            }
-            Step::Active { .. } => self.take(live),
-            Step::Breaker(_) if is_down => true,
-            Step::Breaker(BreakerStep::Opened { .. }) => {
-                if live.admission() != Admission::In {
-                    live.admit(Admission::Out);
-                } else if self.room == 0 || self.usable <= 1 || !self.take(live) {
-                    judgement.held_by_cap = true;
-                } else {
-                    self.room -= 1;
-                }
-                true
-            }
-            Step::Breaker(BreakerStep::HalfOpened) => {
-                if !judgement.held_by_cap {
-                    live.admit(Admission::Trial);
-                }
-                true
-            }
-            Step::Breaker(BreakerStep::Closed(_)) => {
-                if live.admission() != Admission::In {
-                    live.admit(Admission::In);
-                    self.usable += 1;
-                    self.room += 1;
-                }
-                judgement.held_by_cap = false;
-                true
-            }
-        }
-    }
-
-    /// Takes one out, unless too few would be left.
-    pub(super) fn take(&mut self, live: &Live) -> bool {
-        let enough = self.usable > self.needed;
-        if enough {
-            live.admit(Admission::Out);
-            self.usable -= 1;
-        }
-        enough
     }
 }
