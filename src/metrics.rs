@@ -69,32 +69,32 @@ const HEALTH_CHECKS: Series = counter(
 );
 const BREAKER_STATE: Series = gauge(
     "pickd_breaker_state",
-    INSTANCE,
+    ENDPOINT,
     "State of the circuit breaker: 0 closed, 1 half open, 2 open; absent before the first outcome.",
 );
 const INSTANCE_PICKS: Series = counter(
     "pickd_instance_picks_total",
-    INSTANCE,
+    ENDPOINT,
     "Picks of the instance's address.",
 );
 const INSTANCE_FAILURES: Series = counter(
     "pickd_instance_failures_total",
-    INSTANCE,
+    ENDPOINT,
     "Outcomes reported as failed for the instance's address.",
 );
 const INSTANCE_IN_FLIGHT: Series = gauge(
     "pickd_instance_in_flight",
-    INSTANCE,
+    ENDPOINT,
     "Requests in flight, as far as callers say when they end.",
 );
 const INSTANCE_WEIGHT: Series = gauge(
     "pickd_instance_weight",
-    INSTANCE,
+    ENDPOINT,
     "Effective weight: registered weight times all factors; 0 is never picked.",
 );
 const INSTANCE_RESPONSE: Series = gauge(
     "pickd_instance_response_seconds",
-    INSTANCE,
+    ENDPOINT,
     "Peak EWMA of reported response times; absent before the first.",
 );
 const OVERRIDES: Series = gauge(
@@ -175,7 +175,8 @@ const RELOAD_SUCCESSFUL: Series = gauge(
 );
 
 const SERVICE: &[&str] = &["service"];
-const INSTANCE: &[&str] = &["service", "instance"];
+/// The label is not called `instance`: Prometheus sets that one itself, to the address it scrapes.
+const ENDPOINT: &[&str] = &["service", "endpoint"];
 const SOURCE: &[&str] = &["source"];
 
 /// Instances that get series of their own, unless set otherwise.
@@ -565,6 +566,6 @@ mod tests {
         let nasty = ServiceInstance::new("a\"} 1 \\", "10.0.0.9", 80).unwrap();
         directory.apply(&"web".parse().unwrap(), [Arc::new(nasty)]);
         let text = scrape(&Metrics::new([]).unwrap(), &directory);
-        assert!(text.contains(r#"instance="a\"} 1 \\""#), "{text}");
+        assert!(text.contains(r#"endpoint="a\"} 1 \\""#), "{text}");
     }
 }
