@@ -128,6 +128,8 @@ struct Counted {
     picks: u64,
     reported: u64,
     failed: u64,
+    timed: u64,
+    latency_nanos: u64,
 }
 
 impl Counted {
@@ -135,6 +137,8 @@ impl Counted {
         self.picks += live.picks.load(Ordering::Relaxed);
         self.reported += live.reported.load(Ordering::Relaxed);
         self.failed += live.failed.load(Ordering::Relaxed);
+        self.timed += live.timed.load(Ordering::Relaxed);
+        self.latency_nanos += live.latency_nanos.load(Ordering::Relaxed);
     }
 }
 
@@ -632,6 +636,8 @@ impl LoadBalancer {
             total_requests: counted.picks,
             reported_requests: counted.reported,
             failed_requests: counted.failed,
+            timed_requests: counted.timed,
+            total_response_time: Duration::from_nanos(counted.latency_nanos),
             failure_rate: counted.failed as f64 / counted.reported.max(1) as f64,
             available_instances: instances.values().filter(|instance| instance.available).count(),
             total_instances: view.members.len(),
