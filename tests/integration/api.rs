@@ -1,9 +1,7 @@
 //! The HTTP API over the wire: every route, every refusal.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::ops::Deref;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -12,6 +10,7 @@ use crate::support::agent::{Agent, SOON, pickd};
 use crate::support::folder::Folder;
 use crate::support::http::{Connection, Response, ask, get};
 use crate::support::metrics::{Series, samples};
+use crate::support::prometheus::promtool;
 use crate::support::{free_ports, until};
 
 const SERVICES: &str = r#"
@@ -893,30 +892,8 @@ fn metrics_start_at_zero_and_know_no_unknown_names() {
 fn promtool_has_nothing_to_say_about_the_metrics() {
     let agent = world();
     let text = agent.get("/metrics");
-    let started = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let Ok(mut promtool) = started else {
-        eprintln!("promtool is not in PATH: the help lines alone are checked");
-        let families = text
-            .text()
-            .lines()
-            .filter_map(|line| line.strip_prefix("# TYPE "))
-            .count();
-        let helps = text.text().lines().filter(|line| line.starts_with("# HELP ")).count();
-        assert!(
-            families > 10 && families == helps,
-            "{families} families, {helps} with a help"
-        );
-        return;
-    };
-    promtool.stdin.take().unwrap().write_all(&text.body).unwrap();
-    let output = promtool.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success() && said.is_empty(), "{said}\n{}", text.text());
+    let printed = promtool(&["check", "metrics"], &text.body).unwrap();
+    assert!(printed.is_empty(), "{printed}\n{}", text.text());
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Alert rules and dashboard against what is real: every expression is evaluated by Prometheus over the series of a running
-//! agent, and alerts fire and end because what they are about happens and is over.
+//! Alert rules and dashboard against a real Prometheus that scrapes running agents. Prometheus evaluates every expression.
+//! Alerts fire because the test brings their condition about, and end because it cures it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,7 +23,7 @@ use crate::support::prometheus::{self, Prometheus, promtool, sixty_times_faster}
 use crate::support::promql::selectors;
 use crate::support::{free_ports, until};
 
-/// For what takes some windows of a few seconds.
+/// For conditions that take several windows and pauses of a few seconds.
 const LATER: Duration = Duration::from_secs(60);
 /// Where the links of the rules lead until they are replaced.
 const RUNBOOK: &str = "https://pickd.example/docs/operations.md#";
@@ -48,6 +48,22 @@ fn text(value: &Value) -> String {
 
 fn list(value: &Value) -> Vec<Value> {
     value.as_array().cloned().unwrap_or_default()
+}
+
+/// The unit tests of the rules, by their path from integrations/prometheus.
+fn test_files() -> Vec<String> {
+    let files = fs::read_dir(prometheus::folder().join("tests")).unwrap();
+    files
+        .map(|file| format!("tests/{}", file.unwrap().file_name().to_str().unwrap()))
+        .collect()
+}
+
+/// Every unit test of the rules.
+fn unit_tests() -> Vec<Value> {
+    let files = test_files().into_iter();
+    files
+        .flat_map(|file| list(&yaml(&read(&format!("integrations/prometheus/{file}")))["tests"]))
+        .collect()
 }
 
 /// Every rule, recording ones included.
@@ -116,7 +132,7 @@ fn exposed(metrics: &str) -> Exposed {
     exposed
 }
 
-/// What of an expression no agent exposes: names, labels, and values of labels.
+/// The names, labels and values of labels in an expression that no agent exposes.
 fn unknown(expression: &str, exposed: &Exposed, besides: &BTreeSet<String>) -> Vec<String> {
     let mut unknown = Vec::new();
     for selector in selectors(expression) {
@@ -149,10 +165,10 @@ fn of_prometheus(rules_text: &str) -> BTreeSet<String> {
     recorded.chain(["up", "ALERTS"].map(str::to_owned)).collect()
 }
 
-/// An agent over etcd and a file, of which everything has happened once that a series counts.
+/// An agent beside etcd and a file registry, with an active check, so that every series has a value.
 struct Exercised {
     agent: Agent,
-    etcd: Etcd,
+    _etcd: Etcd,
     _folder: Folder,
 }
 
@@ -178,12 +194,12 @@ impl Exercised {
         agent.picks("orders");
         Self {
             agent,
-            etcd,
+            _etcd: etcd,
             _folder: folder,
         }
     }
 
-    /// A pick under a lease and its report, for both services, and a name that nobody lists.
+    /// A pick under a lease and its report, for both services, and a name that no registry lists.
     fn use_it(&self) {
         let mut connection = Connection::open(self.agent.address).unwrap();
         for (service, outcome) in [("web", "success"), ("orders", "failure")] {
@@ -214,11 +230,13 @@ fn lease_and_report(
 fn promtool_accepts_the_rules_their_tests_and_the_configuration() {
     let folder = prometheus::folder();
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-    let printed = promtool(&["check", "rules", &path("rules/pickd.yml")]).unwrap();
+    let printed = promtool(&["check", "rules", &path("rules/pickd.yml")], b"").unwrap();
     let count = rules(&prometheus::rules()).len();
     assert!(printed.contains(&format!("{count} rules found")), "{printed}");
-    promtool(&["check", "config", &path("prometheus.yml")]).unwrap();
-    promtool(&["test", "rules", &path("tests/pickd_test.yml")]).unwrap_or_else(|printed| panic!("{printed}"));
+    promtool(&["check", "config", &path("prometheus.yml")], b"").unwrap();
+    for tests in test_files() {
+        promtool(&["test", "rules", &path(&tests)], b"").unwrap_or_else(|printed| panic!("{printed}"));
+    }
 }
 
 #[test]
@@ -231,12 +249,12 @@ fn a_planted_fault_of_a_rule_is_found_by_its_tests() {
         "tests/pickd_test.yml",
         &read("integrations/prometheus/tests/pickd_test.yml"),
     );
-    // It can never fire any more.
+    // Open leases are never above eight times their limit: this alert cannot fire.
     let planted = prometheus::rules().replacen("pickd_leases_limit > 0.8", "pickd_leases_limit > 8", 1);
     assert_ne!(planted, prometheus::rules());
     scratch.write("rules/pickd.yml", &planted);
     let tests = scratch.path("tests/pickd_test.yml");
-    let printed = promtool(&["test", "rules", tests.to_str().unwrap()]).unwrap_err();
+    let printed = promtool(&["test", "rules", tests.to_str().unwrap()], b"").unwrap_err();
     assert!(
         printed.contains("PickdLeasesNearLimit") && printed.contains("FAILED"),
         "{printed}"
@@ -245,7 +263,7 @@ fn a_planted_fault_of_a_rule_is_found_by_its_tests() {
 
 #[test]
 fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
-    let tests = list(&yaml(&read("integrations/prometheus/tests/pickd_test.yml"))["tests"]);
+    let tests = unit_tests();
     let (mut fires, mut stays_silent) = (BTreeSet::new(), BTreeSet::new());
     for case in tests.iter().flat_map(|test| list(&test["alert_rule_test"])) {
         let expected = list(&case["exp_alerts"]);
@@ -290,7 +308,7 @@ fn every_alert_has_a_section_of_the_runbook_and_every_section_is_of_an_alert() {
 }
 
 #[test]
-fn the_dashboard_is_one_that_grafana_takes() {
+fn the_dashboard_has_the_fields_that_grafana_needs() {
     let dashboard = dashboard();
     assert_eq!((&dashboard["uid"], &dashboard["id"]), (&json!("pickd"), &Value::Null));
     assert_eq!(dashboard["schemaVersion"], 39);
@@ -366,7 +384,7 @@ async fn rules_and_dashboard_name_what_an_agent_exposes_and_prometheus_answers_e
             assert!(unknown.is_empty(), "{place}: no agent exposes {unknown:?}");
         }
         // What the tests of the rules start from is exposed with exactly those labels.
-        for test in list(&yaml(&read("integrations/prometheus/tests/pickd_test.yml"))["tests"]) {
+        for test in unit_tests() {
             for input in list(&test["input_series"]) {
                 for selector in selectors(&text(&input["series"])) {
                     if besides.contains(&selector.name) {
@@ -402,10 +420,11 @@ async fn rules_and_dashboard_name_what_an_agent_exposes_and_prometheus_answers_e
             .collect();
         assert!(unseen.is_empty(), "neither a rule nor a panel has {unseen:?}");
 
-        // Prometheus takes every expression, finds something, and finds the labels that the legend names.
+        // Every panel shows something, and its series have the labels that the legend names.
         for (title, expression, legend) in &in_dashboard {
             until(LATER, &format!("{title}: {expression}: {legend}"), || {
                 exercised.use_it();
+                std::thread::sleep(Duration::from_millis(50));
                 let found = server
                     .query(expression)
                     .unwrap_or_else(|error| panic!("{title}: {expression}: {error}"));
@@ -419,20 +438,56 @@ async fn rules_and_dashboard_name_what_an_agent_exposes_and_prometheus_answers_e
                 .query(expression)
                 .unwrap_or_else(|error| panic!("{place}: {expression}: {error}"));
         }
-        let check = |label: &str, query: &str| {
-            let found = server.query(query).unwrap();
-            assert!(found.iter().all(|sample| !sample.labels.contains_key(label)) && !found.is_empty());
-        };
-        // The agent names nothing that Prometheus would have to rename.
-        check("exported_instance", "{__name__=~\"pickd_.+\"}");
-        check("exported_job", "{__name__=~\"pickd_.+\"}");
-        let (agent, etcd) = (exercised.agent, exercised.etcd);
-        drop((agent, etcd));
+        // No label of the agent collides with one that Prometheus sets.
+        let all = server.query("{__name__=~\"pickd_.+\"}").unwrap();
+        assert!(all.len() > 50, "{}", all.len());
+        for sample in all {
+            let renamed = sample.labels.keys().find(|label| label.starts_with("exported_"));
+            assert_eq!(renamed, None, "{:?}", sample.labels);
+        }
+        drop(exercised);
     });
 }
 
 #[test]
-fn planted_strangers_are_found() {
+fn outcomes_response_times_and_breakers_are_counted_for_each_service() {
+    let folder = Folder::new();
+    folder.registry("services.toml", "web", &["127.0.0.2:1", "127.0.0.2:2", "127.0.0.2:3"]);
+    let config = "[file]\npath = \"services.toml\"\n[metrics]\ninstance_series = 0\n\
+                  [services.web]\nmax_consecutive_failures = 1\nbreaker = { open_min = \"1h\", open_max = \"1h\" }\n";
+    let config = folder.write("pickd.toml", config);
+    let agent = Agent::run(["--config", config.to_str().unwrap()]).ready();
+    let mut connection = Connection::open(agent.address).unwrap();
+    for outcome in [("failure", 250.0), ("success", 500.0)] {
+        assert_eq!(lease_and_report(&mut connection, "web", |_| outcome), 200);
+    }
+    let holds = |series: &str, value: f64| assert_eq!(agent.metric(series), Some(value), "{series}");
+    let outcomes = || {
+        holds(r#"pickd_outcomes_total{result="success",service="web"}"#, 1.0);
+        holds(r#"pickd_outcomes_total{result="failure",service="web"}"#, 1.0);
+        holds(r#"pickd_response_seconds_count{service="web"}"#, 2.0);
+        holds(r#"pickd_response_seconds_sum{service="web"}"#, 0.75);
+    };
+    outcomes();
+    holds("pickd_ready", 1.0);
+    holds("pickd_leases_limit", 100_000.0);
+    holds(r#"pickd_pool_available_instances{service="web"}"#, 2.0);
+    for (state, count) in [("open", 1.0), ("half_open", 0.0), ("closed", 1.0)] {
+        holds(
+            &format!(r#"pickd_pool_breakers{{service="web",state="{state}"}}"#),
+            count,
+        );
+    }
+    // Counters do not go back when the instances leave.
+    folder.registry("services.toml", "web", &["127.0.0.2:4"]);
+    until(SOON, "the others have left", || {
+        (agent.metric(r#"pickd_pool_available_instances{service="web"}"#) == Some(1.0)).then_some(())
+    });
+    outcomes();
+}
+
+#[test]
+fn an_unknown_series_label_or_value_is_found() {
     let exposed = exposed("pickd_a_total{result=\"ok\",service=\"web\"} 1\npickd_b 2\n");
     let besides = of_prometheus("groups: [{ rules: [{ record: \"a:b:c\", expr: \"1\" }] }]");
     let found = |expression: &str| unknown(expression, &exposed, &besides);
@@ -453,7 +508,7 @@ fn shortened_rules_are_shortened_everywhere() {
     let fast = sixty_times_faster(&prometheus::rules());
     let scratch = Folder::new();
     let path = scratch.write("pickd.yml", &fast);
-    promtool(&["check", "rules", path.to_str().unwrap()]).unwrap();
+    promtool(&["check", "rules", path.to_str().unwrap()], b"").unwrap();
     let (slow, fast) = (rules(&prometheus::rules()), rules(&fast));
     assert_eq!(slow.len(), fast.len());
     for (slow, fast) in slow.iter().zip(&fast) {
@@ -467,7 +522,7 @@ fn shortened_rules_are_shortened_everywhere() {
     }
 }
 
-/// What callers of one agent do, over and over, until dropped.
+/// Callers that pick and report until this is dropped.
 struct Callers {
     state: Arc<CallersState>,
     thread: Option<JoinHandle<()>>,
@@ -596,7 +651,7 @@ fn until_silence(server: &Prometheus, why: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn alerts_fire_when_what_they_are_about_happens_and_end_when_it_is_over() {
+async fn alerts_fire_when_their_condition_is_brought_about_and_end_when_it_is_cured() {
     let mut consul = Consul::start().await;
     let backends: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let register_all = async |consul: &Consul| {
@@ -628,7 +683,7 @@ async fn alerts_fire_when_what_they_are_about_happens_and_end_when_it_is_over() 
     });
     until_silence(&server, "nothing is wrong");
 
-    // Everything at once: each condition is of a service, a source or an agent of its own.
+    // All conditions at once, each at a service, a source or an agent of its own.
     let since = Instant::now();
     callers.broken(true);
     folder.write("services.toml", &services(true));
@@ -657,7 +712,7 @@ async fn alerts_fire_when_what_they_are_about_happens_and_end_when_it_is_over() 
         );
     }
 
-    // All of it is cured. Consul comes back without its data, which is the next thing to be told of.
+    // Everything is cured. Consul comes back without its data, so that removals are held.
     let cured = Instant::now();
     callers.broken(false);
     folder.write("services.toml", &services(false));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,15 +24,19 @@ pub(crate) fn rules() -> String {
     fs::read_to_string(folder().join("rules/pickd.yml")).unwrap()
 }
 
-/// Runs promtool, and gives what it printed when it was content, else the same as the error.
-pub(crate) fn promtool(arguments: &[&str]) -> Result<String, String> {
+/// Runs promtool with this input. Gives what it printed, as an error when it ended with one.
+pub(crate) fn promtool(arguments: &[&str], input: &[u8]) -> Result<String, String> {
     let program = std::env::var("PICKD_TEST_PROMTOOL")
         .expect("PICKD_TEST_PROMTOOL is not set: run tests/run, which finds or fetches the servers");
-    let output = Command::new(program)
+    let mut process = Command::new(program)
         .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("PICKD_TEST_PROMTOOL cannot be started");
+    process.stdin.take().unwrap().write_all(input).unwrap();
+    let output = process.wait_with_output().unwrap();
     let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     if output.status.success() {
         Ok(printed)
