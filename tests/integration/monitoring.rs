@@ -616,7 +616,7 @@ fn file_agent(folder: &Folder, address: SocketAddr) -> Agent {
 /// Waits until all these alerts fire, and says after how long each did.
 fn until_all_fire(server: &Prometheus, expected: &[(&str, &str, &str)], since: Instant) {
     let mut waiting: BTreeSet<_> = expected.iter().collect();
-    let mut seen = Vec::new();
+    let (mut seen, mut count) = (Vec::new(), waiting.len());
     until(LATER, "all alerts fire", || {
         for (name, labels) in server.alerts("firing") {
             waiting.retain(|(alert, label, value)| {
@@ -626,6 +626,10 @@ fn until_all_fire(server: &Prometheus, expected: &[(&str, &str, &str)], since: I
                 }
                 !is_it
             });
+        }
+        if waiting.len() != count {
+            count = waiting.len();
+            eprintln!("{:.1?}: waiting for {waiting:?}", since.elapsed());
         }
         std::thread::sleep(Duration::from_millis(100));
         waiting.is_empty().then_some(())
