@@ -203,7 +203,7 @@ impl SourceStatus {
         self.synced.store(true, Ordering::Release);
     }
 
-    /// Sets the number of removals held back. A rise is added to [`removals_held`](Self::removals_held).
+    /// Sets the number of removals held back. A rise adds to [`removals_held`](Self::removals_held).
     pub fn set_held_removals(&self, held: u64) {
         let before = self.held_removals.swap(held, Ordering::Relaxed);
         self.removals_held

@@ -1,5 +1,6 @@
-//! Alert rules and dashboard against a real Prometheus that scrapes running agents. Prometheus evaluates every expression.
-//! Alerts fire because the test brings their condition about, and end because it cures it.
+//! Alert rules and dashboard against a real Prometheus that scrapes running agents. Prometheus
+//! evaluates every expression. Alerts fire because the test brings their condition about, and end
+//! because it cures it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -165,7 +166,7 @@ fn of_prometheus(rules_text: &str) -> BTreeSet<String> {
     recorded.chain(["up", "ALERTS"].map(str::to_owned)).collect()
 }
 
-/// An agent beside etcd and a file registry, with an active check, so that every series has a value.
+/// An agent beside etcd and a file registry, with an active check, so that every series exists.
 struct Exercised {
     agent: Agent,
     _etcd: Etcd,
@@ -209,7 +210,7 @@ impl Exercised {
     }
 }
 
-/// Picks under a lease and reports what is decided for the instance. Returns the status of the pick.
+/// Picks under a lease, and reports what `decide` says of the instance. Returns the pick's status.
 fn lease_and_report(
     connection: &mut Connection,
     service: &str,

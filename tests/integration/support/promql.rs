@@ -1,4 +1,5 @@
-//! The series that an expression of PromQL names. It is no parser: whether an expression is one, Prometheus decides.
+//! The series that an expression of PromQL names. It is no parser: Prometheus decides whether an
+//! expression is valid.
 
 /// `name{label="value"}`: a name, and the conditions on its labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
