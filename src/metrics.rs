@@ -9,14 +9,14 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use prometheus::core::Collector;
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType, Summary};
 use prometheus::{Encoder, Histogram, HistogramOpts, TextEncoder};
 
 use crate::balancer::{
     BreakerState, Directory, HealthStatus, InstanceId, InstanceStatistics, LoadBalancer, Statistics, Timestamp,
 };
 
-/// One kind of series.
+/// One family of series.
 struct Series {
     name: &'static str,
     kind: MetricType,
@@ -42,11 +42,21 @@ const fn counter(name: &'static str, labels: &'static [&'static str], help: &'st
     }
 }
 
+const fn summary(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Series {
+    Series {
+        name,
+        kind: MetricType::SUMMARY,
+        labels,
+        help,
+    }
+}
+
 const BUILD_INFO: Series = gauge(
     "pickd_build_info",
     &["version"],
     "Always 1; the version is in the label.",
 );
+const READY: Series = gauge("pickd_ready", &[], "Whether /readyz answers 200.");
 const PICKS: Series = counter(
     "pickd_picks_total",
     &["service", "result"],
@@ -57,6 +67,22 @@ const POOL_INSTANCES: Series = gauge(
     &["service", "status"],
     "Registered instances by derived status.",
 );
+const POOL_AVAILABLE: Series = gauge(
+    "pickd_pool_available_instances",
+    SERVICE,
+    "Registered instances that can be picked without panic.",
+);
+const POOL_BREAKERS: Series = gauge(
+    "pickd_pool_breakers",
+    &["service", "state"],
+    "Instances by the state of their circuit breaker: closed, half_open, open; those without an outcome so far are in none.",
+);
+const OUTCOMES: Series = counter(
+    "pickd_outcomes_total",
+    &["service", "result"],
+    "Outcomes reported, by result: success, failure.",
+);
+const RESPONSE: Series = summary("pickd_response_seconds", SERVICE, "Response times reported.");
 const POOL_PANIC: Series = gauge(
     "pickd_pool_panic",
     SERVICE,
@@ -69,32 +95,32 @@ const HEALTH_CHECKS: Series = counter(
 );
 const BREAKER_STATE: Series = gauge(
     "pickd_breaker_state",
-    INSTANCE,
+    ENDPOINT,
     "State of the circuit breaker: 0 closed, 1 half open, 2 open; absent before the first outcome.",
 );
 const INSTANCE_PICKS: Series = counter(
     "pickd_instance_picks_total",
-    INSTANCE,
+    ENDPOINT,
     "Picks of the instance's address.",
 );
 const INSTANCE_FAILURES: Series = counter(
     "pickd_instance_failures_total",
-    INSTANCE,
+    ENDPOINT,
     "Outcomes reported as failed for the instance's address.",
 );
 const INSTANCE_IN_FLIGHT: Series = gauge(
     "pickd_instance_in_flight",
-    INSTANCE,
+    ENDPOINT,
     "Requests in flight, as far as callers say when they end.",
 );
 const INSTANCE_WEIGHT: Series = gauge(
     "pickd_instance_weight",
-    INSTANCE,
+    ENDPOINT,
     "Effective weight: registered weight times all factors; 0 is never picked.",
 );
 const INSTANCE_RESPONSE: Series = gauge(
     "pickd_instance_response_seconds",
-    INSTANCE,
+    ENDPOINT,
     "Peak EWMA of reported response times; absent before the first.",
 );
 const OVERRIDES: Series = gauge(
@@ -107,6 +133,11 @@ const LEASES_CAPACITY: Series = gauge(
     "pickd_leases_capacity",
     &[],
     "Leases that memory is held for: as many as were open at a time, and those expired that are still known.",
+);
+const LEASES_LIMIT: Series = gauge(
+    "pickd_leases_limit",
+    &[],
+    "Leases that may be open at a time, over all services.",
 );
 const LEASES_EXPIRED: Series = counter(
     "pickd_leases_expired_total",
@@ -158,6 +189,11 @@ const SOURCE_HELD: Series = gauge(
     SOURCE,
     "Removals held back, because the source may have lost its memory.",
 );
+const SOURCE_REMOVALS_HELD: Series = counter(
+    "pickd_source_removals_held_total",
+    SOURCE,
+    "Removals that were held back so far, those of the past included.",
+);
 const SOURCE_RELISTS: Series = counter(
     "pickd_source_relists_total",
     &["source", "reason"],
@@ -175,7 +211,8 @@ const RELOAD_SUCCESSFUL: Series = gauge(
 );
 
 const SERVICE: &[&str] = &["service"];
-const INSTANCE: &[&str] = &["service", "instance"];
+/// The label is not called `instance`: Prometheus sets that one itself, to the address it scrapes.
+const ENDPOINT: &[&str] = &["service", "endpoint"];
 const SOURCE: &[&str] = &["source"];
 
 /// Instances that get series of their own, unless set otherwise.
@@ -240,16 +277,17 @@ impl Metrics {
         self.instance_series.store(most as u64, Ordering::Relaxed);
     }
 
-    /// All series as Prometheus text.
+    /// All series as Prometheus text; `ready` is what `/readyz` says.
     ///
     /// # Errors
     ///
     /// When the encoder refuses a family, which would be a defect here.
-    pub fn encode(&self, directory: &Directory, now: Timestamp) -> Result<Vec<u8>, prometheus::Error> {
+    pub fn encode(&self, directory: &Directory, ready: bool, now: Timestamp) -> Result<Vec<u8>, prometheus::Error> {
         let mut families = self.process.collect();
         families.extend(self.convergence.collect());
         let mut table = Table::default();
         table.add(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1.0);
+        table.add(&READY, &[], f64::from(u8::from(ready)));
         table.add(
             &RELOAD_SUCCESSFUL,
             &[],
@@ -286,6 +324,7 @@ impl Metrics {
             );
             table.add(&SOURCE_UPDATES, &[source], status.updates() as f64);
             table.add(&SOURCE_HELD, &[source], status.held_removals() as f64);
+            table.add(&SOURCE_REMOVALS_HELD, &[source], status.removals_held() as f64);
             table.add(&SOURCE_DRIFT, &[source], status.drift_repaired() as f64);
             for (reason, count) in status.relists() {
                 table.add(&SOURCE_RELISTS, &[source, reason], count as f64);
@@ -305,6 +344,7 @@ impl Metrics {
         let (unknown_lease, unknown_service) = directory.unknown_reports();
         let invalid = self.invalid_reports.load(Ordering::Relaxed);
         table.add(&LEASES_ACTIVE, &[], directory.open_leases() as f64);
+        table.add(&LEASES_LIMIT, &[], directory.lease_limit() as f64);
         table.add(&LEASES_CAPACITY, &[], directory.lease_capacity() as f64);
         for (result, count) in [
             ("unknown_lease", unknown_lease),
@@ -381,6 +421,36 @@ fn add_service(table: &mut Table, balancer: &LoadBalancer, statistics: &Statisti
             .count();
         table.add(&POOL_INSTANCES, &[service, status.as_str()], count as f64);
     }
+    table.add(&POOL_AVAILABLE, &[service], statistics.available_instances as f64);
+    let mut breakers = [("closed", 0_u32), ("half_open", 0), ("open", 0)];
+    for breaker in statistics
+        .instances
+        .values()
+        .filter_map(|instance| instance.layers.breaker)
+    {
+        breakers[breaker_state(breaker.state)].1 += 1;
+    }
+    for (state, count) in breakers {
+        table.add(&POOL_BREAKERS, &[service, state], f64::from(count));
+    }
+    let succeeded = statistics.reported_requests.saturating_sub(statistics.failed_requests);
+    table.add(&OUTCOMES, &[service, "success"], succeeded as f64);
+    table.add(&OUTCOMES, &[service, "failure"], statistics.failed_requests as f64);
+    table.add_summary(
+        &RESPONSE,
+        &[service],
+        statistics.timed_requests,
+        statistics.total_response_time.as_secs_f64(),
+    );
+}
+
+/// The value of `pickd_breaker_state`.
+fn breaker_state(state: BreakerState) -> usize {
+    match state {
+        BreakerState::Closed => 0,
+        BreakerState::HalfOpen { .. } => 1,
+        BreakerState::Open { .. } => 2,
+    }
 }
 
 fn add_overrides(table: &mut Table, balancer: &LoadBalancer) {
@@ -396,12 +466,7 @@ fn add_instance(table: &mut Table, service: &str, id: &InstanceId, instance: &In
     table.add(&INSTANCE_IN_FLIGHT, &labels, f64::from(instance.active_connections));
     table.add(&INSTANCE_WEIGHT, &labels, instance.effective_weight);
     if let Some(breaker) = instance.layers.breaker {
-        let state = match breaker.state {
-            BreakerState::Closed => 0.0,
-            BreakerState::HalfOpen { .. } => 1.0,
-            BreakerState::Open { .. } => 2.0,
-        };
-        table.add(&BREAKER_STATE, &labels, state);
+        table.add(&BREAKER_STATE, &labels, breaker_state(breaker.state) as f64);
     }
     if let Some(response) = instance.response_time {
         table.add(&INSTANCE_RESPONSE, &labels, response.as_secs_f64());
@@ -414,15 +479,7 @@ struct Table(BTreeMap<&'static str, MetricFamily>);
 
 impl Table {
     fn add(&mut self, series: &Series, values: &[&str], value: f64) {
-        debug_assert_eq!(series.labels.len(), values.len(), "{}", series.name);
-        let mut metric = Metric::default();
-        let labels = series.labels.iter().zip(values).map(|(name, value)| {
-            let mut label = LabelPair::default();
-            label.set_name((*name).to_owned());
-            label.set_value((*value).to_owned());
-            label
-        });
-        metric.set_label(labels.collect());
+        let mut metric = labelled(series, values);
         match series.kind {
             MetricType::COUNTER => {
                 let mut counter = Counter::default();
@@ -435,6 +492,19 @@ impl Table {
                 metric.set_gauge(gauge);
             }
         }
+        self.push(series, metric);
+    }
+
+    fn add_summary(&mut self, series: &Series, values: &[&str], count: u64, sum: f64) {
+        let mut metric = labelled(series, values);
+        let mut summary = Summary::default();
+        summary.set_sample_count(count);
+        summary.set_sample_sum(sum);
+        metric.set_summary(summary);
+        self.push(series, metric);
+    }
+
+    fn push(&mut self, series: &Series, metric: Metric) {
         let family = self.0.entry(series.name).or_insert_with(|| {
             let mut family = MetricFamily::default();
             family.set_name(series.name.to_owned());
@@ -448,6 +518,19 @@ impl Table {
     fn families(self) -> impl Iterator<Item = MetricFamily> {
         self.0.into_values()
     }
+}
+
+fn labelled(series: &Series, values: &[&str]) -> Metric {
+    debug_assert_eq!(series.labels.len(), values.len(), "{}", series.name);
+    let mut metric = Metric::default();
+    let labels = series.labels.iter().zip(values).map(|(name, value)| {
+        let mut label = LabelPair::default();
+        label.set_name((*name).to_owned());
+        label.set_value((*value).to_owned());
+        label
+    });
+    metric.set_label(labels.collect());
+    metric
 }
 
 #[cfg(test)]
@@ -473,7 +556,7 @@ mod tests {
     }
 
     fn scrape(metrics: &Metrics, directory: &Directory) -> String {
-        String::from_utf8(metrics.encode(directory, Timestamp::default()).unwrap()).unwrap()
+        String::from_utf8(metrics.encode(directory, false, Timestamp::default()).unwrap()).unwrap()
     }
 
     #[test]
@@ -493,6 +576,15 @@ mod tests {
             "pickd_reports_total{result=\"invalid\",service=\"(unknown)\"} 0",
             "pickd_pool_instances{service=\"web\",status=\"unknown\"} 2",
             "pickd_pool_instances{service=\"web\",status=\"healthy\"} 0",
+            "pickd_pool_available_instances{service=\"web\"} 2",
+            "pickd_pool_breakers{service=\"web\",state=\"half_open\"} 0",
+            "pickd_outcomes_total{result=\"success\",service=\"web\"} 0",
+            "pickd_outcomes_total{result=\"failure\",service=\"web\"} 0",
+            "pickd_response_seconds_count{service=\"web\"} 0",
+            "pickd_response_seconds_sum{service=\"web\"} 0",
+            "pickd_ready 0",
+            "pickd_leases_limit 100000",
+            "pickd_source_removals_held_total{source=\"consul\"} 0",
             "pickd_overrides{kind=\"drain\",service=\"web\"} 0",
             "pickd_overrides{kind=\"weight\",service=\"web\"} 0",
             "pickd_source_up{source=\"consul\"} 0",
@@ -565,6 +657,6 @@ mod tests {
         let nasty = ServiceInstance::new("a\"} 1 \\", "10.0.0.9", 80).unwrap();
         directory.apply(&"web".parse().unwrap(), [Arc::new(nasty)]);
         let text = scrape(&Metrics::new([]).unwrap(), &directory);
-        assert!(text.contains(r#"instance="a\"} 1 \\""#), "{text}");
+        assert!(text.contains(r#"endpoint="a\"} 1 \\""#), "{text}");
     }
 }

@@ -113,7 +113,12 @@ async fn metrics(State(api): State<Arc<Api>>, method: Method, uri: Uri) -> Resul
     if method == Method::HEAD {
         return Ok(content_type.into_response());
     }
-    let encoded = aside(move || api.metrics.encode(&api.directory, api.clock.now())).await?;
+    let encode = move || {
+        let now = api.clock.now();
+        let ready = api.readiness.is_reached(&api.directory.sources(), now);
+        api.metrics.encode(&api.directory, ready, now)
+    };
+    let encoded = aside(encode).await?;
     match encoded {
         Ok(text) => Ok((content_type, text).into_response()),
         Err(error) => {

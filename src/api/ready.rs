@@ -44,6 +44,11 @@ impl Readiness {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Whether it is reached.
+    pub(super) fn is_reached(&self, sources: &Sources, now: Timestamp) -> bool {
+        self.check(sources, now).is_ok()
+    }
+
     /// `Ok` when ready, else what is waited for.
     fn check(&self, sources: &Sources, now: Timestamp) -> Result<(), String> {
         if self.draining.load(Ordering::Relaxed) {

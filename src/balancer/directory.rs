@@ -316,6 +316,12 @@ impl Directory {
         self.leases.open()
     }
 
+    /// Leases that may be open at a time, over all services.
+    #[must_use]
+    pub fn lease_limit(&self) -> usize {
+        self.leases.most()
+    }
+
     /// Places for leases that memory is held for: as many as were open at a time, and those expired that are still known.
     #[must_use]
     pub fn lease_capacity(&self) -> usize {

@@ -222,6 +222,11 @@ impl Leases {
         self.lock().most = most;
     }
 
+    /// How many may be open, over all services.
+    pub(crate) fn most(&self) -> usize {
+        self.lock().most
+    }
+
     /// How many are open.
     pub(crate) fn open(&self) -> usize {
         self.lock().due.len()

@@ -31,8 +31,8 @@ pub(crate) struct Live {
     pub(crate) reported: AtomicU64,
     pub(crate) failed: AtomicU64,
     /// Outcomes that told how long the request took.
-    timed: AtomicU64,
-    latency_nanos: AtomicU64,
+    pub(crate) timed: AtomicU64,
+    pub(crate) latency_nanos: AtomicU64,
     ewma: Ewma,
     /// Nanoseconds of the last pick by `least_response_time`.
     picked_at: AtomicU64,

@@ -28,6 +28,7 @@ pub struct SourceStatus {
     away_since: AtomicU64,
     updates: AtomicU64,
     held_removals: AtomicU64,
+    removals_held: AtomicU64,
     drift_repaired: AtomicU64,
     relists: Mutex<BTreeMap<&'static str, u64>>,
     errors: Mutex<BTreeMap<&'static str, u64>>,
@@ -48,6 +49,7 @@ impl SourceStatus {
             away_since: AtomicU64::new(0),
             updates: AtomicU64::new(0),
             held_removals: AtomicU64::new(0),
+            removals_held: AtomicU64::new(0),
             drift_repaired: AtomicU64::new(0),
             relists: Mutex::default(),
             errors: Mutex::default(),
@@ -113,6 +115,12 @@ impl SourceStatus {
     #[must_use]
     pub fn held_removals(&self) -> u64 {
         self.held_removals.load(Ordering::Relaxed)
+    }
+
+    /// Removals that were held back so far, those of the past included.
+    #[must_use]
+    pub fn removals_held(&self) -> u64 {
+        self.removals_held.load(Ordering::Relaxed)
     }
 
     /// Registrations that had changed without the source saying so, found by reading everything again.
@@ -195,9 +203,11 @@ impl SourceStatus {
         self.synced.store(true, Ordering::Release);
     }
 
-    /// Sets the number of removals held back.
+    /// Sets the number of removals held back. A rise adds to [`removals_held`](Self::removals_held).
     pub fn set_held_removals(&self, held: u64) {
-        self.held_removals.store(held, Ordering::Relaxed);
+        let before = self.held_removals.swap(held, Ordering::Relaxed);
+        self.removals_held
+            .fetch_add(held.saturating_sub(before), Ordering::Relaxed);
     }
 }
 
@@ -290,6 +300,15 @@ mod tests {
         assert_eq!(status.last_error().as_deref(), Some("connection refused"));
         assert!(status.heard(at(21)));
         assert_eq!((status.last_error(), status.is_up()), (None, true));
+    }
+
+    #[test]
+    fn removals_that_were_held_stay_counted() {
+        let status = status("consul", "");
+        for held in [0, 3, 3, 1, 2, 0] {
+            status.set_held_removals(held);
+        }
+        assert_eq!((status.held_removals(), status.removals_held()), (0, 4));
     }
 
     #[test]

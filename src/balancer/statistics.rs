@@ -197,6 +197,10 @@ pub struct Statistics {
     pub reported_requests: u64,
     /// Outcomes reported as failed.
     pub failed_requests: u64,
+    /// Outcomes reported with a response time.
+    pub timed_requests: u64,
+    /// The sum of these response times.
+    pub total_response_time: Duration,
     /// `failed_requests / max(1, reported_requests)`, 0.0..=1.0.
     pub failure_rate: f64,
     /// Instances that can be picked.

@@ -1,9 +1,7 @@
 //! The HTTP API over the wire: every route, every refusal.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::ops::Deref;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -12,6 +10,7 @@ use crate::support::agent::{Agent, SOON, pickd};
 use crate::support::folder::Folder;
 use crate::support::http::{Connection, Response, ask, get};
 use crate::support::metrics::{Series, samples};
+use crate::support::prometheus::promtool;
 use crate::support::{free_ports, until};
 
 const SERVICES: &str = r#"
@@ -813,10 +812,10 @@ fn metrics_start_at_zero_and_know_no_unknown_names() {
         assert_eq!(agent.metric(&series), Some(0.0), "{series}");
     }
     for series in [
-        r#"pickd_instance_picks_total{instance="user-1",service="user-service"}"#,
-        r#"pickd_instance_failures_total{instance="user-1",service="user-service"}"#,
-        r#"pickd_instance_in_flight{instance="user-1",service="user-service"}"#,
-        r#"pickd_instance_weight{instance="10.0.3.1:80",service="drained"}"#,
+        r#"pickd_instance_picks_total{endpoint="user-1",service="user-service"}"#,
+        r#"pickd_instance_failures_total{endpoint="user-1",service="user-service"}"#,
+        r#"pickd_instance_in_flight{endpoint="user-1",service="user-service"}"#,
+        r#"pickd_instance_weight{endpoint="10.0.3.1:80",service="drained"}"#,
         r#"pickd_picks_total{result="unknown_service",service="(unknown)"}"#,
         r#"pickd_picks_total{result="not_synced",service="(unknown)"}"#,
         r#"pickd_source_held_removals{source="file"}"#,
@@ -838,7 +837,7 @@ fn metrics_start_at_zero_and_know_no_unknown_names() {
         (r#"pickd_source_up{source="file"}"#, 1.0),
         (r#"pickd_source_synced{source="file"}"#, 1.0),
         (
-            r#"pickd_instance_weight{instance="user,2",service="user-service"}"#,
+            r#"pickd_instance_weight{endpoint="user,2",service="user-service"}"#,
             1.0,
         ),
         (r#"pickd_pool_instances{service="critical",status="unhealthy"}"#, 2.0),
@@ -881,7 +880,7 @@ fn metrics_start_at_zero_and_know_no_unknown_names() {
         (r#"pickd_picks_total{result="no_instances",service="empty"}"#, 1.0),
         (r#"pickd_picks_total{result="ok",service="six"}"#, 2.0),
         (
-            r#"pickd_instance_picks_total{instance="[2001:db8::1]:443",service="six"}"#,
+            r#"pickd_instance_picks_total{endpoint="[2001:db8::1]:443",service="six"}"#,
             2.0,
         ),
     ] {
@@ -893,30 +892,8 @@ fn metrics_start_at_zero_and_know_no_unknown_names() {
 fn promtool_has_nothing_to_say_about_the_metrics() {
     let agent = world();
     let text = agent.get("/metrics");
-    let started = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let Ok(mut promtool) = started else {
-        eprintln!("promtool is not in PATH: the help lines alone are checked");
-        let families = text
-            .text()
-            .lines()
-            .filter_map(|line| line.strip_prefix("# TYPE "))
-            .count();
-        let helps = text.text().lines().filter(|line| line.starts_with("# HELP ")).count();
-        assert!(
-            families > 10 && families == helps,
-            "{families} families, {helps} with a help"
-        );
-        return;
-    };
-    promtool.stdin.take().unwrap().write_all(&text.body).unwrap();
-    let output = promtool.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success() && said.is_empty(), "{said}\n{}", text.text());
+    let printed = promtool(&["check", "metrics"], &text.body).unwrap();
+    assert!(printed.is_empty(), "{printed}\n{}", text.text());
 }
 
 #[test]
@@ -925,13 +902,13 @@ fn a_series_vanishes_with_its_instance() {
     let registry = folder.registry("services.toml", "web", &["10.0.0.1:80", "10.0.0.2:80"]);
     let agent = Agent::run(["--file", registry.to_str().unwrap()]).ready();
     let text = agent.get("/metrics");
-    assert!(text.text().contains(r#"instance="10.0.0.2:80""#));
+    assert!(text.text().contains(r#"endpoint="10.0.0.2:80""#));
     folder.registry("services.toml", "web", &["10.0.0.1:80"]);
     until(SOON, "the series is gone", || {
         let text = agent.get("/metrics");
-        (!text.text().contains(r#"instance="10.0.0.2:80""#)).then_some(())
+        (!text.text().contains(r#"endpoint="10.0.0.2:80""#)).then_some(())
     });
-    assert!(agent.get("/metrics").text().contains(r#"instance="10.0.0.1:80""#));
+    assert!(agent.get("/metrics").text().contains(r#"endpoint="10.0.0.1:80""#));
 }
 
 #[test]

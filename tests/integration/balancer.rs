@@ -741,6 +741,10 @@ fn outcomes_are_counted_for_what_they_are() {
         (6, 5, 4)
     );
     assert_eq!(statistics.failure_rate, 0.8);
+    assert_eq!(
+        (statistics.timed_requests, statistics.total_response_time),
+        (5, Duration::from_millis(100))
+    );
     let a = &statistics.instances[&"a".parse::<InstanceId>().unwrap()];
     assert_eq!((a.consecutive_failures, a.active_connections), (4, 0));
     assert_eq!(a.average_response_time, Duration::from_millis(20));

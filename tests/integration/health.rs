@@ -215,7 +215,7 @@ async fn reports_alone_take_an_instance_out_after_exactly_max_consecutive_failur
         assert_eq!(explained["layers"]["breaker"]["reason"], "4 failures in a row");
         assert_eq!(explained["layers"]["active"]["state"], "up");
         assert_eq!(
-            agent.metric(r#"pickd_breaker_state{instance="a",service="web"}"#),
+            agent.metric(r#"pickd_breaker_state{endpoint="a",service="web"}"#),
             Some(2.0)
         );
         // Checks go on passing, and close nothing: only its time makes it half open.

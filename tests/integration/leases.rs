@@ -177,7 +177,7 @@ fn a_lease_is_a_pick_in_flight_until_it_is_reported() {
     assert_eq!(
         world
             .agent
-            .metric(r#"pickd_instance_in_flight{instance="10.0.0.1:80",service="web"}"#),
+            .metric(r#"pickd_instance_in_flight{endpoint="10.0.0.1:80",service="web"}"#),
         Some(1.0)
     );
 

@@ -25,6 +25,7 @@ mod house;
 mod judgement;
 mod leases;
 mod lifecycle;
+mod monitoring;
 mod overrides;
 mod slow_clients;
 mod support;

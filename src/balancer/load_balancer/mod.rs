@@ -473,6 +473,8 @@ impl LoadBalancer {
             total_requests: counted.picks,
             reported_requests: counted.reported,
             failed_requests: counted.failed,
+            timed_requests: counted.timed,
+            total_response_time: Duration::from_nanos(counted.latency_nanos),
             failure_rate: counted.failed as f64 / counted.reported.max(1) as f64,
             available_instances: instances.values().filter(|instance| instance.available).count(),
             total_instances: view.members.len(),

@@ -54,6 +54,8 @@ pub(super) struct Counted {
     pub(super) picks: u64,
     pub(super) reported: u64,
     pub(super) failed: u64,
+    pub(super) timed: u64,
+    pub(super) latency_nanos: u64,
 }
 
 impl Counted {
@@ -61,6 +63,8 @@ impl Counted {
         self.picks += live.picks.load(Ordering::Relaxed);
         self.reported += live.reported.load(Ordering::Relaxed);
         self.failed += live.failed.load(Ordering::Relaxed);
+        self.timed += live.timed.load(Ordering::Relaxed);
+        self.latency_nanos += live.latency_nanos.load(Ordering::Relaxed);
     }
 }
 

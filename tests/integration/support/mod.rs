@@ -11,6 +11,8 @@ pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod pool;
+pub(crate) mod prometheus;
+pub(crate) mod promql;
 pub(crate) mod proxy;
 
 use std::future::Future;
