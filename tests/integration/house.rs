@@ -345,3 +345,34 @@ fn a_scenario_that_is_missing_from_the_list_is_found() {
         ]
     );
 }
+
+/// The longest name of a test.
+const LONGEST_NAME: usize = 70;
+
+fn names_too_long(tests: &[TestFunction]) -> Vec<String> {
+    let long = tests.iter().filter(|test| test.name.len() > LONGEST_NAME);
+    long.map(|test| format!("{}: {}", test.file, test.name)).collect()
+}
+
+#[test]
+fn names_of_tests_have_at_most_70_characters() {
+    assert_eq!(
+        names_too_long(&test_functions(&root(), &["src", "tests"])),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_test_name_of_71_characters_is_found() {
+    let copy = copy();
+    let (long, longest) = ("n".repeat(LONGEST_NAME + 1), "n".repeat(LONGEST_NAME));
+    let planted =
+        format!("#[tokio::test(start_paused = true)]\nasync fn {long}() {{}}\n\n#[test]\nfn {longest}() {{}}\n");
+    fs::write(copy.path().join("src/planted.rs"), planted).unwrap();
+    let found = names_too_long(&test_functions(copy.path(), &["src"]));
+    let planted: Vec<&String> = found
+        .iter()
+        .filter(|line| line.starts_with("src/planted.rs: "))
+        .collect();
+    assert_eq!(planted, [&format!("src/planted.rs: {long}")]);
+}
