@@ -1,10 +1,10 @@
-//! One service, ten requests, and what was learned from them.
+//! One service, ten requests, and the statistics of their outcomes.
 //!
 //! ```text
 //! cargo run --no-default-features --example basic
 //! ```
 
-#![allow(clippy::print_stdout, reason = "an example prints what it finds")]
+#![allow(clippy::print_stdout, reason = "an example prints its results")]
 
 use std::error::Error;
 use std::thread;
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let balancer = LoadBalancer::new("user_service".parse()?, config);
     for (id, host, weight) in [
         ("user-1", "10.0.1.10", 1),
-        ("user-2", "10.0.1.11", 2), // Twice the size; `WeightedRoundRobin` would heed it.
+        ("user-2", "10.0.1.11", 2), // Twice the weight, which only `WeightedRoundRobin` uses.
         ("user-3", "10.0.1.12", 1),
     ] {
         balancer.add_instance(ServiceInstance::new(id, host, 8080)?.with_weight(Weight::new(weight)?));
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("Load balancing starts ...");
     let clock = Monotonic::start();
     for number in 1..=10 {
-        // In flight from here on. `finish` says how it went; dropping `request` would only free its place.
+        // The request is in flight from here on, until `finish` records its outcome.
         let request = balancer.acquire(&Context::new())?;
         let started = clock.now();
         let answer = call_user_service(&request, number);
@@ -66,7 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Stands in for a real call: takes 10 ms, and one in ten fails.
+/// Stands in for a real call that takes 10 ms; one call in ten fails.
 fn call_user_service(instance: &ServiceInstance, number: u32) -> Result<String, String> {
     thread::sleep(Duration::from_millis(10));
     if fastrand::u32(..10) == 0 {

@@ -1,20 +1,19 @@
-//! Users stay with their server, and only those of a server that leaves have to move.
+//! Users stay with their server; only the users of a server that leaves move.
 //!
 //! ```text
 //! cargo run --no-default-features --example consistent_hashing
 //! ```
 
-#![allow(clippy::print_stdout, reason = "an example prints what it finds")]
+#![allow(clippy::print_stdout, reason = "an example prints its results")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
-
 use std::time::Duration;
 
 use pickd::{Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, PickError, ServiceInstance};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // Who joins or returns has all of its keys at once, so that only the ring decides.
+    // Without slow start, an instance that joins or returns has all of its keys at once.
     let config = LoadBalancerConfig::new(LoadBalancingStrategy::ConsistentHash).with_slow_start(Duration::ZERO)?;
     let balancer = LoadBalancer::new("session_service".parse()?, config);
     for (id, host) in [
@@ -49,21 +48,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{user} -> {server}");
     }
 
-    println!("\nThe same with 10,000 users:");
+    println!("\nWith 10,000 users:");
     let many: Vec<String> = (1..=10_000).map(|number| format!("user{number}")).collect();
     let all = placed(&balancer, &many)?;
     let on_cache_1 = all.values().filter(|server| *server == "cache-1").count();
     balancer.remove_instance(&"cache-1".parse()?);
     let without = placed(&balancer, &many)?;
     println!("Users of cache-1: {on_cache_1}");
-    println!("Moved when it was removed: {}", moved(&all, &without));
+    println!("Users that moved when cache-1 was removed: {}", moved(&all, &without));
     balancer.add_instance(ServiceInstance::new("cache-1", "10.0.1.20", 6379)?);
     let returned = placed(&balancer, &many)?;
-    println!("Elsewhere than before, now that it is back: {}", moved(&all, &returned));
+    println!(
+        "Users elsewhere than before, after cache-1 returned: {}",
+        moved(&all, &returned)
+    );
     Ok(())
 }
 
-/// The server of each user.
+/// The server that each user is sent to.
 fn placed(balancer: &LoadBalancer, users: &[String]) -> Result<BTreeMap<String, String>, PickError> {
     let server = |user: &String| {
         let session = format!("session_{user}");

@@ -1,10 +1,10 @@
-//! Several services, each balanced in its own way, behind one `Directory`.
+//! Several services with different strategies in one `Directory`.
 //!
 //! ```text
 //! cargo run --no-default-features --example microservices
 //! ```
 
-#![allow(clippy::print_stdout, reason = "an example prints what it finds")]
+#![allow(clippy::print_stdout, reason = "an example prints its results")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -17,7 +17,7 @@ use pickd::{
     Context, Directory, LoadBalancerConfig, LoadBalancingStrategy, Outcome, ServiceInstance, ServiceName, Weight,
 };
 
-/// The balancers of a shop's services, and a way to call them.
+/// Calls the services of a shop through their balancers.
 struct MicroserviceLoadBalancer {
     directory: Directory,
     clock: Monotonic,
@@ -44,7 +44,7 @@ impl MicroserviceLoadBalancer {
             ..ServiceConfigs::default()
         };
         Ok(Self {
-            // No registries: services are registered by hand.
+            // Without registries: the program registers the services.
             directory: Directory::new(configs, Sources::default(), Environment::default()),
             clock: Monotonic::start(),
         })
@@ -54,7 +54,7 @@ impl MicroserviceLoadBalancer {
         self.directory.apply(service, instances.into_iter().map(Arc::new));
     }
 
-    /// Calls an instance of the service, and tells its balancer how that went.
+    /// Calls an instance of the service, and records the outcome.
     fn call_service(&self, service: &str, endpoint: &str) -> Result<String, String> {
         let balancer = self
             .directory
@@ -73,7 +73,7 @@ impl MicroserviceLoadBalancer {
         answer
     }
 
-    /// All services at a glance.
+    /// Prints a summary of all services.
     fn print_overview(&self) {
         let all: Vec<_> = self
             .directory
@@ -130,14 +130,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     for order in 1..=10 {
         println!("=== Order {order} ===");
         if let Err(error) = process(&balancers, order) {
-            println!("  given up: {error}");
+            println!("  failed: {error}");
         }
     }
     balancers.print_overview();
     Ok(())
 }
 
-/// User, then order, then payment; an order that is not paid for is cancelled.
+/// Calls user, order and payment service in turn; an order without payment is cancelled.
 fn process(balancers: &MicroserviceLoadBalancer, order: u32) -> Result<(), String> {
     let user = balancers.call_service("user-service", &format!("/users/{order}"))?;
     println!("  user: {user}");
@@ -154,7 +154,7 @@ fn process(balancers: &MicroserviceLoadBalancer, order: u32) -> Result<(), Strin
     Ok(())
 }
 
-/// Stands in for an HTTP client: takes 2 ms, and one in twenty fails.
+/// Stands in for an HTTP client: a request takes 2 ms, and one request in twenty fails.
 fn http_request(instance: &ServiceInstance, endpoint: &str) -> Result<String, String> {
     thread::sleep(Duration::from_millis(2));
     let url = format!("http://{}{endpoint}", instance.address());

@@ -1,12 +1,13 @@
-//! The same traffic under each of the six strategies: who gets how much?
+//! The same traffic under each of the six strategies: the share of each server.
 //!
 //! ```text
 //! cargo run --no-default-features --example strategies
 //! ```
 //!
-//! 100 requests a second for 12 s, on a clock that is moved by hand. The servers differ in weight and in speed.
+//! The program sends 100 requests per second for 12 s, on a clock that the program moves. The
+//! servers differ in weight and in speed.
 
-#![allow(clippy::print_stdout, reason = "an example prints what it finds")]
+#![allow(clippy::print_stdout, reason = "an example prints its results")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -21,7 +22,7 @@ use pickd::{
 const REQUESTS: u32 = 1_200;
 const EVERY: Duration = Duration::from_millis(10);
 
-/// Id, weight, and how long an answer takes.
+/// Id, weight, and duration of an answer.
 const SERVERS: [(&str, i64, Duration); 3] = [
     ("server-1", 1, Duration::from_millis(150)),
     ("server-2", 3, Duration::from_millis(200)),
@@ -40,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Sends all requests, each finished when its server's time is over, and counts where they went.
+/// Sends all requests, finishes each request after the latency of its server, and counts the picks.
 fn distribution(strategy: LoadBalancingStrategy) -> Result<BTreeMap<String, u32>, Box<dyn Error>> {
     let clock = Arc::new(Manual::default());
     let tools = Environment {
@@ -61,7 +62,7 @@ fn distribution(strategy: LoadBalancingStrategy) -> Result<BTreeMap<String, u32>
         for (_, latency, request) in in_flight.extract_if(.., |(ends, ..)| *ends <= clock.now()) {
             balancer.finish(request, Outcome::Success, latency);
         }
-        // Only `consistent_hash` looks at the key: 300 sessions of four requests each.
+        // Only `consistent_hash` uses the key: 300 sessions of four requests each.
         let session = format!("session-{}", number % 300);
         let request = balancer.acquire(&Context::new().with_key(&session))?;
         let latency = SERVERS

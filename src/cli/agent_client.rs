@@ -376,7 +376,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn nobody_there_is_unreachable_and_says_why() {
+    fn no_agent_is_unreachable_with_its_cause() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = AgentUrl(format!("http://{}", listener.local_addr().unwrap()));
         drop(listener);

@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_there_is_69() {
+    fn no_agent_is_exit_code_69() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = listener.local_addr().unwrap().to_string().parse().unwrap();
         drop(listener);

@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preset_beats_the_defaults_and_what_is_written_beside_it_beats_the_preset() {
+    fn a_preset_beats_the_defaults_and_keys_beside_it_beat_the_preset() {
         let (config, _) = service(
             "[defaults]\nhealth_check_interval = \"7s\"\nhealth_check_timeout = \"1s\"\nrise = 4\n\
              [services.web]\nhealth_check_timeout = \"4s\"\npreset = \"database\"",

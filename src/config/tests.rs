@@ -477,7 +477,7 @@ fn without_a_source_it_says_what_to_do() {
 }
 
 #[test]
-fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
+fn flags_beat_the_environment_then_the_file_then_the_defaults() {
     let file = "[consul]\naddress = \"http://file:1\"";
     let variables = [("CONSUL_HTTP_ADDR", "environment:2")];
     let address = |text, environment: &[_], overrides| {

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_the_addresses_of_a_name_the_first_that_is_allowed_and_answers_is_taken() {
+    async fn the_first_allowed_address_of_a_name_that_answers_is_used() {
         let (listener, address) = listener().await;
         let port = address.port();
         // 127.0.0.2 is loopback, too, and nobody listens there.

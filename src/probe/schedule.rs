@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_bounded_whoever_is_due_and_nobody_is_forgotten() {
+    fn the_rate_is_bounded_and_no_due_target_is_forgotten() {
         let mut schedule = schedule(200, 1_000, 1_000, 1_000);
         let checked = run(&mut schedule, at(20_000));
         let total: usize = checked.values().map(Vec::len).sum();
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_delays_nobody_and_is_not_checked_twice_at_a_time() {
+    fn a_hanging_target_delays_no_other_and_is_checked_once_at_a_time() {
         let mut schedule = schedule(1_000, 100, 3, 1_000);
         let jobs = taken(&mut schedule, at(0));
         assert_eq!(jobs.len(), 3);
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_is_not_heard_and_another_question_is_asked_at_once() {
+    fn a_removed_target_is_not_heard_and_a_new_plan_is_asked_at_once() {
         let mut schedule = schedule(1_000, 100, 2, 60_000);
         let jobs = taken(&mut schedule, at(0));
         schedule.set(&web(), Some(&plan(60_000)), addresses(1), at(1));

@@ -423,7 +423,7 @@ async fn a_new_instance_is_checked_at_once_and_one_that_hangs_delays_no_other() 
 }
 
 #[tokio::test]
-async fn who_is_taken_back_is_not_heard_of_any_more() {
+async fn a_removed_target_reports_no_result() {
     let mut prober = Running::start(ProbeSettings::default());
     let mut often = plan(HealthCheck::Http(http()));
     often.interval = Duration::from_millis(100);

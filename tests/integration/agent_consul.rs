@@ -1,4 +1,4 @@
-//! An agent beside a real Consul, seen from where its users stand: what is registered there is what `/pick` gives here.
+//! An agent beside a real Consul: `/pick` returns the instances that are registered in Consul.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -14,9 +14,9 @@ use crate::support::http::Connection;
 use crate::support::load::{Oracle, Picker};
 use crate::support::until;
 
-/// For what may take a timer of the watcher, or a hold.
+/// Bound for events that wait for a timer of the watcher, or for a hold.
 const LATER: Duration = Duration::from_secs(45);
-/// Picks a second while Consul is away.
+/// Picks per second while Consul is away.
 const RATE: u32 = 400;
 
 fn beside(consul: &Consul, arguments: &[&str]) -> Agent {
@@ -25,7 +25,7 @@ fn beside(consul: &Consul, arguments: &[&str]) -> Agent {
     Agent::run(consul.iter().chain(arguments).map(OsStr::new))
 }
 
-/// All that can be picked of a service, by id: one pick and all its alternates.
+/// All instances of a service that can be picked, by id: one pick and all its alternates.
 fn pool(agent: &Agent, service: &str) -> BTreeMap<String, Value> {
     let answer = agent.get(&format!("/pick/{service}?n=16"));
     if answer.status != 200 {
@@ -43,7 +43,7 @@ fn ids(agent: &Agent, service: &str) -> Vec<String> {
     pool(agent, service).into_keys().collect()
 }
 
-/// Waits until exactly these can be picked, and says how long that took.
+/// Waits until exactly these ids can be picked, and returns the time that this took.
 fn until_picked(agent: &Agent, service: &str, expected: &[&str]) -> Duration {
     let started = Instant::now();
     until(LATER, &format!("{service} is {expected:?}"), || {
@@ -52,7 +52,7 @@ fn until_picked(agent: &Agent, service: &str, expected: &[&str]) -> Duration {
     started.elapsed()
 }
 
-/// Waits until one instance is as described, and says how long that took.
+/// Waits until an instance meets the condition, and returns the time that this took.
 fn until_is(agent: &Agent, service: &str, id: &str, what: &str, condition: impl Fn(&Value) -> bool) -> Duration {
     let started = Instant::now();
     until(SOON, what, || {
@@ -69,7 +69,7 @@ fn code(agent: &Agent, service: &str) -> (u16, String) {
     )
 }
 
-/// The record of Consul, as `/readyz` gives it.
+/// The state of the source Consul in `/readyz`.
 fn source(agent: &Agent) -> Value {
     agent.get("/readyz").json()["sources"][0].clone()
 }
@@ -129,7 +129,7 @@ async fn four_hundred_picks_at_one_two_one_are_exact_and_smooth_from_any_start()
         }
     }
     let counted = agent.metric(r#"pickd_picks_total{service="user-service",result="ok"}"#);
-    // And the two looks at the whole pool above.
+    // The two calls of `pool` above count as picks, too.
     assert_eq!(counted, Some(sequence.len() as f64 + 2.0));
 }
 
@@ -147,7 +147,7 @@ async fn a_critical_check_takes_its_instance_out_and_in_again_in_under_a_second(
     until_picked(&agent, "web", &all);
     let (mut out, mut back) = (Vec::new(), Vec::new());
     for _ in 0..5 {
-        // From before Consul is told until the pick shows it.
+        // The time from the request to Consul until a pick shows the change.
         let started = Instant::now();
         consul.put("/v1/agent/check/fail/ttl-2", json!(null)).await;
         until_picked(&agent, "web", &["web-1@server", "web-3@server"]);
@@ -165,7 +165,7 @@ async fn a_critical_check_takes_its_instance_out_and_in_again_in_under_a_second(
     eprintln!("a check turned critical: out after {out:.1?}, back after {back:.1?}");
     assert!(out.iter().chain(&back).all(|took| *took < Duration::from_secs(1)));
 
-    // All of them critical is no panic: the registry's word.
+    // A pool of critical instances does not panic, since the registry reports them critical.
     for number in 1..=3 {
         consul
             .put(&format!("/v1/agent/check/fail/ttl-{number}"), json!(null))
@@ -180,7 +180,7 @@ async fn a_critical_check_takes_its_instance_out_and_in_again_in_under_a_second(
             .await;
     }
     until_picked(&agent, "web", &all);
-    // Maintenance of one, then of the whole node.
+    // Maintenance of an instance, then of the node.
     consul
         .put("/v1/agent/service/maintenance/web-1?enable=true", json!(null))
         .await;
@@ -252,7 +252,8 @@ async fn every_change_of_a_registration_reaches_the_pick() {
     took(until_is(&agent, "web", "w2@n2", "a warning", |pick| {
         pick["status"] == "degraded" && pick["weight"] == 10
     }));
-    // In a strategy without weights it is the share of the passing weight. (It has just joined: its slow start is another factor.)
+    // Under a strategy without weights the factor is warning weight / passing weight. Slow start is
+    // another factor, since the instance has just joined.
     let explained = agent.get("/explain/web").json();
     assert_eq!(explained["instances"][1]["id"], "w2@n2");
     assert_eq!(explained["instances"][1]["factors"]["degraded"], 0.2);
@@ -260,12 +261,12 @@ async fn every_change_of_a_registration_reaches_the_pick() {
     took(until_picked(&agent, "web", &["w1@n1"]));
     consul.check("n2", "w2", "c", "passing", "").await;
     took(until_picked(&agent, "web", &["w1@n1", "w2@n2"]));
-    // A check of the node is a check of all that runs there.
+    // A check of the node applies to all instances of the node.
     consul.check("n2", "", "node", "critical", "").await;
     took(until_picked(&agent, "web", &["w1@n1"]));
     consul.check("n2", "", "node", "passing", "").await;
     took(until_picked(&agent, "web", &["w1@n1", "w2@n2"]));
-    // Consul takes weights of 0 for none at all; in Meta it is what it says, and drains.
+    // Consul treats a weight of 0 as absent; a weight of 0 in Meta drains.
     consul
         .register("n2", "web", "w2", 8002, json!({ "Meta": { "weight": "0" } }))
         .await;
@@ -273,7 +274,7 @@ async fn every_change_of_a_registration_reaches_the_pick() {
     consul.register("n2", "web", "w2", 8002, weights(1, 1)).await;
     took(until_picked(&agent, "web", &["w1@n1", "w2@n2"]));
 
-    // The same id on two nodes is two instances; a node takes its own along.
+    // The same id on two nodes is two instances; a removed node removes its own instance.
     consul.register("n3", "web", "w1", 8003, json!({})).await;
     took(until_picked(&agent, "web", &["w1@n1", "w1@n3", "w2@n2"]));
     consul.deregister("n2", Some("w2")).await;
@@ -283,18 +284,19 @@ async fn every_change_of_a_registration_reaches_the_pick() {
     eprintln!("changes in Consul: the slowest was in the pick after {slowest:.1?}");
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
 
-    // An id that is registered under another name leaves the old one, whose long poll sleeps through it.
+    // An id that is registered for another service leaves the old service, whose long poll misses
+    // the change.
     consul.register("n4", "web", "w4", 8004, json!({})).await;
     until_picked(&agent, "web", &["w1@n1", "w4@n4"]);
     consul.register("n4", "renamed", "w4", 8004, json!({})).await;
     until_picked(&agent, "renamed", &["w4@n4"]);
     until_picked(&agent, "web", &["w1@n1"]);
-    // Known for a while after its last instance.
+    // The service stays known after its last instance has left.
     consul.deregister("n1", Some("w1")).await;
     until(SOON, "nothing is left", || {
         (code(&agent, "web") == (503, "no_instances".to_owned())).then_some(())
     });
-    // What cannot be used costs only itself, and is counted.
+    // An invalid registration affects only itself, and is counted.
     let invalid = r#"pickd_source_errors_total{reason="invalid_instance",source="consul"}"#;
     let before = agent.metric(invalid).unwrap();
     consul.register("n5", "web", "bad", 70_000, json!({})).await;
@@ -331,7 +333,7 @@ async fn a_hundred_services_are_picked_by_glob() {
     }
     assert_eq!(code(&agent, "other-1"), (404, "unknown_service".to_owned()));
     assert_eq!(agent.get("/services").json()["services"].as_array().unwrap().len(), 100);
-    // One beyond the number of long polls is read in turn.
+    // A service beyond the number of long polls is read in turn.
     let started = Instant::now();
     for number in 0..100 {
         consul
@@ -376,8 +378,8 @@ async fn wrong_and_missing_rights_take_nothing_away() {
     let oracle = Oracle::new(Duration::ZERO, ["10.0.0.1:80".to_owned(), "10.0.0.1:81".to_owned()]);
     let picker = Picker::start(agent.address, "/pick/web", 100, &oracle);
 
-    // A token that does not exist is refused; one without rights gets 200 and an empty catalog; one that may not see nodes
-    // gets the catalog, and an empty list for each service.
+    // A token that does not exist is refused. A token without permissions gets 200 and an empty
+    // catalog. A token without node permission gets the catalog, and no instances of its services.
     for (what, token, is_up) in [
         ("wrong", "11111111-2222-3333-4444-555555555555", false),
         ("without rights", nothing.as_str(), false),
@@ -386,7 +388,7 @@ async fn wrong_and_missing_rights_take_nothing_away() {
         let before = denied(&agent);
         folder.write("token", token);
         agent.program.signal("HUP");
-        // Wakes the long polls, so that the next ones are asked with that token.
+        // A registration wakes the long polls, so that the next polls use the new token.
         consul
             .register("n1", "web", "w1", 80, json!({ "Meta": { "token": what } }))
             .await;
@@ -400,7 +402,7 @@ async fn wrong_and_missing_rights_take_nothing_away() {
             "{what}"
         );
     }
-    // An agent that never had more says that it does not know, not that there is nothing.
+    // An agent that never had more rights answers `not_synced`, not `unknown_service`.
     folder.write("token", &nothing);
     let other = run();
     until(SOON, "it is denied", || (denied(&other) >= 2.0).then_some(()));
@@ -411,13 +413,13 @@ async fn wrong_and_missing_rights_take_nothing_away() {
     agent.program.signal("HUP");
     consul.register("n1", "web", "w2", 81, json!({})).await;
     until_picked(&agent, "web", &["w1@n1", "w2@n1"]);
-    // The other was not told: it reads the file again by itself when it is refused.
+    // The other agent gets no SIGHUP: it reads the file again when Consul refuses the token.
     until_picked(&other, "web", &["w1@n1", "w2@n1"]);
     until(SOON, "a hundred picks", || (picker.picks() >= 100).then_some(()));
     picker.check("rights lost and found", 100);
 }
 
-/// Instances that take connections, as a hold looks for them.
+/// Instances that accept connections, since pickd tries the connections of held instances.
 struct Backends(Vec<(String, TcpListener)>);
 
 impl Backends {
@@ -450,8 +452,8 @@ impl Backends {
     }
 }
 
-/// Kills Consul while picks run at a fixed rate, looks at what the agent says of it meanwhile, starts Consul again (without
-/// its data, if so asked), and waits until a change made after that is picked.
+/// Kills Consul while picks run at a fixed rate, checks the state of the source meanwhile, starts
+/// Consul again (without its data if `wiped`), and waits until a later change is picked.
 async fn outage(what: &str, wiped: bool) {
     let mut consul = Consul::start().await;
     let backends = Backends::new(5);
@@ -550,7 +552,7 @@ async fn no_pick_is_lost_while_consul_is_killed_and_comes_back_without_its_data(
 }
 
 #[tokio::test]
-async fn after_a_loss_of_all_data_those_that_refuse_connections_go_at_once_and_the_rest_in_time() {
+async fn after_data_loss_refusing_instances_go_at_once_and_others_in_time() {
     let mut consul = Consul::start().await;
     let mut backends = Backends::new(4);
     backends.register_all(&consul).await;
@@ -591,7 +593,7 @@ async fn an_agent_that_starts_before_consul_serves_once_it_is_there() {
     until_picked(&agent, "web", &["w1@n1"]);
 }
 
-/// Asks Consul alone, and says when each new port was there.
+/// Queries Consul without pickd, and sends the time at which each new port appeared.
 async fn bare_query(consul: String, seen: std::sync::mpsc::Sender<(u64, Instant)>) {
     let client = pickd::http_client::client(Duration::from_secs(5), &Default::default()).unwrap();
     let mut index = String::from("1");
@@ -602,7 +604,7 @@ async fn bare_query(consul: String, seen: std::sync::mpsc::Sender<(u64, Instant)
         let body = response.bytes().await.unwrap();
         let at = Instant::now();
         let body: Value = serde_json::from_slice(&body).unwrap();
-        // Nobody listens once the test is over.
+        // The receiver is gone once the test is over.
         if seen.send((body[0]["Service"]["Port"].as_u64().unwrap(), at)).is_err() {
             return;
         }
@@ -620,7 +622,8 @@ async fn a_change_is_picked_as_soon_as_a_bare_blocked_query_sees_it() {
     let mut connection = Connection::open(agent.address).unwrap();
     let (mut visible, mut behind) = (Vec::new(), Vec::new());
     for port in 8_001..=8_000 + CHANGES as u64 {
-        // Calm: of the four questions a second that Consul is asked about one service, each change may cost two.
+        // Changes are slow: pickd makes at most four requests per second for a service, and a
+        // change may need two requests.
         tokio::time::sleep(Duration::from_millis(600)).await;
         let started = Instant::now();
         consul.register("n1", "web", "w1", port as i64, json!({})).await;

@@ -1,4 +1,4 @@
-//! The HTTP API over the wire: every route, every refusal.
+//! The HTTP API over the wire: every route and every error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -11,59 +11,7 @@ use crate::support::folder::Folder;
 use crate::support::http::{Connection, Response, ask, get};
 use crate::support::metrics::{Series, samples};
 use crate::support::prometheus::promtool;
-use crate::support::{free_ports, until};
-
-const SERVICES: &str = r#"
-[[service]]
-name = "user-service"
-[[service.instance]]
-id = "user-1"
-host = "10.0.1.10"
-port = 8080
-weight = 1
-tags = ["v1", "eu"]
-metadata = { zone = "us-\"west\"" }
-status = "passing"
-[[service.instance]]
-id = "user,2"
-host = "10.0.1.11"
-port = 8080
-weight = 2
-tags = ["v1"]
-[[service.instance]]
-id = "user 3"
-host = "10.0.1.12"
-port = 8081
-tags = ["v2", "eu", "a,b"]
-status = "warning"
-
-[[service]]
-name = "critical"
-[[service.instance]]
-host = "10.0.2.1"
-port = 80
-status = "critical"
-[[service.instance]]
-host = "10.0.2.2"
-port = 80
-status = "maintenance"
-
-[[service]]
-name = "drained"
-[[service.instance]]
-host = "10.0.3.1"
-port = 80
-weight = 0
-
-[[service]]
-name = "six"
-[[service.instance]]
-host = "2001:db8::1"
-port = 443
-
-[[service]]
-name = "hashed"
-"#;
+use crate::support::{free_ports, services, until};
 
 const CONFIG: &str = r#"
 [api]
@@ -91,7 +39,7 @@ impl Deref for World {
 
 fn world() -> World {
     let folder = Folder::new();
-    let mut services = SERVICES.to_owned();
+    let mut services = services::VARIED.to_owned();
     for number in 1..=10 {
         services.push_str(&format!(
             "[[service.instance]]\nhost = \"10.0.4.{number}\"\nport = 80\n"
@@ -103,13 +51,13 @@ fn world() -> World {
     World { agent, folder }
 }
 
-/// An agent whose Consul is not there.
+/// An agent whose Consul does not run.
 fn unsynced() -> Agent {
     let [port] = free_ports();
     Agent::run(["--consul", &format!("http://127.0.0.1:{port}")])
 }
 
-/// Checks everything that a refusal promises, and gives its detail.
+/// Checks all promised parts of an error, and returns its detail.
 pub(crate) fn refused(answer: &Response, status: u16, code: &str) -> String {
     assert_eq!(answer.status, status, "{}", answer.text());
     assert_eq!(answer.header("content-type"), Some("application/problem+json"));
@@ -220,7 +168,7 @@ fn alternates_are_distinct_and_never_the_primary() {
     }
     assert!(agent.get("/pick/user-service?n=1").json().get("alternates").is_none());
     assert_eq!(agent.get("/pick/six?n=5").json()["alternates"], json!([]));
-    // They count no pick: only the primaries of the nine answers above do.
+    // Alternates do not count as picks: the nine picks above are the picked instances only.
     assert_eq!(
         agent.metric(r#"pickd_picks_total{service="user-service",result="ok"}"#),
         Some(9.0)
@@ -271,7 +219,7 @@ fn equal_keys_are_given_the_same_instance() {
         distinct.insert(first);
     }
     assert!(distinct.len() >= 5, "{distinct:?}");
-    // The query beats the header; a key is bytes.
+    // The query overrides the header, and a key may be any bytes.
     let both = ask(
         agent.address,
         "GET",
@@ -280,7 +228,7 @@ fn equal_keys_are_given_the_same_instance() {
     );
     assert_eq!(id(&both.json()), by_query("session-1"));
     assert_eq!(by_query("%ff%00"), by_query("%FF%00"));
-    // Excluded, the key's next choice answers, which is the first alternate.
+    // If the instance of the key is excluded, the first alternate is picked.
     let pick = agent.get("/pick/hashed?key=session-1&n=2").json();
     let next = agent
         .get(&format!("/pick/hashed?key=session-1&exclude={}", id(&pick)))
@@ -310,10 +258,10 @@ fn before_the_first_sync_nothing_is_unknown() {
     );
     assert_eq!(agent.get("/healthz").status, 200);
     assert_eq!(agent.get("/services").json()["services"], json!([]));
-    // What can be known to be wrong is refused nevertheless.
+    // Invalid requests are refused even before the sources have synced.
     refused(&agent.get("/pick/%ff"), 400, "invalid_request");
     refused(&agent.get("/pick/user-service?nn=1"), 400, "unknown_parameter");
-    // A registry file that is not there is no empty registry.
+    // A missing registry file does not count as an empty registry.
     let folder = Folder::new();
     let missing = folder.path("services.toml");
     let agent = Agent::run(["--file", missing.to_str().unwrap()]);
@@ -347,8 +295,8 @@ fn a_source_that_could_not_list_a_name_is_not_waited_for() {
 fn each_reason_for_no_pick_has_its_answer() {
     let agent = world();
     for (target, status, code) in [
-        ("/pick/nobody", 404, "unknown_service"),
-        ("/services/nobody", 404, "unknown_service"),
+        ("/pick/absent", 404, "unknown_service"),
+        ("/services/absent", 404, "unknown_service"),
         ("/pick/empty", 503, "no_instances"),
         ("/pick/critical", 503, "none_available"),
         ("/pick/drained", 503, "none_available"),
@@ -358,7 +306,7 @@ fn each_reason_for_no_pick_has_its_answer() {
             "none_available",
         ),
         ("/pick/user-service?tag=v1&tag=v2", 503, "none_available"),
-        ("/pick/user-service?tag=nobody-has-it", 503, "none_available"),
+        ("/pick/user-service?tag=unknown-tag", 503, "none_available"),
     ] {
         let answer = agent.get(target);
         refused(&answer, status, code);
@@ -442,7 +390,7 @@ fn parameters_that_are_not_understood_are_refused() {
     for route in ["/services", "/services/user-service", "/healthz", "/readyz", "/metrics"] {
         refused(&agent.get(&format!("{route}?pretty=1")), 400, "unknown_parameter");
     }
-    // Nothing at all is no parameter.
+    // An empty parameter is ignored.
     assert_eq!(agent.get("/pick/user-service?").status, 200);
     assert_eq!(agent.get("/pick/user-service?&key=&").status, 200);
 }
@@ -483,7 +431,7 @@ fn methods_are_those_of_the_table() {
             );
         }
     }
-    // A pick without its answer is a pick for nothing; elsewhere HEAD is GET without a body.
+    // A pick refuses HEAD; on other routes HEAD is GET without a body.
     let head = ask(agent.address, "HEAD", "/pick/user-service", &[]);
     assert_eq!((head.status, head.header("allow")), (405, Some("GET, POST")));
     assert_eq!(head.header("content-type"), Some("application/problem+json"));
@@ -520,7 +468,7 @@ fn every_route_exists_under_v1_as_well() {
     }
 }
 
-/// What does not change from one answer to the next.
+/// The parts of an answer that do not change between answers.
 fn shape(answer: &Response) -> Vec<String> {
     match answer.header("content-type") {
         Some("application/json") => keys(&answer.json()).iter().map(|key| (*key).to_owned()).collect(),
@@ -663,7 +611,7 @@ fn picks_say_how_long_their_source_has_been_away() {
     assert_eq!(agent.metric(r#"pickd_source_synced{source="file"}"#), Some(1.0));
     let errors = r#"pickd_source_errors_total{reason="invalid_file",source="file"}"#;
     assert_eq!(agent.metric(errors), Some(1.0));
-    // A wrong file is no better than none; a good one ends it.
+    // An invalid file is an error as a missing file is; a valid file ends the error.
     folder.write("services.toml", "[[service]]\nname = 7\n");
     until(SOON, "the wrong file is counted", || {
         (agent.metric(errors) == Some(2.0)).then_some(())
@@ -734,7 +682,7 @@ fn a_listener_for_everyone_does_not_look_at_the_host() {
 }
 
 #[test]
-fn what_is_no_http_is_refused_and_harms_nobody() {
+fn what_is_no_http_is_refused_and_harms_no_other_client() {
     let agent = world();
     let mut waiting = Connection::open(agent.address).unwrap();
     waiting.send(b"GET /pick/six HT").unwrap();
@@ -758,14 +706,14 @@ fn what_is_no_http_is_refused_and_harms_nobody() {
         );
     }
     let long = format!("GET /pick/{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "a".repeat(70_000));
-    // A head is too long by its address as much as by its headers.
+    // A long target makes a head too long, as long headers do.
     assert!(matches!(status(long.as_bytes()), Ok(414 | 431) | Err(_)));
     let large = format!(
         "GET /pick/six HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
         "a".repeat(1 << 20)
     );
     assert!(matches!(status(large.as_bytes()), Ok(431) | Err(_)));
-    // An asterisk and an authority are no paths of ours.
+    // pickd serves no targets of asterisk or authority form.
     for request in [
         &b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n"[..],
         b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -774,7 +722,7 @@ fn what_is_no_http_is_refused_and_harms_nobody() {
         connection.send(request).unwrap();
         refused(&connection.response("OPTIONS").unwrap(), 404, "not_found");
     }
-    // Two requests in one packet are answered in turn.
+    // Two requests in one packet are answered in order.
     let mut pipelined = Connection::open(agent.address).unwrap();
     pipelined
         .send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -915,10 +863,10 @@ fn a_series_vanishes_with_its_instance() {
 fn a_stopping_agent_says_that_it_is_not_ready() {
     let agent = world();
     assert_eq!(agent.get("/readyz").json()["ready"], true);
-    // On its way when the signal comes, so that it is still answered.
+    // The request is in progress when the signal arrives, so the agent still answers it.
     let mut late = Connection::open(agent.address).unwrap();
     late.send(b"GET /readyz HTTP/1.1\r\n").unwrap();
-    // It is accepted before the signal is sent: a connection that came later has been answered.
+    // The connection was accepted before the signal: a later connection has already been answered.
     assert_eq!(get(agent.address, "/healthz").status, 200);
     agent.program.signal("TERM");
     agent.program.wait_for_log("shutting down", |_| true);

@@ -20,7 +20,7 @@ use LoadBalancingStrategy::{
 };
 
 fn instance(id: &str, weight: i64) -> ServiceInstance {
-    // Each id at an address of its own.
+    // Each id has its own address.
     let number = id
         .bytes()
         .fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));
@@ -63,7 +63,7 @@ fn keyed(balancer: &LoadBalancer, key: &str) -> String {
         .to_string()
 }
 
-/// With a clock in the test's hand.
+/// A balancer on a clock that the test moves.
 fn timed(
     config: LoadBalancerConfig,
     instances: impl IntoIterator<Item = ServiceInstance>,
@@ -122,7 +122,7 @@ fn weighted_strategies_share_by_weight() {
         let counts = shares(&weighted(strategy, &weights), 600);
         assert_eq!((counts["a"], counts["b"], counts["c"]), (100, 300, 200), "{strategy}");
     }
-    // Without a key the hash strategy draws at random by weight; with keys the ring's points decide.
+    // Without a key `consistent_hash` draws at random by weight; with a key the ring decides.
     let hashed = weighted(ConsistentHash, &weights);
     let counts = shares(&hashed, 60_000);
     assert!(
@@ -180,7 +180,7 @@ fn a_degraded_instance_is_picked_a_quarter_as_often() {
             ConsistentHash => {
                 let mut counts: BTreeMap<String, usize> = BTreeMap::new();
                 (0..10_000).for_each(|key| *counts.entry(keyed(&balancer, &format!("key-{key}"))).or_default() += 1);
-                // It keeps a quarter of its own half of the keys.
+                // The degraded instance keeps a quarter of its half of the keys.
                 assert!((900..1_700).contains(&counts["warned"]), "{counts:?}");
                 continue;
             }
@@ -216,7 +216,7 @@ fn what_is_excluded_is_not_picked_and_tags_must_all_match() {
         };
         assert_eq!(seen(Context::new()), "a b c d", "{strategy}");
         assert_eq!(
-            seen(Context::new().with_exclude(&["a", "c", "nobody"])),
+            seen(Context::new().with_exclude(&["a", "c", "absent"])),
             "b d",
             "{strategy}"
         );
@@ -296,7 +296,7 @@ fn alternates_are_distinct_follow_the_request_and_count_no_pick() {
 }
 
 #[test]
-fn hashed_alternates_are_who_would_take_the_key_next() {
+fn hashed_alternates_are_the_next_instances_on_the_ring() {
     let balancer = weighted(ConsistentHash, &["a", "b", "c", "d"].map(|id| (id, 1)));
     for key in 0..200 {
         let key = format!("key-{key}");
@@ -327,7 +327,7 @@ fn equal_views_on_two_balancers_answer_equally_for_ten_thousand_keys() {
     let instances = || (0..50).map(|number| instance(&format!("cache-{number}"), 1 + number % 4));
     let here = balancer(LoadBalancerConfig::new(ConsistentHash), instances());
     let there = weighted(ConsistentHash, &[]);
-    // The same view, come about another way.
+    // The same view after another order of changes.
     for added in instances().collect::<Vec<_>>().into_iter().rev() {
         there.add_instance(added);
     }
@@ -435,7 +435,8 @@ fn ties_rotate() {
     assert!(used.iter().all(|&count| count >= 90), "{counts:?}");
 }
 
-/// Runs requests at 100/s for `seconds` against instances of the given latencies, one at a time; returns the picks of each.
+/// Runs requests at 100/s for `seconds` against instances of the given latencies, one at a time.
+/// Returns the picks of each instance.
 fn drive(
     balancer: &LoadBalancer,
     clock: &Manual,
@@ -510,7 +511,7 @@ fn least_response_time_does_not_fall_for_fast_failures() {
     }
 }
 
-/// What a strategy does by itself: who joins or recovers has its full share at once.
+/// A configuration without slow start: a new instance has its full share at once.
 fn without_slow_start(strategy: LoadBalancingStrategy) -> LoadBalancerConfig {
     LoadBalancerConfig::new(strategy)
         .with_slow_start(Duration::ZERO)
@@ -547,12 +548,13 @@ fn without_reports_least_response_time_follows_the_weights_and_says_so() {
     assert_eq!(balancer.mode(), Mode::NoReports);
 }
 
-/// Requests that overlap, as a client over HTTP would make them: each is leased, and reported when it ends.
+/// Requests that overlap, as a client over HTTP makes them: each request has a lease, and is
+/// reported when it ends.
 struct Leased {
     directory: Directory,
     clock: Arc<Manual>,
     name: pickd::ServiceName,
-    /// By the microsecond at which they end.
+    /// Requests in flight, by the microsecond at which each ends.
     running: BTreeMap<(u64, u64), (LeaseId, Outcome, Duration)>,
     now: u64,
     requests: u64,
@@ -610,7 +612,7 @@ impl Leased {
         self.sleep_until(microsecond);
     }
 
-    /// Requests come at random, 400 a second; gives each instance's share of them.
+    /// Makes requests at random times, 400 per second. Returns the share of each instance.
     fn run(&mut self, seconds: u64, answer: impl Fn(&str) -> (Outcome, u64)) -> BTreeMap<String, f64> {
         let (end, mut counts) = (self.now + seconds * 1_000_000, BTreeMap::<String, f64>::new());
         let balancer = self.balancer();
@@ -622,7 +624,7 @@ impl Leased {
             }
             let (pick, lease) = self.directory.lease(&balancer, &Context::new(), None).unwrap();
             let (outcome, milliseconds) = answer(pick.id().as_str());
-            // Somewhere around what was asked for.
+            // Random times vary around the requested rate.
             let latency = Duration::from_micros(milliseconds * (800 + fastrand::u64(0..400)));
             self.requests += 1;
             let ends_at = self.now + latency.as_micros() as u64;
@@ -704,7 +706,7 @@ fn an_instance_left_alone_for_three_seconds_is_tried_once() {
     let slow = |id: &str| (Outcome::Success, if id == "b" { 5_000 } else { 1 });
     drive(&balancer, &clock, 5, slow);
     let counts = drive(&balancer, &clock, 30, slow);
-    // Once in three seconds, not once a pick.
+    // The loser is retried once in three seconds, not with every pick.
     assert!((8..=12).contains(&counts["b"]), "{counts:?}");
 }
 
@@ -794,7 +796,7 @@ fn live_state_survives_weight_change_strategy_change_and_re_registration() {
     balancer.add_instance(ServiceInstance::at("renamed".parse().unwrap(), address));
     let renamed = balancer.statistics().instances[&"renamed".parse::<InstanceId>().unwrap()].clone();
     assert_eq!(learned(&renamed), learned(&before));
-    // The same id at another address is not.
+    // The same id at another address is another instance to the network.
     balancer.add_instance(ServiceInstance::new("renamed", "10.99.0.1", 1).unwrap());
     assert_eq!(
         balancer.statistics().instances[&"renamed".parse::<InstanceId>().unwrap()].total_requests,
@@ -827,7 +829,7 @@ fn turns_go_on_across_rebuilds() {
     );
 }
 
-/// Counts what it is asked to render.
+/// Counts the calls of `render`.
 #[derive(Default)]
 struct Counting(AtomicU64);
 
@@ -883,7 +885,7 @@ fn a_thousand_picks_render_nothing_and_allocate_nothing() {
         });
         assert_eq!(allocations.count_total, 0, "{strategy}");
         assert_eq!(render.0.load(Ordering::Relaxed), 100, "{strategy}");
-        // One that changed is rendered again, the others are not.
+        // A changed instance is rendered again, other instances are not.
         balancer.add_instance(instance("i5", 77));
         assert_eq!(render.0.load(Ordering::Relaxed), 101);
         balancer.configure(LoadBalancerConfig::new(WeightedRoundRobin));
@@ -1034,7 +1036,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn any_instance((id, weight, status): (u8, i64, u8)) -> ServiceInstance {
     use RegistryStatus::{Critical, Maintenance, Passing, Unknown, Warning};
     let status = [Unknown, Passing, Warning, Critical, Maintenance][usize::from(status)];
-    // Some ids share an address, and odd ones have a tag.
+    // Some ids share an address, and odd numbers have a tag.
     let made = ServiceInstance::new(&format!("i{id}"), &format!("10.0.0.{}", id % 9), 80).unwrap();
     let made = made.with_weight(Weight::new(weight).unwrap()).with_status(status);
     if id % 2 == 1 {
@@ -1145,7 +1147,7 @@ fn ten_minutes() -> Order {
 }
 
 #[test]
-fn an_order_acts_at_once_in_every_strategy_and_ends_when_time_is_advanced_past_it() {
+fn an_order_acts_at_once_in_every_strategy_and_ends_with_its_time() {
     fastrand::seed(41);
     for strategy in LoadBalancingStrategy::ALL {
         let (balancer, clock) = timed(
@@ -1201,8 +1203,8 @@ fn an_order_acts_at_once_in_every_strategy_and_ends_when_time_is_advanced_past_i
 #[test]
 fn orders_are_for_ids_that_are_there_or_were_lately() {
     let (balancer, clock) = timed(LoadBalancerConfig::default(), ["a", "b"].map(|id| instance(id, 1)));
-    let (a, nobody) = ("a".parse().unwrap(), "nobody".parse().unwrap());
-    assert!(balancer.drain(&nobody, ten_minutes()).is_err() && balancer.undrain(&nobody).is_err());
+    let (a, absent) = ("a".parse().unwrap(), "absent".parse().unwrap());
+    assert!(balancer.drain(&absent, ten_minutes()).is_err() && balancer.undrain(&absent).is_err());
     balancer.remove_instance(&a);
     clock.advance(Duration::from_secs(3_600));
     balancer.advance(clock.now());
@@ -1295,7 +1297,7 @@ fn explain_tells_what_is_compared() {
     let request = balancer.acquire(&context).unwrap();
     balancer.finish(request, Outcome::Success, Duration::from_millis(200));
     close(score(&balancer, "b"), "response_seconds_by_weight", 0.2 / 4.0);
-    // No sample of its own: the median of the others.
+    // An instance without samples counts with the median of the others.
     close(score(&balancer, "a"), "response_seconds_by_weight", 0.2);
     clock.advance(Duration::from_secs(61));
     close(score(&balancer, "a"), "share", 0.2);

@@ -1,4 +1,4 @@
-//! The command line: what is printed where, and how it ends.
+//! The command line: output, errors and exit codes.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
@@ -11,34 +11,7 @@ use serde_json::Value;
 use crate::support::agent::{Agent, Program, SOON, command, pickd};
 use crate::support::folder::Folder;
 use crate::support::http::{self, Response};
-use crate::support::{free_ports, until};
-
-const SERVICES: &str = r#"
-[[service]]
-name = "user-service"
-[[service.instance]]
-id = "user-1"
-host = "10.0.1.10"
-port = 8080
-tags = ["v1"]
-[[service.instance]]
-id = "user,2"
-host = "10.0.1.11"
-port = 8080
-weight = 2
-tags = ["v1", "eu"]
-[[service.instance]]
-id = "user 3"
-host = "2001:db8::1"
-port = 8081
-
-[[service]]
-name = "critical"
-[[service.instance]]
-host = "10.0.2.1"
-port = 80
-status = "critical"
-"#;
+use crate::support::{free_ports, services, until};
 
 const CONFIG: &str = "[file]\npath = \"services.toml\"\n[defaults]\nstrategy = \"consistent_hash\"\n[services.empty]\n";
 
@@ -49,7 +22,7 @@ struct World {
 
 fn world() -> World {
     let folder = Folder::new();
-    folder.write("services.toml", SERVICES);
+    folder.write("services.toml", services::SMALL);
     let config = folder.write("pickd.toml", CONFIG);
     let agent = Agent::run(["--config", config.to_str().unwrap()]).ready();
     World { agent, folder }
@@ -73,7 +46,7 @@ impl World {
         )
     }
 
-    /// Runs one that must succeed quietly.
+    /// Runs a command that must succeed without messages.
     fn says(&self, words: &[&str]) -> String {
         let (code, data, talk) = self.run(words);
         assert_eq!((code, talk.as_str()), (0, ""), "{words:?}");
@@ -113,7 +86,7 @@ fn a_pick_is_one_address_on_stdout() {
         (&Value::from("user,2"), 0)
     );
     assert_eq!(json.lines().count(), 1);
-    // The agent can also be named by the environment, and the flag beats it.
+    // The environment can also name the agent, and the flag overrides the environment.
     let by_environment = pickd()
         .args(["pick", "user-service", "--tag", "eu"])
         .env("PICKD_AGENT", world.agent.address.to_string())
@@ -136,7 +109,7 @@ fn a_pick_is_one_address_on_stdout() {
 fn how_a_pick_ends_says_why() {
     let world = world();
     for (words, code, talk) in [
-        (&["pick", "nobody"][..], 3, "pickd: service nobody is unknown\n"),
+        (&["pick", "absent"][..], 3, "pickd: service absent is unknown\n"),
         (&["pick", "empty"], 4, "pickd: service empty has no instances\n"),
         (
             &["pick", "critical"],
@@ -159,7 +132,7 @@ fn how_a_pick_ends_says_why() {
         &["pick", "user-service", "--n", "17"],
         &["pick", "user-service", "--exclude", ""],
         &["pick", "user-service", "--output", "xml"],
-        &["pick", "user-service", "--nobody"],
+        &["pick", "user-service", "--absent"],
         &["pick"],
     ] {
         let (code, data, talk) = world.run(words);
@@ -169,16 +142,16 @@ fn how_a_pick_ends_says_why() {
     let (code, _, talk) = outcome(command(["pick", "user-service", "--agent", "unix:pickd.sock"]));
     assert!(code == 2 && talk.contains("http://host:port"), "{talk}");
 
-    // Nobody there, somebody else there, and an agent that does not know yet.
+    // No listener, another server, and an agent that has not synced.
     let [port] = free_ports();
-    let nobody = format!("127.0.0.1:{port}");
-    let (code, data, talk) = outcome(command(["pick", "user-service", "--agent", &nobody]));
+    let vacant = format!("127.0.0.1:{port}");
+    let (code, data, talk) = outcome(command(["pick", "user-service", "--agent", &vacant]));
     assert_eq!((code, data.as_str()), (69, ""));
     assert!(
-        talk.starts_with(&format!("pickd: no agent answers at http://{nobody}: ")),
+        talk.starts_with(&format!("pickd: no agent answers at http://{vacant}: ")),
         "{talk}"
     );
-    let waiting = Agent::run(["--consul", &format!("http://{nobody}")]);
+    let waiting = Agent::run(["--consul", &format!("http://{vacant}")]);
     let (code, data, talk) = outcome(command(["pick", "user-service", "--agent", &waiting.url()]));
     assert_eq!((code, data.as_str()), (75, ""));
     assert_eq!(talk, "pickd: service user-service: consul has not synced yet\n");
@@ -213,12 +186,12 @@ fn services_are_shown_as_a_table_or_as_the_agent_says_it() {
     assert_eq!(json["services"].as_array().unwrap().len(), 3);
     let json: Value = serde_json::from_str(&world.says(&["services", "user-service", "--output", "json"])).unwrap();
     assert_eq!(json["instances"].as_object().unwrap().len(), 3);
-    let (code, data, talk) = world.run(&["services", "nobody"]);
+    let (code, data, talk) = world.run(&["services", "absent"]);
     assert_eq!(
         (code, data.as_str(), talk.as_str()),
-        (3, "", "pickd: service nobody is unknown\n")
+        (3, "", "pickd: service absent is unknown\n")
     );
-    // A source in trouble is told beside the table, not in it.
+    // A source that is away is reported on stderr, not in the table.
     std::fs::remove_file(world.folder.path("services.toml")).unwrap();
     let talk = until(SOON, "the file is missed", || {
         let (code, data, talk) = world.run(&["services"]);
@@ -258,7 +231,7 @@ fn a_file_is_checked_without_an_agent() {
     };
     let fine = |said: &str| (0, said.to_owned(), String::new());
     assert_eq!(
-        check("services.toml", SERVICES),
+        check("services.toml", services::SMALL),
         fine("services.toml: fine, 2 services with 4 instances\n")
     );
     assert_eq!(
@@ -307,7 +280,7 @@ fn a_file_is_checked_without_an_agent() {
         assert_eq!((code, data.as_str()), (1, ""), "{text}");
         assert!(talk.starts_with(place), "{text}{talk}");
     }
-    // The registry that a configuration names is wrong, and nothing is wrong with the configuration.
+    // The configuration is valid, although the registry file that it names is not.
     let (code, _, talk) = check("pickd.toml", CONFIG);
     assert!(code == 1 && talk.starts_with("services.toml:2:8: "), "{talk}");
     let (code, _, talk) = outcome(command(["check", "/nowhere/pickd.toml"]));
@@ -321,15 +294,15 @@ fn a_health_check_is_an_exit_code() {
     assert_eq!(world.says(&["healthcheck"]), "ready\n");
     assert_eq!(world.says(&["healthcheck", "--live"]), "alive\n");
     let [port] = free_ports();
-    let nobody = format!("127.0.0.1:{port}");
-    let waiting = Agent::run(["--consul", &format!("http://{nobody}")]);
+    let vacant = format!("127.0.0.1:{port}");
+    let waiting = Agent::run(["--consul", &format!("http://{vacant}")]);
     let health = |words: &[&str], agent: &str| outcome(pickd().args(words).args(["--agent", agent]).output().unwrap());
     assert_eq!(
         health(&["healthcheck"], &waiting.url()),
         (1, String::new(), "pickd: not ready: waiting for consul\n".to_owned())
     );
     assert_eq!(health(&["healthcheck", "--live"], &waiting.url()).0, 0);
-    assert_eq!(health(&["healthcheck"], &nobody).0, 69);
+    assert_eq!(health(&["healthcheck"], &vacant).0, 69);
 }
 
 #[test]
@@ -355,11 +328,11 @@ fn help_opens_with_examples() {
     assert_eq!(command::<&str>([]).status.code(), Some(2));
 }
 
-/// A demo, once it has said what to try.
+/// A demo that has printed the commands to try.
 struct Demo {
     program: Program,
     address: SocketAddr,
-    /// What to type, as it was printed.
+    /// The printed commands.
     commands: Vec<String>,
     registry: PathBuf,
 }
@@ -393,7 +366,7 @@ fn demo(temporary: &Folder) -> Demo {
     }
 }
 
-/// Does what curl would with these words. Its own curl is not needed, so that the test runs everywhere.
+/// Sends the request that curl would send with these arguments, so that the test needs no curl.
 fn curl(words: &str) -> Response {
     let words: Vec<&str> = words.split(' ').map(|word| word.trim_matches('\'')).collect();
     let (method, url) = match words[..] {
@@ -417,7 +390,7 @@ fn the_demo_shows_what_it_says() {
         unreachable!()
     };
 
-    // Who takes the next request, by weight; each backend that is picked answers.
+    // Picks follow the weights, and each picked backend answers.
     let mut ids = Vec::new();
     for _ in 0..40 {
         let answer = curl(who);
@@ -434,7 +407,7 @@ fn the_demo_shows_what_it_says() {
     let lines: BTreeSet<&str> = answer.text().lines().collect();
     assert_eq!(lines.len(), 3, "{}", answer.text());
 
-    // A backend is stopped, and nobody tells the registry. When the command returns, a check has found out.
+    // A backend is stopped, and stays registered. The command returns after a check has failed.
     let said = curl(stop);
     let told = "user-2 has stopped; a check found out after ";
     assert!(backend_text(&said).starts_with(told), "{}", said.text());
@@ -463,7 +436,7 @@ fn the_demo_shows_what_it_says() {
     assert_eq!(explained["why"], serde_json::json!(["check_failed"]));
     assert_eq!(explained["layers"]["active"]["reason"], "connection_refused");
 
-    // It is started again, and comes to its half of the picks slowly.
+    // The backend is started again, and rises slowly to half of the picks.
     let said = curl(start);
     assert!(
         backend_text(&said).starts_with("user-2 is back; a check found out after "),
@@ -508,7 +481,7 @@ fn backend_text(answer: &Response) -> &str {
 
 #[test]
 fn a_second_demo_takes_the_next_port_and_says_so() {
-    // Taken by this test, by another demo, or by whatever else runs here: all the same.
+    // The default port is in use: by this test, by another demo, or by another program.
     let _taken = TcpListener::bind("127.0.0.1:7425");
     let temporary = Folder::new();
     let (first, second) = (demo(&temporary), demo(&temporary));
@@ -529,7 +502,7 @@ fn a_second_demo_takes_the_next_port_and_says_so() {
     }
     assert_ne!(first.address, second.address);
     assert_ne!(first.registry, second.registry);
-    // Asked for by name, a taken address is a failure.
+    // If the command line names an address in use, the demo fails.
     let listen = first.address.to_string();
     let (code, data, talk) = outcome(
         pickd()

@@ -1,6 +1,7 @@
-//! The Consul watcher against a real Consul, and against a stand-in for what a real one cannot be made to do.
+//! The Consul watcher against a real Consul, and against a stand-in for faults that a real Consul
+//! cannot show on demand.
 //!
-//! "Scenario n" is a row of the list of faults that the watchers must survive.
+//! "Scenario n" is a row of `scenarios.md`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -16,18 +17,18 @@ use crate::support::consul::Consul;
 use crate::support::fake_consul::{FakeConsul, Fault, entry};
 use crate::support::proxy::Proxy;
 
-/// For what should be at once.
+/// Bound for events that should happen at once.
 const SOON: Duration = Duration::from_secs(5);
-/// For what may take a timer of the watcher.
+/// Bound for events that wait for a timer of the watcher.
 const LATER: Duration = Duration::from_secs(30);
 
-/// A watcher, and what it has said.
+/// A watcher and its updates.
 struct Watched {
     watcher: ConsulWatcher,
     status: Arc<SourceStatus>,
     clock: Arc<Monotonic>,
     picks: Arc<Mutex<HashMap<String, u64>>>,
-    /// What each service is, by the last update; instances by id. `AdditionsOnly` takes nothing away.
+    /// Instances by id of each service, by the last update. `AdditionsOnly` removes no instance.
     view: BTreeMap<String, BTreeMap<String, ServiceInstance>>,
     updates: Vec<Update>,
     errors: Vec<WatchError>,
@@ -63,7 +64,7 @@ impl Watched {
         Self::new(Settings::new(address))
     }
 
-    /// Runs until the condition holds; fails the test when it does not within `bound`. Returns how long it took.
+    /// Runs until the condition holds, and returns the time that this took. Fails after `bound`.
     async fn until(&mut self, bound: Duration, what: &str, condition: impl Fn(&Self) -> bool) -> Duration {
         let started = Instant::now();
         while !condition(self) {
@@ -74,7 +75,7 @@ impl Watched {
                 self.lines(),
                 self.errors
             );
-            // Often cancelled, as by a busy supervisor: nothing may be lost by it.
+            // The future is cancelled often, as by a busy supervisor; no update may be lost.
             match tokio::time::timeout(left.min(Duration::from_millis(300)), self.watcher.next()).await {
                 Err(_) => {}
                 Ok(Ok(update)) => self.apply(update),
@@ -88,7 +89,7 @@ impl Watched {
         started.elapsed()
     }
 
-    /// Runs for as long as this.
+    /// Runs for this time.
     async fn run_for(&mut self, time: Duration) {
         let end = Instant::now() + time;
         self.until(time + SOON, "the clock", |_| Instant::now() >= end).await;
@@ -99,7 +100,7 @@ impl Watched {
             .await;
     }
 
-    /// Until everything was told without doubt, so that nothing more is to come.
+    /// Runs until all services are read with `Trust::Steady`, so that no further update is due.
     async fn settled(&mut self) {
         self.synced().await;
         self.until(LATER, "second looks", |watched| {
@@ -152,7 +153,7 @@ impl Watched {
         self.trusts(service).pop()
     }
 
-    /// How far each thing said about a service could be trusted.
+    /// The trust of each update of a service.
     fn trusts(&self, service: &str) -> Vec<Trust> {
         let trust = |update: &Update| match update {
             Update::Service(reading) if reading.service.as_str() == service => Some(reading.trust),
@@ -187,7 +188,7 @@ impl Watched {
         self.status.errors().get(reason.as_str()).copied().unwrap_or(0)
     }
 
-    /// Whether anything said so far left a service without instances.
+    /// The first update that left a service without instances.
     fn emptied(&self) -> Option<&Update> {
         self.updates.iter().find(|update| match update {
             Update::Service(reading) => reading.instances.is_empty(),
@@ -197,7 +198,7 @@ impl Watched {
     }
 }
 
-// ---- A real Consul -------------------------------------------------------------------------------------------------
+// ---- A real Consul ----------------------------------------------------------------------------
 
 #[tokio::test]
 async fn what_is_registered_changed_and_deregistered_is_seen_at_once() {
@@ -399,7 +400,7 @@ async fn one_id_on_two_nodes_is_two_instances_and_a_node_takes_its_own_along() {
         .await;
 }
 
-/// Scenario 9: the long poll on the old name sleeps through it.
+/// Scenario 9: the long poll of the old name misses the change.
 #[tokio::test]
 async fn an_instance_that_moves_to_another_service_leaves_the_old_one() {
     let consul = Consul::start().await;
@@ -421,7 +422,7 @@ async fn an_instance_that_moves_to_another_service_leaves_the_old_one() {
             !w.view.contains_key("old") && w.ids("known") == ["k1@c", "r2@b"]
         })
         .await;
-    // And it stays healed when the sleeping poll comes back with its old body, after five seconds and more.
+    // The view stays right when the poll returns with its old body, after more than five seconds.
     watched.run_for(Duration::from_secs(7)).await;
     assert!(!watched.view.contains_key("old"), "{:?}", watched.lines());
 }
@@ -461,7 +462,7 @@ async fn a_hundred_services_are_chosen_by_glob() {
     println!("100 services synced after {took:?}");
 }
 
-/// Scenario 18, and rule C14: connections stay bounded, and everybody is seen.
+/// Scenario 18: connections stay bounded, and all services are seen.
 #[tokio::test]
 async fn more_services_than_polls_are_read_in_turn_over_few_connections() {
     let consul = Consul::start().await;
@@ -487,7 +488,7 @@ async fn more_services_than_polls_are_read_in_turn_over_few_connections() {
             .flat_map(|instances| instances.values())
             .all(|i| i.port() >= 2000)
     };
-    // The catalog wakes, and with it everybody who has no poll is looked at: no need to wait for the sweep.
+    // The catalog wakes, and then all services without a poll are read, before the next sweep.
     let took = watched.until(Duration::from_secs(12), "all changes", moved).await;
     println!("all 30 changes seen after {took:?}");
     for i in 15..30 {
@@ -496,7 +497,7 @@ async fn more_services_than_polls_are_read_in_turn_over_few_connections() {
     watched
         .until(Duration::from_secs(12), "half of them gone", |w| w.view.len() == 15)
         .await;
-    // Requests at once are at most 8 + 4; now and then a connection is made, and then another one comes free first.
+    // At most 8 + 4 requests run at once. At times a connection opens while another becomes idle.
     assert!(proxy.most_connections() <= 8 + 4 + 6, "{}", proxy.most_connections());
     println!(
         "30 services, 8 polls: {} connections at most, {} requests",
@@ -506,7 +507,7 @@ async fn more_services_than_polls_are_read_in_turn_over_few_connections() {
 }
 
 #[tokio::test]
-async fn without_a_poll_of_its_own_a_service_is_read_every_ten_seconds_and_the_picked_get_polls() {
+async fn services_without_polls_are_read_in_turn_and_picked_services_get_polls() {
     let consul = Consul::start().await;
     for i in 0..20 {
         consul
@@ -520,7 +521,7 @@ async fn without_a_poll_of_its_own_a_service_is_read_every_ten_seconds_and_the_p
     settings.max_watches = 4;
     let mut watched = Watched::new(settings);
     watched.settled().await;
-    // A check does not wake the catalog: only a poll or a sweep shows it.
+    // A check does not wake the catalog: only a poll or a sweep shows the change.
     consul.check("a", "i19", "c19", "critical", "").await;
     let down = |i: usize| {
         move |w: &Watched| {
@@ -532,7 +533,7 @@ async fn without_a_poll_of_its_own_a_service_is_read_every_ten_seconds_and_the_p
     };
     let swept = watched.until(Duration::from_secs(12), "a sweep", down(19)).await;
     watched.picks.lock().unwrap().insert(String::from("s18"), 1000);
-    // The first polls are short, so that a slot comes free; the ranking happens every ten seconds.
+    // The first polls are short, so that a slot becomes free; the ranking runs every ten seconds.
     watched.run_for(Duration::from_secs(22)).await;
     consul.check("a", "i18", "c18", "critical", "").await;
     let polled = watched.until(Duration::from_secs(12), "a poll", down(18)).await;
@@ -573,12 +574,13 @@ async fn a_consul_that_is_down_at_first_or_killed_later_empties_nothing() {
     assert!(watched.status.is_up());
     assert_eq!(watched.emptied(), None);
     assert_eq!(watched.ids("web").len(), 3);
-    // One break is one error, however many polls it breaks: the supervisor's delay grows with each.
+    // A disconnection is one error for all its polls, since the backoff grows with each error.
     let told = watched.errors.len() - errors;
     assert!(told <= 40, "{told}");
 }
 
-/// Scenario 11: a server that comes back empty. What was is told to be gone, first with doubt, then without.
+/// Scenario 11: a server that restarts empty. The removals are reported twice, first with
+/// `Trust::AfterGap`, then with `Trust::Steady`.
 #[tokio::test]
 async fn after_a_loss_of_all_data_the_drop_is_told_twice() {
     let mut consul = Consul::start().await;
@@ -600,7 +602,7 @@ async fn after_a_loss_of_all_data_the_drop_is_told_twice() {
             && !w.view.contains_key("api")
     };
     watched.until(LATER, "both looks", both).await;
-    // Whatever was said about the drop was in doubt for five seconds.
+    // For five seconds, no update about the drop was `Trust::Steady`.
     let gone: Vec<_> = watched
         .updates
         .iter()
@@ -624,7 +626,7 @@ async fn after_a_loss_of_all_data_the_drop_is_told_twice() {
     assert!(watched.trusts("web").contains(&Trust::AfterGap));
 }
 
-/// Scenario 10: the long polls wake with what was true before the snapshot.
+/// Scenario 10: the long polls wake with the state before the snapshot.
 #[tokio::test]
 async fn a_restored_snapshot_is_read_and_not_what_the_polls_remember() {
     let consul = Consul::start().await;
@@ -677,7 +679,7 @@ async fn a_wrong_token_keeps_what_is_known_and_its_file_is_read_again() {
     assert_eq!(watched.ids("web"), ["w1@a"]);
 }
 
-/// Scenario 15: a token without any rights gets 200 and nothing.
+/// Scenario 15: a token without permissions gets 200 and an empty catalog.
 #[tokio::test]
 async fn an_empty_catalog_is_denied_and_not_synced() {
     let consul = Consul::start_with_acl().await;
@@ -696,7 +698,8 @@ async fn an_empty_catalog_is_denied_and_not_synced() {
     assert!(watched.updates.is_empty());
 }
 
-/// Scenario 17: `service:read` without `node:read`. The catalog lists it, its instances are left out.
+/// Scenario 17: with `service:read` and without `node:read`, the catalog lists the service, and the
+/// service has no instances.
 #[tokio::test]
 async fn a_listed_service_that_answers_with_nothing_loses_nothing() {
     let consul = Consul::start_with_acl().await;
@@ -787,7 +790,7 @@ async fn garbage_costs_only_itself() {
 
 /// Scenario 25.
 #[tokio::test]
-async fn a_check_that_changes_its_output_all_the_time_costs_a_few_answers_and_no_update() {
+async fn a_check_with_ever_changing_output_costs_few_answers_and_no_update() {
     let consul = Consul::start().await;
     consul.register("a", "web", "w1", 80, json!({})).await;
     consul.check("a", "w1", "c", "passing", "0").await;
@@ -839,9 +842,9 @@ async fn a_service_that_does_not_exist_yet_costs_nothing_and_appears_at_once() {
     assert!((fetched as f64) < 5.0 * seconds + 10.0, "{fetched} requests");
 }
 
-/// An agent that is frozen: nothing answers, nothing breaks.
+/// A frozen Consul: connections stay open, and no request is answered.
 #[tokio::test]
-async fn a_frozen_consul_is_noticed_and_missed_by_nobody() {
+async fn a_frozen_consul_is_noticed_and_the_view_stays() {
     let consul = Consul::start().await;
     consul.register("a", "web", "w1", 80, json!({})).await;
     let mut settings = Settings::new(consul.address());
@@ -860,11 +863,11 @@ async fn a_frozen_consul_is_noticed_and_missed_by_nobody() {
     assert_eq!(watched.emptied(), None);
 }
 
-// ---- A stand-in ----------------------------------------------------------------------------------------------------
+// ---- A stand-in -------------------------------------------------------------------------------
 
-/// Scenarios 4 and 7, and resets: data and index stay, everything is read anew.
+/// Scenarios 4 and 7, and resets: data and index stay, and all services are read again.
 #[tokio::test]
-async fn errors_of_the_transport_lose_nothing_and_the_next_question_has_no_index() {
+async fn transport_errors_lose_nothing_and_the_next_request_has_no_index() {
     for (fault, reason) in [
         (Fault::Status(500), Reason::Unavailable),
         (Fault::Status(429), Reason::Unavailable),
@@ -901,7 +904,7 @@ async fn errors_of_the_transport_lose_nothing_and_the_next_question_has_no_index
     }
 }
 
-/// Scenario 4: an answer that arrives whole and is no JSON is that service's trouble alone.
+/// Scenario 4: a complete answer that is not JSON affects its own service only.
 #[tokio::test]
 async fn half_an_answer_of_one_service_leaves_the_others_alone() {
     let fake = FakeConsul::start(&[("web", 3), ("api", 2)]).await;
@@ -968,7 +971,7 @@ async fn without_a_usable_index_it_reads_now_and_then_and_never_in_a_loop() {
             "{index:?}"
         );
     }
-    // And one that stops making sense on the way.
+    // The index becomes invalid during the watch.
     let fake = FakeConsul::start(&[("web", 1)]).await;
     let mut watched = Watched::at(fake.address());
     watched.settled().await;
@@ -1002,7 +1005,7 @@ async fn a_wake_with_the_same_body_says_nothing() {
     );
 }
 
-/// Scenario 9, on rule C5 alone: nothing wakes, and the periodic reading shows it.
+/// Scenario 9: no poll wakes, and the periodic full read finds the change.
 #[tokio::test]
 async fn what_no_poll_shows_the_next_full_reading_does() {
     let fake = FakeConsul::start(&[("web", 3)]).await;
@@ -1026,7 +1029,8 @@ async fn what_no_poll_shows_the_next_full_reading_does() {
     );
 }
 
-/// Scenarios 13 and 14: without a leader nothing is taken away, the leader is asked once, and the source counts as lost.
+/// Scenarios 13 and 14: without a leader no instance is removed, the leader is asked once, and the
+/// source counts as lost.
 #[tokio::test]
 async fn without_a_leader_only_additions_count() {
     for lagging in [false, true] {
@@ -1078,7 +1082,7 @@ async fn without_a_leader_only_additions_count() {
     }
 }
 
-/// Scenario 14, with a leader that answers: it is asked instead of the servers that lag.
+/// Scenario 14: if servers lag and the leader answers, the watcher asks the leader.
 #[tokio::test]
 async fn where_servers_lag_the_leader_is_asked() {
     let fake = FakeConsul::start(&[("web", 2)]).await;
@@ -1121,7 +1125,7 @@ async fn headers_and_then_nothing_is_a_timeout() {
     assert_eq!(watched.emptied(), None);
 }
 
-/// Rule C20, as Consul 1.11 and later say it: the header. A service that really goes is told all the same.
+/// Consul 1.11 and later mark a filtered answer with a header. A removed service is still removed.
 #[tokio::test]
 async fn an_answer_that_says_it_leaves_things_out_takes_nothing_away() {
     let fake = FakeConsul::start(&[("web", 3), ("api", 1)]).await;
@@ -1154,7 +1158,7 @@ async fn an_answer_that_says_it_leaves_things_out_takes_nothing_away() {
         .await;
 }
 
-/// Never more long polls than allowed, and a poll is never given up to ask anew (rule C14).
+/// There are never more long polls than allowed, and a poll is never abandoned for a new request.
 #[tokio::test]
 async fn sixty_four_polls_are_never_exceeded() {
     let names: Vec<String> = (0..150).map(|i| format!("s{i:03}")).collect();

@@ -1,4 +1,5 @@
-//! The documentation says what is true: keys, routes, series, codes, snippets, commands, links and examples, held against the code.
+//! Checks the documentation against the code: keys, routes, series, codes, snippets, commands,
+//! links and examples.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,14 +29,24 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The pages, by their path from the root.
+/// The pages by their path from the root.
 fn pages() -> Vec<String> {
     let mut pages: Vec<String> = fs::read_dir(root().join("docs"))
         .unwrap()
         .map(|entry| format!("docs/{}", entry.unwrap().file_name().to_str().unwrap()))
         .filter(|name| name.ends_with(".md"))
         .collect();
-    pages.extend(["README.md".to_owned(), "CHANGELOG.md".to_owned()]);
+    pages.extend(
+        [
+            "README.md",
+            "CHANGELOG.md",
+            "CONTRIBUTING.md",
+            "SECURITY.md",
+            "examples/README.md",
+            "tests/integration/scenarios.md",
+        ]
+        .map(str::to_owned),
+    );
     pages.sort();
     pages
 }
@@ -72,18 +83,18 @@ fn snippets() -> Vec<Snippet> {
     snippets
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The rows of all tables below a heading, to the next heading of any depth; each as its cells.
+/// The rows of all tables between a heading and the next heading of any depth, each as its cells.
 fn rows<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
     let section = page
         .split_once(&format!("\n{heading}\n"))
         .unwrap_or_else(|| panic!("no heading {heading:?}"))
         .1;
-    // A comment in a block of code is no heading.
+    // A comment in a block of code is not a heading.
     let mut in_code = false;
     let rows = section
         .lines()
@@ -92,7 +103,7 @@ fn rows<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
             in_code || !line.starts_with('#')
         })
         .filter(|line| line.starts_with('|'));
-    // Head and rule of a table are no rows: neither quotes anything.
+    // Head and rule of a table have no backticks, and are skipped.
     rows.filter(|row| row.contains('`'))
         .map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
         .collect()
@@ -102,7 +113,8 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("pickd.toml"), text.as_bytes(), &Layers::default())
 }
 
-/// What stands at `etcd.refresh` or, in the first table of a list, `etcd.prefixes[].format`.
+/// The value of a key such as `etcd.refresh` or, in the first table of a list,
+/// `etcd.prefixes[].format`.
 fn value_at<'a>(file: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
     let (parents, key) = path.rsplit_once('.')?;
     let mut table = file;
@@ -115,8 +127,8 @@ fn value_at<'a>(file: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
     table.get(key)
 }
 
-/// The keys of a table (of a list of tables: `etcd.prefixes[]`), from what the parser says it expected in place of one that
-/// cannot be.
+/// The keys of a table (of a list of tables: `etcd.prefixes[]`), from the error of the parser for
+/// an unknown key.
 fn known_keys(table: &str) -> BTreeSet<String> {
     let text = match (table, table.strip_suffix("[]")) {
         ("", _) => "no-such-key = 1".to_owned(),
@@ -130,7 +142,7 @@ fn known_keys(table: &str) -> BTreeSet<String> {
     quoted(expected).map(str::to_owned).collect()
 }
 
-/// Every table there is, those within another and lists of tables included: `api`, `etcd`, `etcd.prefixes[]`.
+/// Every table, including nested tables and lists of tables: `api`, `etcd`, `etcd.prefixes[]`.
 fn known_tables() -> BTreeSet<String> {
     let mut found = known_keys("");
     for table in found.clone() {
@@ -203,7 +215,7 @@ fn the_documented_defaults_are_the_defaults() {
         .find(|snippet| snippet.text.contains("[api]"))
         .unwrap();
     let written = whole.text.parse::<toml::Table>().unwrap();
-    // Keys without a default that could be written stand behind a `#`, and are right there.
+    // Keys whose default cannot be written are commented out, and are valid once uncommented.
     let every = whole.text.replace("\n# ", "\n");
     parse(&every).unwrap();
     let every = every.parse::<toml::Table>().unwrap();
@@ -221,7 +233,7 @@ fn the_documented_defaults_are_the_defaults() {
     let minimal = format!("[consul]\n[etcd]\n[file]\npath = \"services.toml\"\n{services}");
     assert_eq!(parse(&whole.text).unwrap(), parse(&minimal).unwrap());
 
-    // The tables of the page and of the README say the same as the whole file.
+    // The tables of the page and of the README have the defaults of the whole file.
     let mut compared = 0;
     for (page, heading, section) in [
         ("docs/configuration.md", "### `[api]`", "api"),
@@ -266,7 +278,7 @@ fn what_a_check_leaves_out_is_as_documented() {
         let named = vec![format!("type = \"{kind}\"")];
         let mut written = named.clone();
         for cells in rows.iter().filter(|cells| cells[3].starts_with(&format!("`{kind}`:"))) {
-            // "the instance's `host:port`" is no value that could be written.
+            // "the instance's `host:port`" is not a value of the key.
             if let Some(default) = cells[1].strip_prefix('`') {
                 let key = quoted(cells[0]).next().unwrap();
                 written.push(format!("{key} = {}", default.trim_end_matches('`')));
@@ -350,7 +362,7 @@ fn help(command: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// An agent's parts without its tasks: one service, known from a source that has synced.
+/// The parts of an agent without its tasks: one service, from a source that has synced.
 fn api() -> Api {
     let status = SourceStatus::new(Source::new("consul"), true, Box::new(|_| true));
     status.mark_synced();
@@ -378,7 +390,7 @@ fn api() -> Api {
 
 #[tokio::test]
 async fn every_documented_route_is_one_and_every_route_is_documented() {
-    // Routes have no list to be asked for, so this reads the one place where they are made.
+    // axum has no list of routes, so this reads the source that makes the routes.
     let made: BTreeSet<String> = read("src/api/mod.rs")
         .split(".route(\"")
         .skip(1)
@@ -401,7 +413,7 @@ async fn every_documented_route_is_one_and_every_route_is_documented() {
                     .body(Body::from(if method == "POST" { "[]" } else { "" }))
                     .unwrap();
                 let response = api().router(None).oneshot(request).await.unwrap();
-                // Who asks is known only to a listener; without one, nobody may change anything.
+                // Without a listener the peer is unknown, and unknown peers are not authorized.
                 let expected = if method == "PUT" { 403 } else { 200 };
                 assert_eq!(response.status(), expected, "{page}: {method} {path}");
             }
@@ -488,7 +500,7 @@ fn every_series_is_documented_with_its_type_and_labels() {
     found.retain(|name, _| !name.starts_with("process_"));
     assert_eq!(documented, found);
 
-    // Whatever else the pages say about series, alerts included, names series that exist.
+    // All other names of series in the pages, such as in alerts, are names of existing series.
     for page in pages() {
         let text = read(&page);
         for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
@@ -510,7 +522,7 @@ fn every_series_is_documented_with_its_type_and_labels() {
         .collect();
     assert_eq!(told, reasons);
 
-    // Why everything was listed is known to etcd's watcher alone, so this reads the one place where it is said.
+    // Only the watcher of etcd has the reasons of relists, so this reads its source.
     let made: BTreeSet<String> = read("src/discovery/etcd/mod.rs")
         .split_once("impl Relist {")
         .and_then(|(_, rest)| rest.split_once("\n    }\n"))
@@ -545,9 +557,9 @@ fn every_snippet_is_what_it_says_it_is() {
                 assert!(value.is_object());
             }
             "yaml" if text.starts_with("service:") => registry("yaml"),
-            // `rust` is tested as documentation; the others are looked at below, or not ours.
-            "rust" | "sh" | "console" | "hcl" | "ini" => {}
-            other => panic!("{page}: {other:?} is checked by nobody"),
+            // `rust` is tested as documentation; other tests check `sh` and `console`.
+            "rust" | "sh" | "console" | "hcl" | "ini" | "text" => {}
+            other => panic!("{page}: no check for {other:?}"),
         }
         *checked.entry(language).or_default() += 1;
     }
@@ -556,14 +568,14 @@ fn every_snippet_is_what_it_says_it_is() {
     }
 }
 
-/// The lines of all shell blocks that run pickd: its arguments, however it is called.
+/// The arguments of all lines of shell blocks that run pickd, with their page.
 fn command_lines() -> Vec<(String, Vec<String>)> {
     let mut lines = Vec::new();
     for Snippet { page, language, text } in snippets() {
         if !matches!(language.as_str(), "sh" | "console") {
             continue;
         }
-        // On a console, what is typed comes behind a prompt, and the rest is output.
+        // In a console block, input follows a prompt, and other lines are output.
         let prompt = if language == "console" { "$ " } else { "" };
         for line in text.lines().filter_map(|line| line.strip_prefix(prompt)) {
             let line = line.split(" #").next().unwrap_or_default().trim();
@@ -621,7 +633,7 @@ fn the_readmes_files_are_right_and_its_commands_run() {
     assert_eq!(run, BTreeSet::from(["--help".to_owned(), "check".to_owned()]));
 }
 
-/// What the lines of this shell block print, one after the other, for a reader with this agent at the usual address.
+/// The output of each line of a shell block, with this agent in place of the default address.
 fn printed(block: &str, agent: &Agent) -> Vec<String> {
     let program = pickd().get_program().to_owned();
     let print = |line: &str| {
@@ -639,7 +651,7 @@ fn printed(block: &str, agent: &Agent) -> Vec<String> {
     block.lines().map(print).collect()
 }
 
-/// The README's shell block that begins so.
+/// The shell block of the README that begins with this text.
 fn block_of_the_readme(start: &str) -> String {
     let found = snippets()
         .into_iter()
@@ -650,14 +662,14 @@ fn block_of_the_readme(start: &str) -> String {
 }
 
 #[test]
-fn a_failed_request_is_reported_and_retried_and_an_instance_drained_as_the_readme_says() {
+fn the_readmes_commands_report_retry_and_drain() {
     let folder = Folder::new();
     let services = "[[service]]\nname = \"user-service\"\n\
                     [[service.instance]]\nid = \"user-1\"\nhost = \"10.0.1.10\"\nport = 8080\n\
                     [[service.instance]]\nid = \"user-2\"\nhost = \"10.0.1.11\"\nport = 8080\n";
     let registry = folder.write("services.toml", services);
     let agent = Agent::run(["--file", registry.to_str().unwrap()]).ready();
-    // One of them is of user-1, which is what a report without a lease needs.
+    // A report without a lease needs an earlier pick: one of the two picks is user-1.
     for _ in 0..2 {
         agent.get("/pick/user-service");
     }
@@ -721,7 +733,7 @@ fn every_link_leads_somewhere() {
     }
 }
 
-/// A heading as it is linked to: lower case, blanks as hyphens, without what is neither letter, digit, `-` nor `_`.
+/// The anchor of a heading: lower case, blanks as hyphens, only letters, digits, `-` and `_`.
 fn anchor_of(heading: &str) -> String {
     heading
         .to_lowercase()
@@ -751,7 +763,7 @@ fn the_examples_run_on_the_core_alone_and_print_what_they_promise() {
             &[
                 "user3: cache-2 -> cache-1 (moved)",
                 "Moved users: 1/5 (20.0%)",
-                "Elsewhere than before, now that it is back: 0/10000 (0.0%)",
+                "Users elsewhere than before, after cache-1 returned: 0/10000 (0.0%)",
             ],
         ),
         (

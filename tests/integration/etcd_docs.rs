@@ -1,4 +1,5 @@
-//! `docs/etcd.md` and the README: their commands register what they say, and the configuration is one.
+//! Checks `docs/etcd.md` and the README: their commands register the described instances, and their
+//! configuration is valid.
 
 use std::process::Command;
 
@@ -20,7 +21,7 @@ fn blocks(page: &str, kind: &str) -> Vec<String> {
     found
 }
 
-/// As a reader would: in a shell, with etcdctl on the path.
+/// Runs a script in a shell with `etcdctl`, as a reader of the page does.
 fn shell(script: &str, url: &str) {
     let status = Command::new("sh")
         .args(["-c", &format!("etcdctl() {{ \"$PROGRAM\" \"$@\"; }}\nset -e\n{script}")])

@@ -1,4 +1,4 @@
-//! What goes wrong with an etcd, done to a real one, under picks that go on whatever happens.
+//! Faults of a real etcd while clients pick at a fixed rate.
 
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
@@ -10,9 +10,9 @@ use crate::support::load::{Oracle, Picker};
 use crate::support::pool::{ids, until_picked};
 use crate::support::until;
 
-/// For what may take a keep-alive, an election, or a hold.
+/// Bound for events that wait for a keep-alive, an election, or a hold.
 const LATER: Duration = Duration::from_secs(45);
-/// Picks a second.
+/// Picks per second.
 const RATE: u32 = 300;
 
 fn beside(urls: &str, arguments: &[&str]) -> Agent {
@@ -37,7 +37,7 @@ fn address(id: &str) -> String {
     format!("10.0.0.{}:80", id.as_bytes()[0])
 }
 
-/// Registers instances of `web`, and an oracle that knows them.
+/// Registers instances of `web`, and returns an oracle that knows them.
 fn registered(etcd: &Etcd, ids: &[&str]) -> Oracle {
     for id in ids {
         etcd.put(&format!("/services/web/{id}"), &address(id));
@@ -45,7 +45,7 @@ fn registered(etcd: &Etcd, ids: &[&str]) -> Oracle {
     Oracle::new(Duration::from_secs(1), ids.iter().map(|id| address(id)))
 }
 
-/// The member that an agent lists and watches: the last one it told of.
+/// The member that an agent lists and watches: the member in the last log line.
 fn watched(agent: &Agent, etcd: &Etcd) -> usize {
     let line = agent.program.logged("listed").pop().unwrap();
     let endpoint = line["endpoint"].as_str().unwrap().to_owned();
@@ -94,7 +94,7 @@ fn scenario_27_a_watch_that_falls_behind_a_compaction_starts_over() {
     let cable = Cable::to(etcd.port());
     let agent = beside(&cable.url(), &[]).ready();
     let picker = Picker::start(agent.address, "/pick/web", RATE, &oracle);
-    // Nothing gets through, and etcd can send so much ahead and no more.
+    // No byte passes, and the buffers of etcd fill.
     cable.stall();
     let (mut client, runtime) = etcd.client();
     let pad = format!(
@@ -138,7 +138,7 @@ fn scenario_28_an_etcd_that_lost_its_data_is_doubted_and_then_believed() {
         (relists(&agent, "rollback") == 1.0).then(Instant::now)
     });
     assert_eq!((held(&agent), ids(&agent, "web").len()), (3.0, 3), "held, and picked");
-    // Two of the three register again in time.
+    // Two of the three instances register again in time.
     etcd.put("/services/web/a", &address("a"));
     etcd.put("/services/web/b", &address("b"));
     until_picked(&agent, "web", &["a", "b"], LATER);
@@ -195,7 +195,7 @@ fn scenario_29_another_member_takes_over_within_fifteen_seconds() {
     for (how, id) in [("killed", "c"), ("killed as leader", "d"), ("frozen", "e")] {
         if how == "killed as leader" {
             let leader = etcd.leader().to_string();
-            // Whoever is watched leads.
+            // The watched member becomes the leader.
             let watched = watched(&agent, &etcd);
             if leader != watched.to_string() {
                 let member = member_id(&etcd, watched);
@@ -216,7 +216,7 @@ fn scenario_29_another_member_takes_over_within_fifteen_seconds() {
         });
         let took = started.elapsed();
         eprintln!("{how}: another member took over after {took:.1?}");
-        // 15 s of keep-alive at most, and a list.
+        // A keep-alive takes at most 15 s, and then a list follows.
         assert!(took < Duration::from_secs(20), "{took:?}");
         assert_ne!(watched(&agent, &etcd), member);
         oracle.add(&address(id));
@@ -249,7 +249,7 @@ fn member_id(etcd: &Etcd, member: usize) -> String {
 }
 
 #[test]
-fn scenario_30_without_a_quorum_nothing_is_lost_and_a_new_agent_starts_with_what_a_member_remembers() {
+fn scenario_30_without_quorum_agents_keep_serving_and_new_agents_start() {
     let mut etcd = Etcd::cluster();
     let oracle = registered(&etcd, &["a", "b"]);
     let agent = beside(&etcd.urls(), &[]).ready();
@@ -290,7 +290,7 @@ fn scenario_30_without_a_quorum_nothing_is_lost_and_a_new_agent_starts_with_what
 }
 
 #[test]
-fn scenario_33_large_values_are_caught_up_with_after_a_cut_and_after_a_stall() {
+fn scenario_33_large_values_arrive_after_a_disconnection_and_a_stall() {
     let etcd = Etcd::start();
     let oracle = registered(&etcd, &["a"]);
     let cable = Cable::to(etcd.port());
@@ -310,7 +310,7 @@ fn scenario_33_large_values_are_caught_up_with_after_a_cut_and_after_a_stall() {
         for number in 0..puts {
             let port = if how == "cut" { 1000 + number } else { 2000 + number };
             let pad = "x".repeat(1_000_000);
-            // A field that is not ours: it is only on the way, and not kept.
+            // An unknown field makes the value large; pickd does not keep the field.
             let value = format!(r#"{{"address":"10.0.0.1:{port}","pad":"{pad}"}}"#);
             oracle.add(&format!("10.0.0.1:{port}"));
             let id = format!("{how}-{number}");
@@ -323,7 +323,7 @@ fn scenario_33_large_values_are_caught_up_with_after_a_cut_and_after_a_stall() {
         let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
         let took = until_picked(&agent, "web", &expected, LATER);
         eprintln!("{puts} puts of 1 MB while {how}: there {took:.1?} after it was mended");
-        // What is seen next comes through the watch again.
+        // The next change arrives through the watch again.
         until(SOON, "it is up", || up(&agent).then_some(()));
     }
     let lists = agent.program.logged("listed").len();
@@ -342,7 +342,7 @@ fn scenario_37_a_learner_is_passed_over() {
     let voter = etcd.url(0);
     let learner = etcd.add_learner();
     let learner = etcd.url(learner);
-    // Whichever is asked first, by chance.
+    // The agent asks a random endpoint first.
     for _ in 0..4 {
         let agent = beside(&format!("{learner},{voter}"), &[]).ready();
         until_picked(&agent, "web", &["a"], SOON);

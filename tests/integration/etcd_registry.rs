@@ -1,4 +1,4 @@
-//! An agent beside a real etcd: what is registered there is what `/pick` gives here.
+//! An agent beside a real etcd: `/pick` returns the instances that are registered in etcd.
 
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
@@ -22,13 +22,13 @@ fn errors(agent: &Agent, reason: &str) -> f64 {
 }
 
 #[test]
-fn a_put_and_a_delete_are_seen_at_once_and_a_bare_watch_sees_them_no_sooner_to_speak_of() {
+fn puts_and_deletes_are_seen_as_soon_as_by_a_bare_watch() {
     let etcd = Etcd::start();
     etcd.put("/services/web/a", "10.0.0.1:80");
     let agent = beside(&etcd, &[]);
     until_picked(&agent, "web", &["a"], SOON);
 
-    // The watch that everybody else has, over the same wire.
+    // A plain watch over the same network, for comparison.
     let (client, runtime) = etcd.client();
     let (seen, bare) = std::sync::mpsc::channel();
     let mut watching = client.watch_client();
@@ -47,7 +47,7 @@ fn a_put_and_a_delete_are_seen_at_once_and_a_bare_watch_sees_them_no_sooner_to_s
     for number in 0..20 {
         let both: &[&str] = &["a", "b"];
         for expected in [both, &["a"]] {
-            // One after the other, as on a quiet cluster.
+            // The changes are made one after the other, as on a quiet cluster.
             std::thread::sleep(Duration::from_millis(120));
             let is_put = expected.len() == 2;
             let started = Instant::now();
@@ -73,7 +73,7 @@ fn a_put_and_a_delete_are_seen_at_once_and_a_bare_watch_sees_them_no_sooner_to_s
     );
     let (median, worst) = (by_ctl[by_ctl.len() / 2], *by_ctl.last().unwrap());
     eprintln!("from the end of etcdctl put or del to /pick: median {median:.1?}, worst {worst:.1?}");
-    // Looked at every 5 ms, on a machine that runs other tests.
+    // The test looks every 5 ms, on a machine that runs other tests.
     assert!(behind[behind.len() / 2] < Duration::from_millis(50), "{behind:?}");
 }
 
@@ -91,7 +91,7 @@ fn scenario_34_what_changes_while_it_is_listed_is_neither_lost_nor_kept() {
     etcd.put_many(&pairs);
     let (mut client, runtime) = etcd.client();
     for round in 0..5 {
-        // Several pages to list, and changes in all of them meanwhile.
+        // The list has several pages, and all of them change meanwhile.
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let stopped = std::sync::Arc::clone(&stop);
         let mut changing = client.clone();
@@ -124,7 +124,7 @@ fn scenario_34_what_changes_while_it_is_listed_is_neither_lost_nor_kept() {
             .unwrap()
             .count();
         assert_eq!(count, 5_000);
-        // Two ids at one address are one instance, so addresses are what counts.
+        // Two ids at one address are one instance, so the test compares addresses.
         let all = runtime
             .block_on(client.get("/services/many/", Some(etcd_client::GetOptions::new().with_prefix())))
             .unwrap();
@@ -146,7 +146,7 @@ fn scenario_34_what_changes_while_it_is_listed_is_neither_lost_nor_kept() {
 }
 
 #[test]
-fn scenario_35_a_lease_that_expires_takes_its_instance_along_and_so_do_all_at_once() {
+fn scenario_35_expired_leases_remove_one_instance_or_all_instances() {
     let etcd = Etcd::start();
     let agent = beside(&etcd, &[]);
     let (mut client, runtime) = etcd.client();
@@ -170,7 +170,7 @@ fn scenario_35_a_lease_that_expires_takes_its_instance_along_and_so_do_all_at_on
     eprintln!("a lease of 2 s was over after {took:.1?}");
     put_with_lease(&mut client, 2, &["c", "d", "b"]);
     until_picked(&agent, "web", &["b", "c", "d"], SOON);
-    // The watch was there all the time: what it says is believed, however much it is.
+    // The watch was never interrupted, so even large removals apply at once.
     until_picked(&agent, "web", &[], SOON);
     let answer = agent.get("/pick/web");
     assert_eq!(
@@ -201,7 +201,7 @@ fn scenario_36_garbage_costs_its_own_key_and_is_counted() {
         .block_on(client.put("/services/web/b", "10.0.0.2:80", None))
         .unwrap();
     until_picked(&agent, "web", &["a", "b"], SOON);
-    // Garbage where an instance was: it stays as it was, until there is a word on it that makes sense.
+    // After an invalid value an instance stays as it was, until its key has a valid value again.
     runtime
         .block_on(client.put("/services/web/b", "init_dir", None))
         .unwrap();
@@ -232,7 +232,7 @@ fn scenario_38_user_and_user_admin_are_two_services_and_two_prefixes() {
     let both = beside(&etcd, &["--etcd-prefix", "user", "--etcd-prefix", "user-admin"]);
     until_picked(&both, "user", &["1", "2"], SOON);
     until_picked(&both, "user-admin", &["1", "2"], SOON);
-    // Over one stream, each prefix is its own.
+    // One stream has a separate watch for each prefix.
     etcd.delete("user/1");
     etcd.delete("user-admin/2");
     until_picked(&both, "user", &["2"], SOON);
@@ -298,7 +298,7 @@ fn weights_tags_and_metadata_arrive_and_a_change_of_them_alone_too() {
     etcd.put("/services/web/a", r#"{"address":"10.0.0.1:80","weight":0}"#);
     until_picked(&agent, "web", &["b"], SOON);
     assert_eq!(total(&agent, "web"), 2);
-    // The same id elsewhere has moved.
+    // The same id at another address is an instance that moved.
     etcd.put("/services/web/b", "10.0.0.3:81");
     until(SOON, "it moves", || {
         (pool(&agent, "web").get("b")? == "10.0.0.3:81").then_some(())

@@ -8,7 +8,7 @@ use crate::support::etcd::Etcd;
 use crate::support::load::{Oracle, Picker};
 use crate::support::until;
 
-/// Without optimization, on a machine that may have other things to do.
+/// Bound for a debug build on a busy machine.
 const LATER: Duration = Duration::from_secs(180);
 
 #[test]
@@ -32,7 +32,7 @@ fn scenario_33_a_hundred_thousand_keys_are_listed_page_by_page() {
     etcd.put_many(&pairs);
     eprintln!("{} keys put in {:.1?}", pairs.len(), started.elapsed());
 
-    // For scale: the same keys, read a thousand at a time by a program that does nothing with them.
+    // For comparison, a plain client reads the same keys in pages of a thousand.
     let (client, runtime) = etcd.client();
     let mut kv = client.kv_client().max_decoding_message_size(64 << 20);
     let bare = runtime.block_on(async {
@@ -93,7 +93,7 @@ fn scenario_40_ten_thousand_puts_end_in_the_exact_state() {
         .map(|number| (format!("/services/web/{}", number % KEYS), address(number)))
         .collect();
     let started = Instant::now();
-    // In transactions of a hundred: one by one, the disk would be what is measured.
+    // Transactions of a hundred puts; with single puts the test would measure the disk.
     etcd.put_many(&pairs);
     let took = started.elapsed();
     let put = Instant::now();
@@ -117,7 +117,7 @@ fn scenario_40_ten_thousand_puts_end_in_the_exact_state() {
     eprintln!(
         "{PUTS} puts in {took:.1?}: exact {behind:.1?} after the last, {updates} updates, {views} views, {grown} KiB more"
     );
-    // One every 50 ms, and some at either end.
+    // One publication every 50 ms, and some at either end.
     let most = (took + behind).as_millis() as f64 / 50.0 + 5.0;
     assert!(updates <= most, "{updates} updates");
     assert!(views as f64 <= most && grown < 64 << 10);

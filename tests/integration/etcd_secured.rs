@@ -1,4 +1,4 @@
-//! An etcd that asks who is there: users and short-lived tokens, TLS, certificates on both sides.
+//! An etcd with authentication: users and short-lived tokens, TLS, certificates on both sides.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,10 +12,10 @@ use crate::support::pool::{ids, until_picked};
 use crate::support::until;
 
 const LATER: Duration = Duration::from_secs(45);
-/// As short as etcd allows for this test to make sense.
+/// The lifetime of tokens in seconds: short enough to expire during the test.
 const TOKEN: &[&str] = &["--auth-token-ttl", "3"];
 
-/// A user `pickd` that may read below `/services/`, and root for the test itself.
+/// An etcd with a user `pickd` that may read below `/services/`, and root for the test.
 fn with_users() -> Etcd {
     let mut etcd = Etcd::start_with(TOKEN);
     etcd.ctl(["user", "add", "root:rootpw"]);
@@ -61,7 +61,7 @@ fn scenario_31_a_token_of_three_seconds_and_rights_that_come_and_go() {
     let oracle = Oracle::new(Duration::from_secs(1), ["10.0.0.1:80".to_owned()]);
     let picker = Picker::start(agent.address, "/pick/web", 300, &oracle);
 
-    // The watch outlives its token, and so do the lists that come every few seconds.
+    // The watch outlives its token, and so do the periodic lists.
     let lists = || agent.metric(r#"pickd_source_relists_total{reason="periodic",source="etcd"}"#);
     until(LATER, "lists beyond the life of the first token", || {
         (lists() >= Some(2.0)).then_some(())
@@ -72,7 +72,7 @@ fn scenario_31_a_token_of_three_seconds_and_rights_that_come_and_go() {
     etcd.put("/services/web/b", "10.0.0.2:80");
     until_picked(&agent, "web", &["a", "b"], SOON);
 
-    // Rights taken away: nothing is taken away from the pool, and the operator can see why it is old.
+    // After the permissions are revoked, the pool keeps its instances, and metrics show the cause.
     etcd.ctl(["role", "revoke-permission", "services", "--prefix=true", "/services/"]);
     until(LATER, "it is denied", || {
         (denied(&agent) >= 1.0 && !up(&agent)).then_some(())
@@ -95,7 +95,7 @@ fn scenario_31_a_token_of_three_seconds_and_rights_that_come_and_go() {
     ]);
     until_picked(&agent, "web", &["a", "b", "c"], LATER);
 
-    // etcd forgets its tokens when it starts; and the password is another one meanwhile.
+    // etcd forgets its tokens when it restarts, and the password has changed meanwhile.
     etcd.change_password("pickd", "0ther");
     etcd.kill(0);
     until(SOON, "the loss is noticed", || (!up(&agent)).then_some(()));
@@ -119,7 +119,7 @@ fn scenario_31_a_token_of_three_seconds_and_rights_that_come_and_go() {
     assert!(!log.contains("s3cret") && !log.contains("0ther"), "{log}");
 }
 
-/// A certificate authority, a server's certificate for 127.0.0.1, and a client's.
+/// A certificate authority, a server certificate for 127.0.0.1, and a client certificate.
 struct Certificates(PathBuf);
 
 impl Certificates {
@@ -204,11 +204,11 @@ fn over_tls_the_certificate_is_checked_and_over_mutual_tls_ours_is_too() {
                 answer["sources"][0]["last_error"].as_str().map(str::to_owned)
             })
         };
-        // Without the authority's certificate the server is a stranger.
+        // Without the certificate of the authority, the client does not trust the server.
         let stranger = configured(&[]);
         eprintln!("mutual {mutual}, no authority: {}", error(&stranger));
         assert_eq!(stranger.get("/pick/web").json()["code"], "not_synced");
-        // Without our own, it depends on what the server asks for.
+        // Without a client certificate, the result depends on the server.
         let anonymous = configured(&[trusting]);
         if mutual {
             eprintln!("no certificate of ours: {}", error(&anonymous));

@@ -1,5 +1,5 @@
-//! Health against what is real: HTTP, TCP and gRPC backends registered in Consul and etcd, that answer 500, hang, refuse, stop,
-//! come back and flap. The rules one by one are in `judgement.rs`, on a clock in the test's hand.
+//! Health against real HTTP, TCP and gRPC backends, registered in Consul and etcd, that answer 500,
+//! hang, refuse, stop, return and flap. `judgement.rs` has the single rules, on a manual clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ fn why(agent: &Agent, id: &str) -> Value {
     explained(agent, id)["why"].clone()
 }
 
-/// Waits until this is why an instance is picked, or is not.
+/// Waits until `why` of an instance has exactly these words.
 fn until_why(agent: &Agent, id: &str, expected: &[&str]) -> Duration {
     let started = Instant::now();
     until(SOON, &format!("{id}: {expected:?}, now {}", why(agent, id)), || {
@@ -65,7 +65,7 @@ fn ids(ids: &[&str]) -> BTreeSet<String> {
     ids.iter().map(ToString::to_string).collect()
 }
 
-/// Picks this instance under a lease, and reports.
+/// Picks this instance with a lease, and reports an outcome.
 fn report(agent: &Agent, id: &str, others: &[&str], outcome: &str) {
     let mut connection = Connection::open(agent.address).unwrap();
     let answer = connection
@@ -100,7 +100,7 @@ fn put(etcd: &Etcd, id: &str, backend: &Backend) {
 const HTTP: &str = "health_check = { type = \"http\", path = \"/healthz\" }\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_of_500_hanging_and_refusing_are_found_within_interval_and_timeout() {
+async fn failing_hanging_and_refusing_backends_are_found_in_time() {
     let consul = Consul::start().await;
     let backends = [Backend::start(), Backend::start(), Backend::start(), Backend::start()];
     for (backend, id) in backends.iter().zip(["a", "b", "c", "d"]) {
@@ -185,7 +185,7 @@ async fn answers_of_500_hanging_and_refusing_are_found_within_interval_and_timeo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reports_alone_take_an_instance_out_after_exactly_max_consecutive_failures_and_a_check_brings_it_not_back() {
+async fn reports_alone_eject_an_instance_and_checks_do_not_bring_it_back() {
     let etcd = blocking(Etcd::start);
     blocking(|| {
         let backends = [Backend::start(), Backend::start(), Backend::start()];
@@ -218,7 +218,7 @@ async fn reports_alone_take_an_instance_out_after_exactly_max_consecutive_failur
             agent.metric(r#"pickd_breaker_state{endpoint="a",service="web"}"#),
             Some(2.0)
         );
-        // Checks go on passing, and close nothing: only its time makes it half open.
+        // Checks keep passing, and do not close the breaker: only time makes it half open.
         let before = backends[0].requests();
         until(SOON, "checks pass meanwhile", || {
             (backends[0].requests() >= before + 5).then_some(())
@@ -255,7 +255,7 @@ async fn a_trial_whose_client_died_does_not_block_recovery() {
             report(&agent, "a", &["b"], "failure");
         }
         until_why(&agent, "a", &["breaker_half_open"]);
-        // Callers that pick and are never heard of: each takes the one permit with it for a while.
+        // Callers that pick and never report: each pick takes the trial for a while.
         let started = Instant::now();
         let mut trials = 0;
         until(Duration::from_secs(40), "the breaker closes", || {
@@ -273,14 +273,14 @@ async fn a_trial_whose_client_died_does_not_block_recovery() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_recovered_backend_gets_a_tenth_at_most_in_its_first_second_and_its_share_after_the_ramp() {
+async fn a_recovered_backend_rises_from_a_tenth_to_its_share() {
     let consul = Consul::start().await;
     let backends = [Backend::start(), Backend::start()];
     register(&consul, "a", &backends[0]).await;
     register(&consul, "b", &backends[1]).await;
     blocking(|| {
         let folder = Folder::new();
-        // In a ramp as long as the default its first second is the first sixteenth.
+        // With the default slow start, the first second has a factor of 1/16.
         let settings = format!(
             "[consul]\naddress = \"{}\"\n[services.web]\nhealth_check_interval = \"200ms\"\nmax_consecutive_failures = 1\n\
              rise = 1\nslow_start = \"16s\"\n{HTTP}",
@@ -316,7 +316,7 @@ async fn a_recovered_backend_gets_a_tenth_at_most_in_its_first_second_and_its_sh
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_all_fail_at_once_the_service_stays_pickable_and_says_so_and_who_is_drained_or_critical_stays_out() {
+async fn when_all_instances_fail_the_service_panics_and_stays_pickable() {
     let consul = Consul::start().await;
     let backends: Vec<Backend> = (0..5).map(|_| Backend::start()).collect();
     for (backend, id) in backends.iter().zip(["a", "b", "c", "critical", "drained"]) {
@@ -373,7 +373,7 @@ async fn when_all_fail_at_once_the_service_stays_pickable_and_says_so_and_who_is
                 line["eligible"] == 3
             });
 
-        // Turned off, nobody is left; turned on again, everybody is.
+        // With panic mode off, no instance is left; with panic mode on, all instances are.
         folder.write("pickd.toml", &settings(false));
         until(SOON, "the reload", || {
             (agent.get("/pick/web").status == 503).then_some(())
@@ -425,7 +425,7 @@ async fn tcp_and_grpc_backends_are_checked_as_what_they_are() {
     let agent = blocking(|| agent(&folder, &settings("shop.Cart")));
     blocking(|| {
         until_why(&agent, "grpc", &["checks_passing"]);
-        // It speaks HTTP/1, not gRPC.
+        // The backend speaks HTTP/1, not gRPC.
         until_why(&agent, "plain", &["check_failed"]);
     });
     reporter
@@ -450,7 +450,7 @@ async fn tcp_and_grpc_backends_are_checked_as_what_they_are() {
     server.abort();
 }
 
-/// The real thing that can be stopped in its tracks: an etcd, whose kernel goes on accepting connections.
+/// A frozen server: etcd after SIGSTOP, while the kernel still accepts connections.
 #[test]
 fn a_process_that_is_stopped_in_its_tracks_is_found_and_found_again() {
     let sleeper = Etcd::start();
@@ -477,9 +477,9 @@ fn a_process_that_is_stopped_in_its_tracks_is_found_and_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_must_not_be_contacted_is_listed_and_neither_checked_nor_picked() {
+async fn a_denied_address_is_listed_and_neither_checked_nor_picked() {
     let consul = Consul::start().await;
-    // What stands in for a metadata service, and counts who comes by.
+    // A backend in place of a metadata service, which counts connections.
     let canary = Backend::start_at("127.0.0.66:0");
     let good = Backend::start();
     register(&consul, "good", &good).await;
@@ -506,7 +506,7 @@ async fn an_address_that_must_not_be_contacted_is_listed_and_neither_checked_nor
         until_why(&agent, "good@n1", &["registry_passing"]);
         for id in ["canary", "mapped", "metadata", "multicast"] {
             let id = format!("{id}@n1");
-            // Whatever Consul lists is listed, but for what is no address at all.
+            // All registered instances are listed, except those without a valid address.
             let expected = json!(["address_refused"]);
             until(SOON, &id, || (why(&agent, &id) == expected).then_some(()));
             assert!(explained(&agent, &id)["layers"]["active"].is_null());
@@ -520,7 +520,7 @@ async fn an_address_that_must_not_be_contacted_is_listed_and_neither_checked_nor
         good.stop();
         until_why(&agent, "good@n1", &["check_failed", "panic"]);
         assert_eq!(picked(&agent), ids(&["good@n1"]));
-        assert_eq!(canary.connections(), 0, "nobody has come by");
+        assert_eq!(canary.connections(), 0, "no client has connected");
 
         folder.write("pickd.toml", &settings(""));
         until_why(&agent, "canary@n1", &["registry_passing"]);
@@ -552,12 +552,12 @@ fn checks_run_only_where_a_kind_is_named_and_end_with_it() {
     backend.answers(500);
     until_why(&agent, &address, &["check_failed"]);
     let connections = backend.connections();
-    // Turned off: what checks said does not stand any longer.
+    // With checks turned off, earlier results of checks do not count.
     folder.write(
         "pickd.toml",
         &format!("{source}[services.web]\nhealth_check_enabled = false\n{HTTP}"),
     );
-    until(SOON, "nobody is out by a check", || {
+    until(SOON, "no instance is out by a check", || {
         (explained(&agent, &address)["layers"]["active"].is_null() && explained(&agent, &address)["available"] == true)
             .then_some(())
     });

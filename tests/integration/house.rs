@@ -1,10 +1,12 @@
-//! The house: what the core may depend on, and that every import points down (`tools/imports`).
+//! Rules of the code as a whole: dependencies of the core, direction of imports (`tools/imports`), names of tests,
+//! and the list of fault scenarios.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// All that the core may depend on.
+/// The dependencies that the core may have.
 const CORE: [&str; 5] = ["arc-swap", "fastrand", "siphasher", "thiserror", "xxhash-rust"];
 
 fn root() -> PathBuf {
@@ -65,7 +67,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A copy of this crate's manifest and sources, to plant a violation in.
+/// A copy of the manifest and the sources of this crate, for planting a violation.
 fn copy() -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for file in ["Cargo.toml", "Cargo.lock"] {
@@ -170,4 +172,171 @@ fn a_planted_import_inside_the_core_that_points_up_is_found() {
         let (in_order, found) = imports(copy.path());
         assert!(!in_order && found.contains(fault), "{planted}: {found}");
     }
+}
+
+/// A test function: where it stands, its name, and the comment above it.
+struct TestFunction {
+    file: String,
+    name: String,
+    comment: String,
+}
+
+/// All test functions below these folders of a crate.
+fn test_functions(root: &Path, folders: &[&str]) -> Vec<TestFunction> {
+    let mut found = Vec::new();
+    for file in folders.iter().flat_map(|folder| rust_files(&root.join(folder))) {
+        let text = fs::read_to_string(&file).unwrap();
+        let (mut comment, mut is_test) = (String::new(), false);
+        for line in text.lines().map(str::trim) {
+            if let Some(words) = line.strip_prefix("///") {
+                comment.push_str(words);
+            } else if line.starts_with("#[") {
+                is_test |= line == "#[test]" || line.starts_with("#[tokio::test");
+            } else {
+                let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+                if let Some((name, _)) = function.filter(|_| is_test).and_then(|rest| rest.split_once('(')) {
+                    found.push(TestFunction {
+                        file: file.strip_prefix(root).unwrap().display().to_string(),
+                        name: name.to_owned(),
+                        comment: comment.clone(),
+                    });
+                }
+                comment.clear();
+                is_test = false;
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+/// The scenarios that a test names: `scenario_27_...` in its name, `Scenario 27` or `Scenarios 4
+/// and 7` above it.
+fn scenarios_of(test: &TestFunction) -> BTreeSet<u32> {
+    let in_name = test
+        .name
+        .strip_prefix("scenario_")
+        .and_then(|rest| rest.split_once('_'));
+    let mut numbers: BTreeSet<u32> = in_name
+        .and_then(|(number, _)| number.parse().ok())
+        .into_iter()
+        .collect();
+    for (at, word) in test.comment.match_indices("Scenario") {
+        let words = test.comment[at + word.len()..].split([' ', ',']).skip(1);
+        for word in words.filter(|word| !word.is_empty() && *word != "and") {
+            let digits: String = word.chars().take_while(char::is_ascii_digit).collect();
+            let Ok(number) = digits.parse() else { break };
+            numbers.insert(number);
+            if digits != word {
+                break;
+            }
+        }
+    }
+    numbers
+}
+
+/// The rows of a list of scenarios: number, and the tests in its last column.
+fn scenario_rows(list: &str) -> Vec<(u32, Vec<String>)> {
+    let rows = list.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let number = cells.first()?.parse().ok()?;
+        let names: Vec<String> = cells.last()?.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        assert!(!names.is_empty() || cells.last()?.contains("not covered"), "{line}");
+        Some((number, names))
+    });
+    rows.collect()
+}
+
+/// What is wrong between a list of scenarios and the tests.
+fn wrong_in_scenarios(list: &str, tests: &[TestFunction]) -> Vec<String> {
+    let stands_for = |listed: &str, name: &str| match listed.strip_suffix("...") {
+        Some(start) => name.starts_with(start),
+        None => name == listed,
+    };
+    let rows = scenario_rows(list);
+    let mut wrong = Vec::new();
+    for (number, names) in &rows {
+        for listed in names {
+            if !tests.iter().any(|test| stands_for(listed, &test.name)) {
+                wrong.push(format!("scenario {number}: no test is named {listed}"));
+            }
+        }
+    }
+    let by_number: BTreeMap<u32, Vec<String>> = rows.iter().cloned().collect();
+    if by_number.len() != rows.len() {
+        wrong.push("a number is listed twice".to_owned());
+    }
+    for test in tests {
+        for number in scenarios_of(test) {
+            let listed = by_number.get(&number).into_iter().flatten();
+            if !listed.into_iter().any(|listed| stands_for(listed, &test.name)) {
+                wrong.push(format!("scenario {number}: {} is not listed", test.name));
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn scenarios_and_their_tests_are_listed_as_they_are() {
+    let list = fs::read_to_string(root().join("tests/integration/scenarios.md")).unwrap();
+    let tests = test_functions(&root(), &["src", "tests"]);
+    assert_eq!(wrong_in_scenarios(&list, &tests), Vec::<String>::new());
+    let numbers: Vec<u32> = scenario_rows(&list).iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, (1..=42).collect::<Vec<_>>());
+    assert!(tests.iter().any(|test| scenarios_of(test) == BTreeSet::from([21, 22])));
+}
+
+#[test]
+fn a_scenario_that_is_missing_from_the_list_is_found() {
+    let test = |name: &str, comment: &str| TestFunction {
+        file: String::new(),
+        name: name.to_owned(),
+        comment: comment.to_owned(),
+    };
+    let tests = [
+        test("scenario_7_a", ""),
+        test("b", " Scenarios 4, 5 and 7."),
+        test("c", " Scenario 5: something else in 9 steps."),
+    ];
+    let list = "| 4 | f | e | `b` |\n| 5 | f | e | `b`, `gone` |\n| 7 | f | e | `scenario_7_...` |\n";
+    assert_eq!(
+        wrong_in_scenarios(list, &tests),
+        [
+            "scenario 5: no test is named gone",
+            "scenario 7: b is not listed",
+            "scenario 5: c is not listed"
+        ]
+    );
+}
+
+/// The longest name of a test.
+const LONGEST_NAME: usize = 70;
+
+fn names_too_long(tests: &[TestFunction]) -> Vec<String> {
+    let long = tests.iter().filter(|test| test.name.len() > LONGEST_NAME);
+    long.map(|test| format!("{}: {}", test.file, test.name)).collect()
+}
+
+#[test]
+fn names_of_tests_have_at_most_70_characters() {
+    assert_eq!(
+        names_too_long(&test_functions(&root(), &["src", "tests"])),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_test_name_of_71_characters_is_found() {
+    let copy = copy();
+    let (long, longest) = ("n".repeat(LONGEST_NAME + 1), "n".repeat(LONGEST_NAME));
+    let planted =
+        format!("#[tokio::test(start_paused = true)]\nasync fn {long}() {{}}\n\n#[test]\nfn {longest}() {{}}\n");
+    fs::write(copy.path().join("src/planted.rs"), planted).unwrap();
+    let found = names_too_long(&test_functions(copy.path(), &["src"]));
+    let planted: Vec<&String> = found
+        .iter()
+        .filter(|line| line.starts_with("src/planted.rs: "))
+        .collect();
+    assert_eq!(planted, [&format!("src/planted.rs: {long}")]);
 }

@@ -1,5 +1,6 @@
-//! Health as the core decides it, on a clock in the test's hand: every rule of the layers, the breaker, the cap, panic and slow
-//! start. What real backends do to it is in `health.rs`.
+//! Health as the core decides it, on a clock that the test moves: every rule of the layers, the
+//! breaker, the cap, panic mode and slow start.
+//! `health.rs` tests health with real backends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ const OK: Outcome = Outcome::Success;
 const FAIL: Outcome = Outcome::Failure;
 const REFUSED: Check = Check::Fail(CheckFailure::ConnectionRefused);
 
-/// A pool on a clock that moves when told.
+/// A pool on a clock that the test moves.
 struct Pool {
     balancer: LoadBalancer,
     clock: Arc<Manual>,
@@ -58,7 +59,7 @@ impl Pool {
         self.picks(200).into_keys().collect()
     }
 
-    /// A request to this instance and no other, in flight.
+    /// Acquires a request to this instance.
     fn acquire(&self, id: &str) -> Option<Acquired> {
         let others: Vec<String> = self
             .balancer
@@ -70,7 +71,7 @@ impl Pool {
         self.balancer.acquire(&Context::new().with_exclude(&others)).ok()
     }
 
-    /// So many outcomes of requests to this instance, which were begun before the first of them ended.
+    /// Reports outcomes of requests to this instance that were all in flight at the same time.
     fn report(&self, id: &str, outcome: Outcome, times: usize) {
         self.report_in(id, outcome, times, 10);
     }
@@ -89,7 +90,7 @@ impl Pool {
         }
     }
 
-    /// Lets time pass, and does what it has made due.
+    /// Moves the clock, and does the steps that are due.
     fn wait(&self, duration: Duration) {
         self.clock.advance(duration);
         self.balancer.tend(self.clock.now());
@@ -119,7 +120,7 @@ impl Pool {
         self.explain(id).layers.breaker.map(|said| said.state)
     }
 
-    /// Lets its open time pass.
+    /// Moves the clock to the end of the open time.
     fn until_half_open(&self, id: &str) {
         let Some(BreakerState::Open { until, .. }) = self.breaker(id) else {
             panic!("{:?}", self.breaker(id));
@@ -138,7 +139,7 @@ impl Pool {
     }
 }
 
-/// Each at an address of its own, and all with an opinion of the registry.
+/// Instances at separate addresses, all passing in the registry.
 fn instance(id: &str) -> ServiceInstance {
     let address = address(id);
     ServiceInstance::new(id, address.host(), i64::from(address.port()))
@@ -162,7 +163,7 @@ fn ids(ids: &[&str]) -> BTreeSet<String> {
 const FOUR: [&str; 4] = ["a", "b", "c", "d"];
 
 #[test]
-fn layers_are_kept_apart_each_with_reason_and_time_and_none_overwrites_another() {
+fn layers_are_kept_apart_with_reason_and_time() {
     let pool = Pool::new(config(), &FOUR);
     let start = pool.clock.now();
     pool.report("a", FAIL, 3);
@@ -190,7 +191,7 @@ fn layers_are_kept_apart_each_with_reason_and_time_and_none_overwrites_another()
     );
     assert_eq!(layers.admin.unwrap().order().reason(), Some("update"));
 
-    // Lifted one by one, from the top: what is below still stands.
+    // The layers are lifted from the top, one by one; the layers below keep their states.
     pool.balancer.undrain(&"a".parse().unwrap()).unwrap();
     assert_eq!(pool.why("a"), ["registry_critical", "check_failed", "breaker_open"]);
     pool.balancer.apply(FOUR.map(instance).into_iter().map(Arc::new));
@@ -215,7 +216,7 @@ fn a_status_is_unhealthy_degraded_healthy_or_unknown() {
     );
     pool.report("b", OK, 10);
     assert_eq!(pool.status("b"), HealthStatus::Healthy, "outcomes have judged it");
-    // A fifth of fifteen.
+    // Three failures of fifteen outcomes are a fifth.
     for outcome in [FAIL, OK, FAIL, OK, FAIL] {
         pool.report("b", outcome, 1);
     }
@@ -236,7 +237,7 @@ fn outcomes_take_an_instance_out_after_exactly_max_consecutive_failures() {
         assert_eq!(pool.why("a"), [""; 0]);
         pool.report("a", FAIL, 1);
         assert_eq!(pool.why("a"), ["breaker_open"]);
-        // On the very next pick, before any table has followed.
+        // The ejection acts on the next pick, before a new view.
         assert_eq!(pool.picked(), ids(&["b", "c", "d"]));
         let because = TripReason::ConsecutiveFailures(failures as u32);
         assert!(matches!(pool.breaker("a"), Some(BreakerState::Open { because: found, .. }) if found == because));
@@ -247,7 +248,7 @@ fn outcomes_take_an_instance_out_after_exactly_max_consecutive_failures() {
 fn an_ejection_acts_on_the_next_pick_in_every_strategy() {
     for strategy in LoadBalancingStrategy::ALL {
         let pool = Pool::new(config().with_strategy(strategy), &FOUR);
-        // A gap between views that the ejection falls into.
+        // The ejection falls between two views.
         pool.report("b", FAIL, 3);
         pool.report("a", FAIL, 3);
         for number in 0..400 {
@@ -261,7 +262,7 @@ fn an_ejection_acts_on_the_next_pick_in_every_strategy() {
 }
 
 #[test]
-fn a_refused_connection_counts_as_two_failures_and_a_rejection_as_none_in_a_row() {
+fn a_refused_connection_counts_as_two_failures_and_a_rejection_as_none() {
     let pool = Pool::new(config(), &FOUR);
     pool.report("a", Outcome::ConnectError, 1);
     assert_eq!(pool.why("a"), [""; 0]);
@@ -288,7 +289,7 @@ fn a_refused_connection_counts_as_two_failures_and_a_rejection_as_none_in_a_row(
 #[test]
 fn half_of_ten_outcomes_within_a_minute_take_an_instance_out() {
     let pool = Pool::new(config(), &FOUR);
-    // Never two failures in a row, and slowly: one in five seconds.
+    // One outcome in five seconds, and never two consecutive failures.
     for number in 0..9 {
         pool.report("a", if number % 2 == 0 { FAIL } else { OK }, 1);
         pool.seconds(5);
@@ -299,7 +300,7 @@ fn half_of_ten_outcomes_within_a_minute_take_an_instance_out() {
     let because = TripReason::FailureRatio { failed: 6, total: 10 };
     assert!(matches!(pool.breaker("a"), Some(BreakerState::Open { because: found, .. }) if found == because));
 
-    // The same more slowly: the first have left the window before there are ten.
+    // At a slower rate the first outcomes have left the window before there are ten.
     for number in 0..30 {
         pool.report("b", if number % 2 == 0 { FAIL } else { OK }, 1);
         pool.seconds(8);
@@ -331,7 +332,7 @@ fn open_times_double_from_open_min_to_open_max_with_jitter_of_half() {
     pool.until_half_open("a");
     pool.report("a", OK, 1);
     assert_eq!(pool.breaker("a"), Some(BreakerState::Closed));
-    // Soon again: it goes on where it was. Long after: it starts anew.
+    // A soon opening continues the series of openings; an opening long after starts a new series.
     pool.report("a", FAIL, 3);
     let open_for = |pool: &Pool| match pool.breaker("a") {
         Some(BreakerState::Open { until, .. }) => until.since(pool.clock.now()).as_secs_f64(),
@@ -365,7 +366,7 @@ fn half_open_any_pick_may_be_the_trial_and_only_one_at_a_time() {
             picks.filter(|id| id == "a").count()
         };
         assert_eq!(trials(&pool), 1, "{strategy}");
-        // The permit expires, and another one is let through: after the second tick of its time at the latest.
+        // The trial expires, and another pick is let through, after the second tick at the latest.
         pool.seconds(5);
         pool.seconds(5);
         assert_eq!(trials(&pool), 1, "{strategy}");
@@ -379,7 +380,7 @@ fn the_first_outcome_after_the_permit_decides() {
     let late = pool.acquire("a").unwrap();
     pool.report("a", FAIL, 3);
     pool.until_half_open("a");
-    // One that was sent before it opened says nothing of now.
+    // A request from before the opening has no effect.
     pool.balancer.finish(early, OK, Duration::from_millis(10));
     assert_eq!(pool.why("a"), ["breaker_half_open"]);
     let trial = pool.acquire("a").unwrap();
@@ -407,7 +408,7 @@ fn the_first_outcome_after_the_permit_decides() {
 }
 
 #[test]
-fn a_trial_whose_caller_died_is_unknown_and_three_in_a_row_close_the_breaker() {
+fn three_unknown_trials_in_a_row_close_the_breaker() {
     let pool = Pool::new(config(), &FOUR);
     pool.report("a", FAIL, 3);
     pool.until_half_open("a");
@@ -424,7 +425,7 @@ fn a_trial_whose_caller_died_is_unknown_and_three_in_a_row_close_the_breaker() {
 }
 
 #[test]
-fn without_a_breaker_an_instance_is_out_for_thirty_seconds_times_ejections_in_a_row() {
+fn without_a_breaker_an_ejection_lasts_30_s_times_ejections_in_a_row() {
     let pool = Pool::new(config().with_circuit_breaker_enabled(false), &FOUR);
     for times in 1..=12 {
         pool.report("a", FAIL, 3);
@@ -441,7 +442,7 @@ fn without_a_breaker_an_instance_is_out_for_thirty_seconds_times_ejections_in_a_
 }
 
 #[test]
-fn a_passing_check_does_not_close_a_breaker_and_a_closing_breaker_does_not_overrule_a_check() {
+fn checks_do_not_close_breakers_and_breakers_do_not_overrule_checks() {
     let pool = Pool::new(config(), &FOUR);
     pool.report("a", FAIL, 3);
     pool.check("a", Check::Pass, 10);
@@ -456,9 +457,9 @@ fn a_passing_check_does_not_close_a_breaker_and_a_closing_breaker_does_not_overr
 }
 
 #[test]
-fn breakers_hold_out_half_of_a_pool_at_most_the_worst_first_and_never_the_last() {
+fn breakers_eject_half_of_a_pool_at_most_worst_first_never_the_last() {
     let pool = Pool::new(config(), &["a", "b", "c", "d", "e"]);
-    // b and c fail in nine of ten, the others in all.
+    // For b and c nine of ten outcomes fail, for the others all outcomes.
     for id in ["b", "c"] {
         pool.report(id, OK, 1);
     }
@@ -480,7 +481,7 @@ fn breakers_hold_out_half_of_a_pool_at_most_the_worst_first_and_never_the_last()
     );
     assert!(!pool.balancer.panics());
 
-    // Alone it is never out.
+    // The only instance of a pool is never ejected.
     let pool = Pool::new(config(), &["a"]);
     pool.report("a", FAIL, 30);
     assert_eq!(
@@ -488,7 +489,7 @@ fn breakers_hold_out_half_of_a_pool_at_most_the_worst_first_and_never_the_last()
         ("a".to_owned(), vec![], 1)
     );
     assert!(pool.explain("a").layers.held_by_cap && !pool.balancer.panics());
-    // One of two may be, also if no share at all is.
+    // One of two instances may be ejected, even with a cap of 0.
     for share in [0.0, 0.5, 1.0] {
         let pool = Pool::new(config().with_max_ejection(share).unwrap(), &["a", "b"]);
         pool.report("a", FAIL, 3);
@@ -499,7 +500,7 @@ fn breakers_hold_out_half_of_a_pool_at_most_the_worst_first_and_never_the_last()
 }
 
 #[test]
-fn a_held_one_takes_the_place_of_one_that_comes_back_and_a_held_one_that_is_well_is_simply_well() {
+fn a_held_instance_takes_the_place_of_a_recovered_instance() {
     let pool = Pool::new(config(), &FOUR);
     for id in ["a", "b", "c"] {
         pool.report(id, FAIL, 3);
@@ -517,7 +518,7 @@ fn a_held_one_takes_the_place_of_one_that_comes_back_and_a_held_one_that_is_well
     pool.report("b", FAIL, 3);
     pool.until_half_open("b");
     assert!(pool.explain("b").layers.held_by_cap);
-    // But for the one trial of "a", if its time is over as well.
+    // Except for the trial of "a", if its open time is over as well.
     assert!(pool.picks(50)["b"] >= 49, "every pick of it is a trial");
     pool.report("b", OK, 1);
     assert_eq!(pool.breaker("b"), Some(BreakerState::Closed));
@@ -550,7 +551,7 @@ fn active_checks_are_not_capped_and_local_judgement_never_empties_a_pool() {
 }
 
 #[test]
-fn panic_picks_at_base_weight_and_never_what_the_registry_rejects_the_operator_drained_or_has_weight_zero() {
+fn panic_picks_at_base_weight_and_never_picks_ineligible_instances() {
     for strategy in LoadBalancingStrategy::ALL {
         let weight = |id, weight: i64| instance(id).with_weight(Weight::new(weight).unwrap());
         let instances = [
@@ -617,7 +618,7 @@ fn a_recovered_instance_comes_to_its_share_slowly_in_every_strategy() {
                 pool.balancer.finish(request, OK, Duration::from_millis(10));
                 is_a
             });
-            // Of what one of the three others gets.
+            // The share relative to one of the three other instances.
             let own = picks.count() as f64;
             own / ((8_000.0 - own) / 3.0)
         };
@@ -628,12 +629,12 @@ fn a_recovered_instance_comes_to_its_share_slowly_in_every_strategy() {
         pool.seconds(15);
         assert_eq!(pool.explain("a").factors.slow_start, 0.5);
         let half = share(&pool);
-        // Who compares response times by weight prefers the others as long as they are equally fast.
+        // `least_response_time` prefers the other instances while all are equally fast.
         let compares = strategy == LoadBalancingStrategy::LeastResponseTime;
         assert!(compares || (0.38..=0.62).contains(&half), "{strategy}: {half}");
         pool.seconds(15);
         let whole = share(&pool);
-        // A ring of four is not even; its keys are those it had.
+        // A ring of four is uneven; the share is relative to the own keys of the instance.
         let even = if strategy == LoadBalancingStrategy::ConsistentHash {
             0.6..=1.5
         } else {
@@ -645,15 +646,15 @@ fn a_recovered_instance_comes_to_its_share_slowly_in_every_strategy() {
 }
 
 #[test]
-fn one_that_joins_a_pool_that_serves_starts_slowly_and_a_pool_that_starts_does_not() {
+fn an_instance_that_joins_a_pool_in_use_starts_slowly() {
     let pool = Pool::new(LoadBalancerConfig::default(), &["a", "b"]);
     let factor = |pool: &Pool, id: &str| pool.explain(id).factors.slow_start;
     pool.balancer.add_instance(instance("c"));
-    assert_eq!(factor(&pool, "c"), 1.0, "nobody has been served yet");
+    assert_eq!(factor(&pool, "c"), 1.0, "the pool has answered no pick yet");
     pool.pick();
     pool.balancer.add_instance(instance("d"));
     assert_eq!((factor(&pool, "a"), factor(&pool, "d")), (1.0, 1.0 / 16.0));
-    // The registry's word is a recovery, too; a lifted drain is none.
+    // A registry status of passing is a recovery, too; a lifted drain is not.
     let with_b = |status| {
         ["a", "b", "c", "d"].map(|id| match id {
             "b" => instance(id).with_status(status),
@@ -669,7 +670,7 @@ fn one_that_joins_a_pool_that_serves_starts_slowly_and_a_pool_that_starts_does_n
     pool.balancer.drain(&"c".parse().unwrap(), Order::by("ops")).unwrap();
     pool.balancer.undrain(&"c".parse().unwrap()).unwrap();
     assert_eq!(factor(&pool, "c"), 1.0);
-    // The same id at another address is another one.
+    // The same id at another address has another live state.
     let moved = ServiceInstance::new("a", "10.0.1.1", 80).unwrap();
     pool.balancer.add_instance(moved);
     assert_eq!(factor(&pool, "a"), 1.0 / 16.0);
@@ -734,7 +735,7 @@ fn a_failing_grade_ends_when_its_failures_have_left_the_window() {
     assert_eq!(pool.status("a"), HealthStatus::Degraded);
     pool.seconds(30);
     assert_eq!(pool.status("a"), HealthStatus::Degraded);
-    // In steps of the window, as somebody who drives the time would.
+    // In steps of the window, as a program that drives time moves the clock.
     (0..8).for_each(|_| pool.seconds(5));
     assert_eq!(pool.status("a"), HealthStatus::Healthy);
 }
@@ -757,7 +758,7 @@ fn settings_of_the_breaker_are_heeded() {
 }
 
 #[test]
-fn what_was_judged_of_an_address_outlives_views_weights_strategies_and_its_registration() {
+fn health_of_an_address_survives_views_weights_and_registrations() {
     let pool = Pool::new(config(), &FOUR);
     pool.report("a", FAIL, 3);
     pool.balancer
@@ -768,7 +769,7 @@ fn what_was_judged_of_an_address_outlives_views_weights_strategies_and_its_regis
     pool.balancer.add_instance(instance("a"));
     assert_eq!(pool.why("a"), ["breaker_open"]);
     assert_eq!(pool.picked(), ids(&["b", "c", "d"]));
-    // The same id elsewhere has done nothing yet.
+    // The same id at another address has no outcomes yet.
     pool.balancer
         .add_instance(ServiceInstance::new("a", "10.0.1.1", 80).unwrap());
     assert_eq!(pool.why("a"), [""; 0]);
@@ -815,13 +816,13 @@ fn instances_at_one_address_are_judged_together_and_drained_apart() {
 }
 
 #[test]
-fn tables_follow_a_moment_later_and_without_anybody_who_drives_the_time_with_the_next_request() {
+fn tables_follow_a_moment_later_or_with_the_next_request() {
     let pool = Pool::new(config(), &FOUR);
     pool.report("a", FAIL, 3);
     pool.clock.advance(Duration::from_millis(60));
     pool.balancer
         .finish(pool.acquire("b").unwrap(), OK, Duration::from_millis(1));
-    // In turn again, without a look at the one that is out.
+    // Turns continue without the ejected instance.
     let picks: Vec<String> = (0..6).map(|_| pool.pick()).collect();
     assert_eq!(picks[..3], picks[3..]);
     assert_eq!(picks.iter().cloned().collect::<BTreeSet<_>>(), ids(&["b", "c", "d"]));
@@ -840,7 +841,7 @@ fn ten_thousand_picks_during_a_trial_and_a_panic_render_and_lose_nothing() {
     assert_eq!(pool.balancer.panic_picks(), 10_000);
 }
 
-/// A pool in which steps act alone until the next view decides exactly.
+/// A large pool, in which steps act one by one until the next view decides exactly.
 fn large(config: LoadBalancerConfig) -> (Pool, Vec<String>) {
     let ids: Vec<String> = (0..1_000).map(|number| format!("i{number:03}")).collect();
     let instance = |(number, id): (usize, &String)| {
@@ -867,12 +868,12 @@ fn all_are_picked_from(pool: &Pool, usable: usize) {
 }
 
 #[test]
-fn a_thousand_that_fail_together_are_out_at_once_up_to_the_cap_and_the_next_view_decides_exactly() {
+fn a_thousand_failing_instances_are_ejected_at_once_up_to_the_cap() {
     let (pool, _) = large(config());
     let requests: Vec<_> = (0..3_000)
         .map(|_| pool.balancer.acquire(&Context::new()).unwrap())
         .collect();
-    // In turn, so that each instance has three of them: seven hundred fail.
+    // By turns, each instance gets three requests; seven hundred instances fail.
     for request in requests {
         let fails = &request.id().as_str()[1..] < "700";
         let outcome = if fails { FAIL } else { OK };
@@ -889,7 +890,7 @@ fn a_thousand_that_fail_together_are_out_at_once_up_to_the_cap_and_the_next_view
     pool.wait(Duration::from_millis(100));
     assert_eq!((count(&pool), pool.available()), ((500, 200), 500));
     all_are_picked_from(&pool, 500);
-    // Their time is over, and some of the trials succeed.
+    // The open times are over, and some of the trials succeed.
     pool.seconds(2);
     let mut trials = Vec::new();
     for _ in 0..20_000 {
@@ -906,12 +907,12 @@ fn a_thousand_that_fail_together_are_out_at_once_up_to_the_cap_and_the_next_view
         pool.balancer.finish(trial, OK, Duration::from_millis(5));
     }
     pool.wait(Duration::from_secs(1));
-    // A hundred are back, and as many that were held take their places.
+    // A hundred instances are back, and a hundred held instances take their places.
     assert_eq!(count(&pool), (500, 100));
 }
 
 #[test]
-fn a_thousand_whose_checks_fail_panic_with_the_last_and_recover_with_the_first() {
+fn a_thousand_failing_checks_panic_with_the_last_recover_with_the_first() {
     let (pool, ids) = large(config());
     let check = |id: &String, check| pool.balancer.observe(pool.explain(id).instance.address(), check);
     for (number, id) in ids.iter().enumerate() {
@@ -928,14 +929,14 @@ fn a_thousand_whose_checks_fail_panic_with_the_last_and_recover_with_the_first()
         check(id, Check::Pass);
         check(id, Check::Pass);
     }
-    // Those who are back are in with the next view.
+    // Recovered instances are candidates with the next view.
     pool.wait(Duration::from_secs(1));
     all_are_picked_from(&pool, 100);
     assert_eq!(pool.available(), 100);
 }
 
 #[test]
-fn in_a_panic_every_pick_is_a_trial_so_that_breakers_close_and_the_panic_ends() {
+fn in_panic_mode_every_pick_is_a_trial_so_that_breakers_close() {
     let pool = Pool::new(config().with_panic_threshold(0.5).unwrap(), &FOUR);
     pool.report("a", FAIL, 3);
     pool.report("b", FAIL, 3);
@@ -957,7 +958,7 @@ fn one_of_two_at_an_address_that_has_no_share_does_not_take_the_other_out() {
         .with_status(RegistryStatus::Warning)
         .with_warning_weight(Weight::new(0).unwrap());
     let pool = Pool::of(config(), [at("t1"), no_share, instance("a"), instance("b")]);
-    // Somebody is on trial, so that every pick looks.
+    // An instance is on trial, so that every pick looks at health.
     pool.report("a", FAIL, 3);
     pool.until_half_open("a");
     assert!(pool.picked().contains("t1"));
@@ -965,7 +966,7 @@ fn one_of_two_at_an_address_that_has_no_share_does_not_take_the_other_out() {
 }
 
 #[test]
-fn who_fails_after_it_has_left_is_not_looked_after_and_out_when_it_returns() {
+fn an_instance_that_fails_after_leaving_is_out_when_it_returns() {
     let pool = Pool::new(config(), &FOUR);
     let requests: Vec<_> = (0..3).map(|_| pool.acquire("a").unwrap()).collect();
     pool.balancer.remove_instance(&"a".parse().unwrap());
@@ -988,13 +989,13 @@ fn a_further_id_at_an_address_that_serves_does_not_slow_it_down() {
     pool.balancer.add_instance(at("t2"));
     let factor = |id: &str| pool.explain(id).factors.slow_start;
     assert_eq!((factor("t1"), factor("t2")), (1.0, 1.0));
-    // Registered again under another id: it is the same address.
+    // The instance is registered again under another id, at the same address.
     pool.balancer.apply([at("t3"), instance("a")].map(Arc::new));
     assert_eq!(factor("t3"), 1.0);
 }
 
 #[test]
-fn outcomes_degrade_nobody_to_nothing() {
+fn outcomes_degrade_no_instance_to_weight_zero() {
     let pool = Pool::new(config().with_degraded_factor(0.0).unwrap(), &FOUR);
     for id in ["a", "b", "c"] {
         for number in 0..12 {
@@ -1004,7 +1005,7 @@ fn outcomes_degrade_nobody_to_nothing() {
     }
     pool.wait(Duration::from_millis(100));
     assert_eq!((pool.available(), pool.explain("a").effective_weight), (4, 1.0 / 16.0));
-    // The registry's word does.
+    // A registry status of passing starts a slow start.
     let warned = FOUR.map(|id| match id {
         "d" => instance(id).with_status(RegistryStatus::Warning),
         _ => instance(id),

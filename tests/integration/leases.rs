@@ -1,4 +1,5 @@
-//! Leases and reports over the wire: a client that leases, calls real backends and reports, and one that does all of it wrong.
+//! Leases and reports over the wire: a client that leases, calls real backends and reports, and a
+//! client that makes every mistake.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +17,7 @@ use crate::support::folder::Folder;
 use crate::support::http::Connection;
 use crate::support::until;
 
-/// An HTTP server in this process, as slow or as broken as it is told to be.
+/// An HTTP server in this process, with a delay and a status that the test sets.
 struct Backend {
     address: String,
     state: Arc<BackendState>,
@@ -68,7 +69,7 @@ impl BackendState {
     }
 }
 
-/// Calls a backend; gives the outcome and how long it took.
+/// Calls a backend, and returns the outcome and the latency.
 fn call(address: &str) -> (&'static str, Duration) {
     let started = Instant::now();
     let answer = TcpStream::connect(address).and_then(|mut stream| {
@@ -118,7 +119,7 @@ impl World {
     }
 }
 
-/// One connection that leases and reports.
+/// A connection that leases and reports.
 struct Client(Connection);
 
 impl Client {
@@ -135,7 +136,7 @@ impl Client {
         answer.json()
     }
 
-    /// Reports one thing, and gives the code if it was refused.
+    /// Reports an outcome, and returns the code if the report was rejected.
     fn report_one(&mut self, report: &Value) -> String {
         let judged = self.report(report);
         match judged["rejected"].as_array().unwrap().as_slice() {
@@ -192,7 +193,7 @@ fn a_lease_is_a_pick_in_flight_until_it_is_reported() {
     assert_eq!(client.report_one(&report), "unknown_lease", "once");
     assert_eq!(world.agent.metric("pickd_leases_active"), Some(0.0));
 
-    // With all that a pick can be asked, at both addresses.
+    // Picks with every parameter, under both prefixes of the routes.
     let answer = client.0.post("/v1/pick/web?ttl=0.5&n=3&tag=&key=k", "").unwrap().json();
     assert_eq!(
         (&answer["lease_ttl_ms"], &answer["alternates"]),
@@ -210,7 +211,7 @@ fn a_lease_is_a_pick_in_flight_until_it_is_reported() {
         ("/pick/web?ttl=0", 400, "invalid_request"),
         ("/pick/web?ttl=3601", 400, "invalid_request"),
         ("/pick/web?lease=1", 400, "unknown_parameter"),
-        ("/pick/nobody", 404, "unknown_service"),
+        ("/pick/absent", 404, "unknown_service"),
         ("/pick/web?exclude=10.0.0.1:80", 503, "none_available"),
     ] {
         refused(&client.0.post(target, "").unwrap(), status, code);
@@ -222,7 +223,7 @@ fn a_lease_is_a_pick_in_flight_until_it_is_reported() {
 fn eight_leases_on_four_instances_are_two_each() {
     let backends: Vec<Backend> = (0..4).map(|_| Backend::start(0)).collect();
     let addresses: Vec<&str> = backends.iter().map(|backend| backend.address.as_str()).collect();
-    // A busy machine may make one look slow, which is not what this is about.
+    // A busy machine may make an instance look slow, which this test does not check.
     let world = World::new(
         "[defaults]\nstrategy = \"least_connections\"\ndegraded_factor = 1.0",
         &addresses,
@@ -246,13 +247,14 @@ fn eight_leases_on_four_instances_are_two_each() {
         assert_eq!(client.report(&json!(reports)), json!({"accepted": 8, "rejected": []}));
     }
     assert!(backends.iter().all(|backend| backend.requests() == 10));
-    // The one that is busy is passed over.
+    // The busy instance is skipped.
     let busy = client.lease("");
     let others: BTreeSet<String> = (0..3).map(|_| id(&client.lease(""))).collect();
     assert!(others.len() == 3 && !others.contains(&id(&busy)));
 }
 
-/// Leases, calls and reports for a while, on several connections; gives how often each backend was called.
+/// Leases, calls and reports for a while on several connections, and returns the number of calls of
+/// each backend.
 fn traffic(world: &World, backends: &[Backend], threads: usize, span: Duration) -> Vec<u64> {
     let before: Vec<u64> = backends.iter().map(Backend::requests).collect();
     std::thread::scope(|scope| {
@@ -289,7 +291,7 @@ fn least_response_time_learns_from_reports_over_http() {
     let total: u64 = calls.iter().sum();
     eprintln!("calls with one ten times as slow: {calls:?}");
     assert!(calls[2] * 20 < total && calls[2] > 0, "the slow one: {calls:?}");
-    // Failing fast is not being fast.
+    // A backend that fails fast does not count as fast.
     backends[0].state.fails.store(true, Ordering::Relaxed);
     let calls = traffic(&world, &backends, 2, Duration::from_secs(4));
     let total: u64 = calls.iter().sum();
@@ -310,7 +312,7 @@ fn every_code_of_a_report() {
         {"lease": leases[0], "outcome": "success", "latency_ms": 20},
         {"lease": "00000000000000010000000000000000", "outcome": "success"},
         {"lease": "hello", "outcome": "open"},
-        {"service": "nobody", "instance": "10.0.0.1:80", "outcome": "success"},
+        {"service": "absent", "instance": "10.0.0.1:80", "outcome": "success"},
         without("10.0.0.9:80", "success"),
         without("10.0.0.2:80", "success"),
         {"lease": leases[1], "outcome": "success", "latency_ms": -1},
@@ -360,7 +362,8 @@ fn every_code_of_a_report() {
     ] {
         assert_eq!(world.reports(service, result), count, "{service} {result}");
     }
-    // A latency too large to be written as a number spoils its own report alone; what is no JSON spoils all.
+    // A latency beyond the range of numbers makes its own report invalid; a body that is not JSON
+    // makes all reports invalid.
     let lease = client.lease("")["lease"].take();
     let body = format!(
         r#"[{{"lease":{lease},"outcome":"success","latency_ms":1e999}},{{"lease":{lease},"outcome":"success"}}]"#
@@ -401,7 +404,7 @@ fn a_body_too_large_or_of_another_type_is_not_read() {
             .unwrap();
         connection.response("POST").unwrap()
     };
-    // Told by its length, and told by what comes.
+    // The limit applies by `Content-Length`, and by the bytes of a chunked body.
     refused(
         &ask("Content-Type: application/json\r\nContent-Length: 1048577", ""),
         413,
@@ -437,14 +440,14 @@ fn without_a_lease_a_report_counts_as_often_as_there_were_picks() {
     for _ in 0..4 {
         world.agent.get("/pick/web?exclude=10.0.0.2:80");
     }
-    // Failed, and not in a row: that would take it out.
+    // Failures that are not consecutive, since consecutive failures would eject the instance.
     let report = json!({"service": "web", "instance": "10.0.0.1:80", "outcome": "rejected", "latency_ms": 3});
     let judged = client.report(&json!(vec![report; 10]));
     assert_eq!(judged["accepted"], 4);
     let open = json!({"service": "web", "instance": "10.0.0.1:80", "outcome": "open"});
     assert_eq!(client.report_one(&open), "invalid", "there is nothing to renew");
 
-    // An instance that has left is still heard of, with a lease and without.
+    // Reports about an instance that has left count, with a lease and without.
     let lease = client.lease("?exclude=10.0.0.2:80");
     world.agent.get("/pick/web?exclude=10.0.0.2:80");
     world.folder.registry("services.toml", "web", &["10.0.0.2:80"]);
@@ -456,7 +459,7 @@ fn without_a_lease_a_report_counts_as_often_as_there_were_picks() {
         "accepted"
     );
     let report = json!({"service": "web", "instance": "10.0.0.1:80", "outcome": "success", "latency_ms": 3});
-    // The lease's own pick and the plain one: picks pay, whoever spends them.
+    // The pick with a lease and the plain pick both give credit.
     let codes = [(); 3].map(|()| client.report_one(&report));
     assert_eq!(codes, ["accepted", "accepted", "no_credit"]);
     world
@@ -468,7 +471,7 @@ fn without_a_lease_a_report_counts_as_often_as_there_were_picks() {
 }
 
 #[test]
-fn a_lease_nobody_reports_expires_on_time_and_counts_as_unknown() {
+fn a_lease_without_a_report_expires_on_time_and_counts_as_unknown() {
     let world = World::new("", &["10.0.0.1:80"]);
     let mut client = world.client();
     let (short, long) = (client.lease("?ttl=0.3"), client.lease("?ttl=60"));
@@ -496,7 +499,8 @@ fn a_lease_nobody_reports_expires_on_time_and_counts_as_unknown() {
         world.agent.metric(r#"pickd_leases_expired_total{service="web"}"#),
         Some(1.0)
     );
-    // It is still known whose it was: one late report counts, as one without a lease.
+    // The instance of an expired lease is still known: one late report counts as a report without a
+    // lease.
     let late = json!({"lease": short["lease"], "outcome": "success", "latency_ms": 400});
     assert_eq!(
         client.report_one(&json!({"lease": short["lease"], "outcome": "open"})),
@@ -556,7 +560,7 @@ fn the_documented_commands_answer_as_documented() {
          port = 8080\nstatus = \"passing\"\n",
     );
     let agent = Agent::run(["--file", registry.to_str().unwrap()]).ready();
-    // The page's lease stands for the one that is given here.
+    // The lease of the page stands for the lease of this agent.
     let mut leases: Option<(String, String)> = None;
     let mut compared = 0;
     let blocks = page.split("```console\n").skip(1);
@@ -588,21 +592,22 @@ fn the_documented_commands_answer_as_documented() {
 #[test]
 fn two_hundred_thousand_leases_taken_and_dropped_leave_nothing() {
     const CONNECTIONS: usize = 4;
-    /// Requests on their way at a time, on each connection.
+    /// Requests in progress at a time, on each connection.
     const PIPELINED: usize = 50;
     const REQUEST: &str = "POST /pick/web?ttl=0.2&format=text HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
-    /// Far more than can be taken within a time to live, and far fewer than are taken in all.
+    /// Far more leases than a time to live allows, and far fewer than the test takes in all.
     const MOST_OPEN: usize = 20_000;
-    /// Leases that have expired and are still known, at most: `docs/leases.md`.
+    /// The highest number of expired leases that are remembered: `docs/leases.md`.
     const REMEMBERED: usize = 10_000;
-    // Names of one length, so that all answers are of one length.
+    // Names of equal length, so that all answers have equal length.
     let addresses: Vec<String> = (10..20).map(|number| format!("10.0.0.{number}:80")).collect();
     let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
     let world = World::new(
         &format!("[defaults]\nstrategy = \"least_connections\"\nmax_leases = {MOST_OPEN}"),
         &addresses,
     );
-    // Of each batch one answer is looked at, the others counted, so that 200,000 fit in a test's time.
+    // The test parses one answer of each batch and counts the others, so that 200,000 leases take
+    // little time.
     let take = |leases: usize| {
         std::thread::scope(|scope| {
             for _ in 0..CONNECTIONS {
@@ -628,7 +633,7 @@ fn two_hundred_thousand_leases_taken_and_dropped_leave_nothing() {
         });
     };
     let metric = |name: &str| world.agent.metric(name).unwrap();
-    // Two times to live later: (places that memory is held for, resident MiB).
+    // Two times to live later: (capacity for leases, resident MiB).
     let drained = || {
         std::thread::sleep(Duration::from_millis(400));
         assert_eq!(
@@ -639,7 +644,8 @@ fn two_hundred_thousand_leases_taken_and_dropped_leave_nothing() {
         let resident = world.agent.resident_bytes() as f64 / f64::from(1 << 20);
         (metric("pickd_leases_capacity"), resident)
     };
-    // What the first leases need stays: threads' buffers, and places for as many as are open at a time.
+    // Memory of the first leases stays: buffers of threads, and places for the leases open at a
+    // time.
     take(20_000);
     let (places_before, before) = drained();
     let started = Instant::now();
@@ -653,8 +659,8 @@ fn two_hundred_thousand_leases_taken_and_dropped_leave_nothing() {
     );
     assert_eq!(expired, 220_000.0, "each was a lease, and each expired");
     assert!(after < before + 2.0, "{before} MiB, then {after} MiB");
-    // A new place is made only when none is free: when each is taken by an open lease or by one that is remembered. So there
-    // are never more than may be open and be remembered, however many leases there were.
+    // A new place is made only if each place has an open or a remembered lease. So there are never
+    // more places than leases that may be open and remembered, however many leases there were.
     assert!(places_before >= REMEMBERED as f64, "{places_before} places");
     assert!(places <= (MOST_OPEN + REMEMBERED) as f64, "{places} places");
     for address in addresses {

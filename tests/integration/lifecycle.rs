@@ -1,4 +1,4 @@
-//! An agent's life: it starts or says why not, takes a new configuration while it serves, and ends in time.
+//! The life of an agent: the start and its errors, reloads while the agent serves, and the end.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use crate::support::http::{self, Connection};
 use crate::support::load::{Oracle, Picker};
 use crate::support::{free_ports, until};
 
-/// What is promised for the end.
+/// The promised bound for the end.
 const END: Duration = Duration::from_secs(5);
 
 /// An agent with a configuration file, over a file registry that lists `web` at these addresses.
@@ -54,14 +54,14 @@ fn without_clients_the_end_is_at_once() {
         let started = Instant::now();
         assert_eq!(agent.program.exit_code(END), Some(0), "SIG{signal}");
         assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
-        assert!(TcpStream::connect(agent.address).is_err(), "nobody listens any more");
+        assert!(TcpStream::connect(agent.address).is_err(), "the listener is closed");
     }
 }
 
 #[test]
 fn stuck_clients_hold_the_end_up_for_less_than_five_seconds() {
     let Configured { folder, mut agent, .. } = configured(FILE, &["10.0.0.1:80"]);
-    // So much that it does not fit into the sockets' buffers.
+    // More bytes than the buffers of the sockets hold.
     let note = "x".repeat(100_000);
     let mut large = String::from("[[service]]\nname = \"web\"\n");
     for number in 1..=200 {
@@ -87,12 +87,12 @@ fn stuck_clients_hold_the_end_up_for_less_than_five_seconds() {
     unfinished
         .send(b"POST /pick/web HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         .unwrap();
-    // All of them are accepted: the next connection has been answered.
+    // All connections are accepted: a later connection has been answered.
     assert_eq!(agent.get("/healthz").status, 200);
 
     agent.program.signal("TERM");
     let started = Instant::now();
-    // Nothing new is taken on from here.
+    // From here on the agent accepts no connection.
     until(END, "the listener is closed", || {
         TcpStream::connect(agent.address).is_err().then_some(())
     });
@@ -138,7 +138,7 @@ fn a_second_signal_while_it_ends_changes_nothing() {
     assert_eq!(agent.program.exit_code(END), Some(0));
 }
 
-/// Strategy and source record, which tells whether the watcher is still the same.
+/// The strategy of `web` and the state of the source, which shows whether the watcher was replaced.
 fn strategy(agent: &Agent) -> Value {
     agent.get("/services/web").json()["strategy"].clone()
 }
@@ -173,11 +173,11 @@ fn a_changed_file_acts_by_itself_and_sighup_at_once() {
     for key in ["a", "b", "c", "d"] {
         assert_eq!(picked(key), picked(key));
     }
-    // A request without a change is heard, too.
+    // A SIGHUP without a change also reloads.
     let heard = agent.program.logged("configuration reloaded").len();
     agent.program.signal("HUP");
     reloaded(&agent, heard + 1);
-    // The watcher has not been replaced, so it had nothing to tell again; what was counted stays counted.
+    // The watcher was not replaced, so there are no new updates, and counters keep their values.
     assert_eq!(updates(), before);
     assert_eq!(
         agent.metric(r#"pickd_picks_total{service="web",result="ok"}"#),
@@ -208,7 +208,7 @@ fn a_wrong_configuration_is_refused_with_its_place_and_everything_goes_on() {
     assert_eq!(agent.metric("pickd_config_last_reload_successful"), Some(0.0));
     assert_eq!(agent.get("/pick/web").status, 200);
     assert_eq!(strategy(&agent), "round_robin");
-    // All or nothing: what was right in it does not act either, whatever is wrong.
+    // A refused configuration has no effect, even in its valid parts.
     let [taken] = free_ports();
     let _taken = TcpListener::bind(("127.0.0.1", taken)).unwrap();
     for wrong in [
@@ -228,7 +228,7 @@ fn a_wrong_configuration_is_refused_with_its_place_and_everything_goes_on() {
         assert_eq!(strategy(&agent), "round_robin", "{wrong}");
         assert_eq!(agent.get("/services").json()["sources"].as_array().unwrap().len(), 1);
     }
-    // No line a second for a file that stays wrong.
+    // A file that stays invalid is logged once, not every second.
     folder.write("pickd.toml", &format!("{FILE}[defaults]\nstrategy = \"random\"\n"));
     until(SOON, "the right one acts", || {
         (strategy(&agent) == "random").then_some(())
@@ -294,7 +294,7 @@ fn another_registry_file_takes_over_without_an_empty_moment() {
         }
         more_picks();
     }
-    // A file that is not there (yet) empties nothing.
+    // A missing registry file empties no pool.
     moved("[file]\npath = \"missing.toml\"\n", &|| {});
     agent
         .program
@@ -342,7 +342,7 @@ fn listeners_come_and_go_with_the_configuration() {
     });
     assert_eq!(http::get(at(second), "/pick/web").status, 200);
 
-    // One that is taken refuses the whole change.
+    // An address in use refuses the whole reload.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     folder.write("pickd.toml", &listen(&[taken.local_addr().unwrap().port(), second]));
     agent.program.signal("HUP");
@@ -432,7 +432,7 @@ fn an_address_in_use_is_a_failure_that_names_it() {
     drop(held);
 }
 
-/// A proxy that notes that it was asked, and answers nothing.
+/// A proxy that records requests, and does not answer.
 fn trap() -> (SocketAddr, std::sync::mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -441,7 +441,7 @@ fn trap() -> (SocketAddr, std::sync::mpsc::Receiver<String>) {
         while let Ok((mut stream, _)) = listener.accept() {
             let mut buffer = [0; 1024];
             let read = stream.read(&mut buffer).unwrap_or(0);
-            // Refused by the receiver once the test is over.
+            // The receiver is gone once the test is over.
             if asked
                 .send(String::from_utf8_lossy(&buffer[..read]).into_owned())
                 .is_err()
@@ -477,7 +477,7 @@ async fn a_proxy_in_the_environment_is_not_asked_and_no_ca_bundle_is_needed() {
         .args(["run", "--listen", "127.0.0.1:0", "--consul", &consul.address()]);
     let agent = Agent::start(&mut command).ready();
     assert_eq!(agent.get("/pick/web").json()["id"], "web-1@n1");
-    // The commands that ask an agent keep out of it as well.
+    // The commands that ask an agent ignore the proxy as well.
     let pick = pickd()
         .args(["pick", "web", "--agent", &agent.url()])
         .env("HTTP_PROXY", &proxy)
@@ -522,7 +522,7 @@ fn picks_write_no_log_lines() {
     let mut connection = Connection::open(agent.address).unwrap();
     for target in [
         "/pick/web",
-        "/pick/nobody",
+        "/pick/absent",
         "/pick/%ff",
         "/nowhere",
         "/metrics",

@@ -1,5 +1,5 @@
-//! All integration tests, in one binary so that it links once: what a user of the library, the agent or the command line
-//! would see, against real servers, real sockets and the real binary.
+//! All integration tests, in one binary so that it links once: what a user of the library, the
+//! agent or the command line would see, against real servers, real sockets and the real binary.
 
 #![allow(
     clippy::unwrap_used,

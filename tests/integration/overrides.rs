@@ -1,4 +1,4 @@
-//! What operators order of a running agent, and how it explains itself: over TCP, over a Unix socket, by command.
+//! Overrides of a running agent and explained picks: over TCP, over a Unix socket, by command.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,7 +13,8 @@ use crate::support::folder::Folder;
 use crate::support::http::{Connection, Response};
 use crate::support::until;
 
-/// An agent over a file registry: `web` has `a`, `b` and `c/3,x`, `cache` is hashed, `plain` is not weighted.
+/// An agent over a file registry: `web` has `a`, `b` and `c/3,x`, `cache` is hashed, `plain` has no
+/// weights.
 struct World {
     agent: Agent,
     folder: Folder,
@@ -92,7 +93,7 @@ impl World {
         ask(self.agent.address, "DELETE", &format!("/services/{path}"), &[], "")
     }
 
-    /// Ids of so many picks.
+    /// The ids of a number of picks.
     fn shares(&self, service: &str, picks: usize) -> BTreeMap<String, usize> {
         let mut connection = Connection::open(self.agent.address).unwrap();
         let mut shares = BTreeMap::new();
@@ -108,7 +109,7 @@ impl World {
         id(&self.agent.get(&format!("/pick/cache?key={key}")).json())
     }
 
-    /// What is explained of one instance.
+    /// The explanation of an instance.
     fn explained(&self, service: &str, id: &str) -> Value {
         let all = self.agent.get(&format!("/explain/{service}")).json();
         let instances = all["instances"].as_array().unwrap();
@@ -218,7 +219,8 @@ fn a_drain_moves_only_its_own_keys_and_all_of_them_come_back() {
     world.delete("cache/instances/b/drain");
     assert_eq!((0..300).map(|key| world.keyed(key)).collect::<Vec<_>>(), before);
 
-    // Half of the registered weight gives up half of its keys; more than it changes nothing.
+    // Half of the registered weight gives up half of the keys; a higher weight has no effect on
+    // keys.
     world.put("cache/instances/b/weight", r#"{"weight":1}"#);
     let halved: Vec<String> = (0..300).map(|key| world.keyed(key)).collect();
     let (own, kept) = before
@@ -237,7 +239,7 @@ fn a_drain_ends_with_its_time_and_is_told_once() {
     let world = world();
     let ordered = Instant::now();
     world.put("web/instances/a/drain", r#"{"reason":"short","ttl":"500ms"}"#);
-    // An order without an end beside it, and a later one, change nothing.
+    // An order without an end, and an order with a later end, change nothing.
     world.put("plain/instances/a/drain", "");
     world.put("web/instances/b/weight", r#"{"weight":9,"ttl":3600}"#);
     while world.agent.get("/services/web").json()["instances"]["a"]["available"] == json!(false) {
@@ -267,7 +269,7 @@ fn a_drain_ends_with_its_time_and_is_told_once() {
 }
 
 #[test]
-fn each_change_is_logged_once_with_who_and_why() {
+fn each_change_is_logged_once_with_origin_and_reason() {
     let world = world();
     world.put(
         "web/instances/c%2F3%2Cx/drain",
@@ -276,10 +278,10 @@ fn each_change_is_logged_once_with_who_and_why() {
     world.put("web/instances/a/weight", r#"{"weight":7,"reason":"warm"}"#);
     world.delete("web/instances/a/weight");
     world.delete("web/instances/c%2F3%2Cx/drain");
-    // These change nothing.
+    // These requests change nothing.
     world.delete("web/instances/a/weight");
     world.delete("web/instances/a/drain");
-    world.put("web/instances/nobody/drain", "");
+    world.put("web/instances/absent/drain", "");
     world.put("web/instances/a/weight", r#"{"weight":-7}"#);
     let drained = world.agent.program.wait_for_log("instance drained", |_| true);
     assert_eq!(
@@ -343,7 +345,7 @@ fn orders_outlive_re_registration_and_reloads() {
     back("a");
     all_is_as_ordered();
 
-    // One that has left can be given orders, which wait for it.
+    // An override for an instance that has left acts when the instance returns.
     world.folder.write("services.toml", &registry("c/3,x"));
     gone("c/3,x");
     let waiting = world.put("web/instances/c%2F3%2Cx/drain", "");
@@ -365,7 +367,7 @@ fn orders_outlive_re_registration_and_reloads() {
     });
     all_is_as_ordered();
 
-    // A registry that cannot be read any more.
+    // The registry becomes unreadable.
     std::fs::remove_file(world.folder.path("services.toml")).unwrap();
     until(SOON, "the loss", || {
         world.agent.get("/pick/web").json().get("stale_seconds").cloned()
@@ -404,10 +406,10 @@ fn a_weight_takes_the_place_of_the_registered_one() {
         (&Value::Null, &json!(true))
     );
     assert_eq!(world.shares("web", 81), shares(27, 27, 27));
-    // Weights do not count in round robin, unless they are nothing.
+    // `round_robin` ignores weights other than 0.
     world.put("plain/instances/a/weight", r#"{"weight":9}"#);
     assert_eq!(world.shares("plain", 30), shares(10, 10, 10));
-    // And one that has none registered can be given one.
+    // An instance of registered weight 0 can be given a weight.
     world.put("mixed/instances/unweighted/weight", r#"{"weight":1}"#);
     assert_eq!(world.explained("mixed", "unweighted")["available"], json!(true));
 }
@@ -418,10 +420,10 @@ fn what_cannot_be_ordered_is_refused() {
     let long = format!(r#"{{"reason":"{}"}}"#, "x".repeat(257));
     let huge = format!(r#"{{"reason":"{}"}}"#, "x".repeat(20_000));
     for (path, body, status, code) in [
-        ("nobody/instances/a/drain", "", 404, "unknown_service"),
-        ("web/instances/nobody/drain", "", 404, "unknown_instance"),
+        ("absent/instances/a/drain", "", 404, "unknown_service"),
+        ("web/instances/absent/drain", "", 404, "unknown_instance"),
         (
-            "web/instances/nobody/weight",
+            "web/instances/absent/weight",
             r#"{"weight":1}"#,
             404,
             "unknown_instance",
@@ -498,7 +500,7 @@ fn what_cannot_be_ordered_is_refused() {
             assert_eq!(response.header("allow"), Some("PUT, DELETE"));
         }
     }
-    assert_eq!(world.agent.get("/explain/nobody").status, 404);
+    assert_eq!(world.agent.get("/explain/absent").status, 404);
     assert_eq!(
         problem(&world.agent.get("/explain/web?n=1")),
         (400, "unknown_parameter".to_owned())
@@ -522,7 +524,7 @@ fn what_cannot_be_ordered_is_refused() {
     assert_eq!(world.agent.get("/v1/explain/web").status, 200);
 }
 
-/// The address on which this agent listens for all the world, as this machine reaches it.
+/// The address of a listener on 0.0.0.0, as this machine reaches the listener.
 fn open_address(agent: &Agent) -> SocketAddr {
     let lines = agent.program.logged("listening");
     let open = lines
@@ -532,7 +534,7 @@ fn open_address(agent: &Agent) -> SocketAddr {
 }
 
 #[test]
-fn over_the_network_the_token_decides_and_it_is_told_to_nobody() {
+fn over_the_network_the_token_decides_and_is_never_shown() {
     let folder = Folder::new();
     folder.write("services.toml", &registry(""));
     let config = folder.write("pickd.toml", &format!("[api]\nadmin_token_file = \"admin\"\n{CONFIG}"));
@@ -556,12 +558,12 @@ fn over_the_network_the_token_decides_and_it_is_told_to_nobody() {
     }
     assert!(forbidden(with("canary-on")) && forbidden(with("canary-onee")) && forbidden(with("")));
     assert_eq!(with("canary-one").0, 200);
-    // Nothing of the token decides on the others: reading needs none.
+    // Other routes need no token.
     assert_eq!(ask(open, "GET", "/explain/web", &["Host: wherever"], "").status, 200);
-    // Loopback needs none.
+    // Loopback needs no token.
     assert_eq!(ask(agent.address, "DELETE", path, &[], "").status, 200);
 
-    // A new token counts at once; one that is being written, or away, is the one before.
+    // A new token counts at once; while the file is empty or missing, the previous token counts.
     folder.write("admin", "canary-two");
     assert!(forbidden(with("canary-one")));
     assert_eq!(with("canary-two").0, 200);
@@ -574,7 +576,7 @@ fn over_the_network_the_token_decides_and_it_is_told_to_nobody() {
     assert_eq!(told["kept"], true);
     assert_eq!(agent.program.logged("the admin token cannot be read").len(), 1);
 
-    // The commands show it.
+    // The commands send the token.
     folder.write("admin", "canary-three");
     let token_file = folder.path("admin");
     let drain = |extra: &[&str]| {
@@ -604,14 +606,14 @@ fn over_the_network_the_token_decides_and_it_is_told_to_nobody() {
 }
 
 #[test]
-fn over_the_network_without_a_token_nobody_may() {
+fn over_the_network_without_a_token_overrides_are_refused() {
     let world = world_with(CONFIG, &["--listen", "0.0.0.0:0"]);
     let open = open_address(&world.agent);
     for headers in [&[][..], &["Authorization: Bearer "], &["Authorization: Bearer x"]] {
         let response = ask(open, "PUT", "/services/web/instances/a/drain", headers, "");
         assert_eq!(problem(&response), (403, "forbidden".to_owned()), "{headers:?}");
     }
-    // A reload gives it one, and takes it away again.
+    // A reload sets a token file, and another reload removes the token file.
     let target = "/services/web/instances/a/drain";
     let status = || ask(open, "PUT", target, &["Authorization: Bearer canary"], "").status;
     world.folder.write("admin", "canary");
@@ -622,7 +624,7 @@ fn over_the_network_without_a_token_nobody_may() {
     until(SOON, "the token counts", || (status() == 200).then_some(()));
     world.folder.write("pickd.toml", CONFIG);
     world.agent.program.signal("HUP");
-    until(SOON, "nobody may any more", || (status() == 403).then_some(()));
+    until(SOON, "overrides are refused again", || (status() == 403).then_some(()));
 }
 
 #[test]
@@ -670,7 +672,7 @@ fn explain_gives_the_true_reason_in_each_state() {
         (&warned["factors"]["degraded"], &warned["effective_weight"]),
         (&json!(0.25), &json!(0.25))
     );
-    // 1, 1/4 and 1 share the picks.
+    // Effective weights of 1, 1/4 and 1 share the picks.
     assert_eq!(warned["score"], json!({"kind": "share", "value": 0.25 / 2.25}));
 
     world.put("mixed/instances/critical/drain", "");
@@ -682,7 +684,7 @@ fn explain_gives_the_true_reason_in_each_state() {
     world.delete("mixed/instances/critical/drain");
     assert_eq!(world.why("mixed", "critical"), json!(["registry_critical"]));
 
-    // What a key explains is what it gets, and asking counts nothing.
+    // A key is picked as explained, and an explanation counts no pick.
     let picks = world.agent.metric("pickd_picks_total{service=\"cache\",result=\"ok\"}");
     for key in 0..20 {
         let explained = world.agent.get(&format!("/explain/cache?key={key}")).json();
@@ -735,7 +737,7 @@ fn explain_gives_the_true_reason_in_each_state() {
     );
 }
 
-/// Asks over a Unix socket.
+/// Sends a request over a Unix socket.
 fn over_socket(path: &Path, request: &str) -> std::io::Result<String> {
     use std::io::{Read, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
@@ -753,12 +755,12 @@ fn mode(path: &Path) -> u32 {
     std::fs::symlink_metadata(path).unwrap().mode() & 0o7777
 }
 
-/// An agent that could not start: its exit code and what it said.
+/// The exit code and the output of an agent that does not start.
 fn refused(folder: &Folder, listen: &str) -> (Option<i32>, String) {
     let services = folder.path("services.toml");
     let mut program = Program::start(pickd().args(["run", "--listen", listen, "--file"]).arg(services));
     let code = program.exit_code(SOON);
-    // It has said it all, and it may still be on its way to here.
+    // The process has ended, and its last lines may still be unread.
     let said = until(SOON, "what it said", || {
         let said = program.stderr.all().join("\n");
         (!said.is_empty()).then_some(said)
@@ -787,7 +789,7 @@ fn a_unix_socket_has_its_mode_serves_everything_and_goes_with_the_agent() {
         let address = line["address"].as_str().unwrap();
         assert!(address.starts_with("127.0.0.1:") || address == format!("unix:{}", socket.display()));
     }
-    // Whatever host is named: no web page gets here.
+    // Any `Host` is accepted, since no web page can reach a Unix socket.
     assert!(
         over_socket(&socket, "GET /pick/web")
             .unwrap()
@@ -812,7 +814,7 @@ fn a_unix_socket_has_its_mode_serves_everything_and_goes_with_the_agent() {
 }
 
 #[test]
-fn a_socket_that_is_in_use_is_refused_and_one_that_was_left_behind_is_replaced() {
+fn a_socket_in_use_is_refused_and_an_abandoned_socket_is_replaced() {
     let (mut world, socket) = socket_world();
     let listen = format!("unix:{}", socket.display());
     let (code, said) = refused(&world.folder, &listen);
@@ -867,7 +869,7 @@ fn what_is_no_socket_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_reload_adds_and_removes_sockets_and_changes_who_may_connect() {
+fn a_reload_adds_and_removes_sockets_and_changes_their_mode() {
     let (world, socket) = socket_world();
     let tcp = world.agent.address;
     let reload = |listen: &[&Path], rest: &str| {
@@ -892,7 +894,7 @@ fn a_reload_adds_and_removes_sockets_and_changes_who_may_connect() {
     until(SOON, "the mode", || {
         (mode(&socket) == 0o600 && mode(&two) == 0o600).then_some(())
     });
-    // All or nothing: a group that does not exist changes nothing.
+    // A group that does not exist refuses the whole reload.
     reload(&[&two], "socket_mode = \"0640\"\nsocket_group = \"no-such-group\"");
     world
         .agent
@@ -925,7 +927,7 @@ fn every_client_command_speaks_over_a_unix_socket() {
     };
     for (line, code, says) in [
         ("pick web", 0, "10.0.1."),
-        ("pick nobody", 3, "unknown"),
+        ("pick absent", 3, "unknown"),
         ("services", 0, "weighted_round_robin"),
         ("services web", 0, "10.0.1.0:80"),
         ("healthcheck", 0, "ready"),
@@ -944,9 +946,9 @@ fn every_client_command_speaks_over_a_unix_socket() {
         ("weight web c/3,x --clear", 0, "effective weight 2.0"),
         ("explain cache --key 7", 0, "the key leads to "),
         ("explain plain --key 7", 0, "does not heed keys"),
-        ("explain nobody", 3, "unknown"),
-        ("drain web nobody", 3, "no instance"),
-        ("drain nobody a", 3, "unknown"),
+        ("explain absent", 3, "unknown"),
+        ("drain web absent", 3, "no instance"),
+        ("drain absent a", 3, "unknown"),
         ("weight web a 10001", 2, "10001"),
         ("drain web a --ttl 0s", 2, "ttl"),
         ("drain web a --output json", 0, "\"why\":[\"drained\"]"),
@@ -973,7 +975,7 @@ fn the_documented_commands_do_what_the_page_says() {
          [[service.instance]]\nid = \"user-2@node-a\"\nhost = \"10.0.0.2\"\nport = 80\n",
     );
     folder.write("admin-token", "canary");
-    // The page's own configuration, where it can be: in this folder, on a port of ours.
+    // The configuration of the page, in the folder of the test and on a free port.
     let (_, rest) = page.split_once("```toml\n").unwrap();
     let text = rest.split_once("```").unwrap().0;
     let text = text
@@ -994,7 +996,7 @@ fn the_documented_commands_do_what_the_page_says() {
             .replace("/run/pickd/pickd.sock", socket.to_str().unwrap());
         let binary = env!("CARGO_BIN_EXE_pickd");
         let line = line.replacen("pickd", binary, 1);
-        // A shell, since the page's lines are quoted for one.
+        // The lines of the page are quoted for a shell.
         let output = Command::new("sh")
             .args(["-c", &line])
             .env("PICKD_AGENT", agent.url())
@@ -1006,7 +1008,7 @@ fn the_documented_commands_do_what_the_page_says() {
     assert_eq!(run, 8);
     assert_eq!(agent.program.logged("instance drained").len(), 2);
 
-    // Those for curl, without curl.
+    // The lines for curl, sent without curl.
     let curls: Vec<&str> = page.lines().filter(|line| line.starts_with("curl ")).collect();
     assert_eq!(curls.len(), 7);
     for line in curls {

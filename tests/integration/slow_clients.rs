@@ -1,5 +1,6 @@
-//! What a listener takes from its clients: slow ones, idle ones, and many of them. With bounds of its own that are short
-//! enough to be waited for, so these run a listener in this process; what an agent does when it ends is in `lifecycle`.
+//! Bounds of a listener on slow clients, idle clients, and many clients. The bounds are shorter
+//! than the defaults, so these tests run a listener in this process; `lifecycle.rs` tests the end
+//! of an agent.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,9 +19,9 @@ use crate::support::agent::SOON;
 use crate::support::http::{Connection, Response};
 use crate::support::until;
 
-/// A bound that is waited for.
+/// A bound that a test waits for.
 const SHORT: Duration = Duration::from_millis(300);
-/// Bounds that are not reached, however busy the machine.
+/// Bounds that no test reaches, even on a busy machine.
 const LONG: Limits = Limits {
     head: Duration::from_secs(60),
     body: Duration::from_secs(60),
@@ -97,7 +98,7 @@ impl Served {
         connection
     }
 
-    /// Whether it ends by itself once it is told to.
+    /// Stops the listener, and waits until it has ended.
     fn ends(mut self) {
         self.stop.cancel();
         let server = self.server.take().unwrap();
@@ -108,7 +109,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // A test that failed has said why, and its threads end with the process.
+        // A failed test has its own message, and its threads end with the process.
         self.stop.cancel();
     }
 }
@@ -117,7 +118,7 @@ fn pick(connection: &mut Connection) -> io::Result<Response> {
     connection.ask("GET", "/pick/web", &[])
 }
 
-/// Waits until the other side has closed the connection without another word. Returns after how long it did.
+/// Waits until the peer closes the connection without sending, and returns the time that this took.
 fn closed(connection: &mut Connection, since: Instant) -> Duration {
     match connection.response("GET") {
         Err(error)
@@ -186,13 +187,13 @@ fn an_idle_connection_stays() {
     });
     let mut idle = served.connect();
     assert_eq!(pick(&mut idle).unwrap().status, 200);
-    // The time of another connection is over twice.
+    // Meanwhile the bound of another connection passes twice.
     for _ in 0..2 {
         let started = Instant::now();
         closed(&mut served.connect(), started);
     }
     assert_eq!(pick(&mut idle).unwrap().status, 200);
-    // A request with a body leaves nothing behind that runs out.
+    // A request with a body leaves no timer behind.
     assert_eq!(idle.post("/report", "[]").unwrap().status, 200);
     let started = Instant::now();
     closed(&mut served.connect(), started);
@@ -221,11 +222,11 @@ fn a_body_that_does_not_come_is_answered_with_408() {
 #[test]
 fn a_body_that_comes_byte_by_byte_gets_no_more_time_for_that() {
     let served = Served::with(Limits { body: SHORT, ..LONG });
-    // More bytes than are sent within the bound.
+    // More bytes than a client sends within the bound.
     let mut slow = served.connect_and_send(&HALF_A_REPORT.replace("100", "100000"));
     slow.set_timeout(Duration::from_millis(10)).unwrap();
     let answer = until(SOON, "an answer", || {
-        // Once it is answered, nobody listens to the rest any more.
+        // After the answer, the agent does not read the rest of the body.
         let _sent = slow.send(b" ");
         slow.response("POST").ok()
     });
@@ -241,12 +242,12 @@ fn a_request_in_pieces_is_one() {
     for cut in [1, 30, report.len() - 2, report.len() - 1] {
         let (first, rest) = report.split_at(cut);
         connection.send(first.as_bytes()).unwrap();
-        // So that the first piece is read alone: another connection is answered meanwhile.
+        // Another connection is answered meanwhile, so that the first piece is read alone.
         assert_eq!(pick(&mut served.connect()).unwrap().status, 200);
         connection.send(rest.as_bytes()).unwrap();
         assert_eq!(connection.response("POST").unwrap().status, 200, "{cut}");
     }
-    // Several in one piece are several.
+    // Several requests in one piece are several requests.
     connection.send(report.repeat(40).as_bytes()).unwrap();
     for _ in 0..40 {
         let answer = connection.response("POST").unwrap();
@@ -256,7 +257,7 @@ fn a_request_in_pieces_is_one() {
 
 #[test]
 fn a_client_that_takes_none_of_its_answer_does_not_hold_up_the_end() {
-    // More than the buffers of both sockets hold.
+    // More bytes than the buffers of both sockets hold.
     let note = "x".repeat(32 << 20);
     let instance = ServiceInstance::new("web-1", "10.0.0.1", 80).unwrap();
     let served = Served::serving(
@@ -264,7 +265,7 @@ fn a_client_that_takes_none_of_its_answer_does_not_hold_up_the_end() {
         instance.with_metadata([("note", note.as_str())]),
     );
     let mut deaf = served.connect_and_send("GET /services/web HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    // It is being answered.
+    // The agent is sending the answer.
     deaf.wait_for_some().unwrap();
     served.ends();
     let error = deaf.response("GET").unwrap_err();
@@ -292,7 +293,7 @@ fn what_was_begun_when_the_listener_stops_does_not_hold_it_up_for_ever() {
     served.stop.cancel();
     let started = Instant::now();
     closed(&mut idle, started);
-    // In time, this one is answered.
+    // A request within the bound is answered.
     late.send(b"host\r\n\r\n").unwrap();
     let answer = late.response("GET").unwrap();
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
@@ -315,7 +316,7 @@ fn connections_beyond_the_most_wait_for_their_turn() {
         matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
         "{error}"
     );
-    // The others do not notice.
+    // Other connections are unaffected.
     for connection in &mut connections {
         assert_eq!(pick(connection).unwrap().status, 200);
     }
@@ -335,7 +336,7 @@ fn a_head_much_larger_than_any_we_understand_is_refused() {
         served.connect().ask("GET", "/pick/web", &[&header])
     };
     assert_eq!(with(90 << 10).unwrap().status, 200);
-    // The rest of it may be in the way of the answer.
+    // Unread bytes of the body may reset the connection before the answer is read.
     let refusal = with(200 << 10).map(|answer| answer.status);
     assert!(matches!(refusal, Ok(431) | Err(_)), "{refusal:?}");
 }

@@ -1,4 +1,5 @@
-//! One service in two registries: what the pool is while they agree, while they do not, and while one moves to the other.
+//! A service in two registries: its pool while the registries agree, while the registries differ,
+//! and while instances move from one registry to the other.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::support::load::{Oracle, Picker};
 use crate::support::pool::until_picked;
 use crate::support::until;
 
-/// Consul's word that a service is gone altogether is held for a while.
+/// Bound for the removal of a service from Consul, which is held for a while.
 const LATER: Duration = Duration::from_secs(45);
 
 fn beside(consul: &Consul, etcd: &Etcd) -> Agent {
@@ -126,7 +127,7 @@ async fn the_first_registry_gives_the_weight_and_status_is_what_either_knows() {
             });
             let listed = instances(&agent, "web");
             assert_eq!(listed[id]["weight"], weight);
-            // Consul passes it, etcd calls it critical: the first opinion by priority.
+            // Consul reports passing, etcd reports critical: the first status by priority counts.
             let expected = if id == "e1" { "critical" } else { "passing" };
             assert_eq!(listed[id]["layers"]["registry"]["state"], expected);
             // Maintenance anywhere wins.
@@ -147,7 +148,7 @@ async fn the_first_registry_gives_the_weight_and_status_is_what_either_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_39_a_registry_that_is_down_keeps_its_vote_and_the_other_goes_on() {
+async fn scenario_39_a_registry_that_is_down_keeps_its_vote() {
     let (mut consul, mut etcd) = (Consul::start().await, blocking(Etcd::start));
     register(&consul, "c1", "10.0.0.1:80", json!({})).await;
     blocking(|| etcd.put("/services/web/e2", "10.0.0.2:80"));
@@ -250,7 +251,7 @@ async fn moving_from_consul_to_etcd_loses_no_pick_and_moves_no_counter() {
             picks > &before[address],
             "{address} was counted anew: {before:?} {after:?}"
         );
-        // Every pick of the address since the start, and those of the looks at the pool.
+        // Every pick of the address since the start, and the picks of the calls of `provenance`.
         assert!(
             *picks <= tally.by_address[address] + 10 && *picks + 60 >= tally.by_address[address],
             "{address}"
@@ -266,7 +267,7 @@ fn until_provenance_of(agent: &Agent, address: &str, expected: &[&str]) {
     });
 }
 
-/// What waits without a runtime of its own must not keep one waiting.
+/// Waits on another thread, so that the wait does not block the runtime of the test.
 fn blocking<T>(work: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(work)
 }

@@ -11,12 +11,12 @@ use serde_json::Value;
 
 use super::http::{self, Response};
 use super::metrics::{Series, samples};
-use super::until;
+use super::{signal, until};
 
-/// For what should be at once, on a machine that has other things to do as well.
+/// Bound for events that should happen at once, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-/// The binary, with nothing from the environment that it would heed.
+/// The binary, without the environment variables that it reads.
 pub(crate) fn pickd() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pickd"));
     for (name, _) in std::env::vars_os() {
@@ -38,12 +38,12 @@ pub(crate) fn command<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -
     pickd().args(arguments).output().unwrap()
 }
 
-/// What a process has written so far, line by line.
+/// The lines that a process has written so far.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
 
 impl Lines {
-    /// Reads on for as long as the process writes, so that it never waits for us.
+    /// Reads while the process writes, so that the process never waits for the test.
     fn of(stream: impl Read + Send + 'static) -> Self {
         let lines = Self::default();
         let read = lines.clone();
@@ -61,7 +61,7 @@ impl Lines {
     }
 }
 
-/// A process that is ended when dropped.
+/// A process that is killed when dropped.
 pub(crate) struct Program {
     process: Child,
     pub(crate) stdout: Lines,
@@ -86,20 +86,15 @@ impl Program {
 
     /// Sends a signal by name.
     pub(crate) fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.process.id().to_string())
-            .status()
-            .unwrap();
-        assert!(status.success(), "kill -{name}");
+        signal(&self.process, name);
     }
 
-    /// Its status, if it has ended.
+    /// The exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.process.try_wait().unwrap()
     }
 
-    /// Waits until it has ended, and gives its exit code.
+    /// Waits until the process has ended, and returns the exit code.
     pub(crate) fn exit_code(&mut self, bound: Duration) -> Option<i32> {
         until(bound, "the process ends", || self.ended()).code()
     }
@@ -111,7 +106,7 @@ impl Program {
         parsed.filter(|line| line["message"] == message).collect()
     }
 
-    /// Waits for a log line with this message that the condition is true of.
+    /// Waits for a log line with this message that meets the condition.
     pub(crate) fn wait_for_log(&self, message: &str, condition: impl Fn(&Value) -> bool) -> Value {
         until(SOON, &format!("log line {message:?}"), || {
             self.logged(message).into_iter().find(|line| condition(line))
@@ -147,12 +142,12 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// `pickd run` with these arguments; waits until it listens.
+    /// Starts `pickd run` with these arguments, and waits until the agent listens.
     pub(crate) fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
         Self::start(pickd().args(["run", "--listen", "127.0.0.1:0"]).args(arguments))
     }
 
-    /// An agent started with this command; waits until it listens.
+    /// Starts an agent with this command, and waits until the agent listens.
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut program = Program::start(command);
         let address = until(SOON, "the agent listens", || {
@@ -173,7 +168,7 @@ impl Agent {
         http::get(self.address, target)
     }
 
-    /// Waits until it is ready.
+    /// Waits until the agent is ready.
     pub(crate) fn ready(self) -> Self {
         until(SOON, "the agent is ready", || {
             (self.get("/readyz").status == 200).then_some(())
@@ -181,7 +176,7 @@ impl Agent {
         self
     }
 
-    /// Waits until a pick of the service succeeds, and gives the answer.
+    /// Waits until a pick of the service succeeds, and returns the answer.
     pub(crate) fn picks(&self, service: &str) -> Value {
         until(SOON, &format!("a pick of {service}"), || {
             let answer = self.get(&format!("/pick/{service}"));
@@ -201,7 +196,7 @@ impl Agent {
         format!("http://{}", self.address)
     }
 
-    /// Memory in use.
+    /// Resident memory of the agent.
     pub(crate) fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.program.process.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -1,4 +1,4 @@
-//! HTTP backends that do as they are told: answer well, answer 500, hang, refuse, come back.
+//! HTTP backends that a test controls: answer 200 or 500, hang, refuse, return.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// One backend in this process, at an address that stays its own.
+/// A backend in this process, at an address that stays reserved.
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
@@ -16,7 +16,7 @@ pub(crate) struct Backend {
 
 #[derive(Default)]
 struct Shared {
-    /// The status of answers; 0: none ever comes.
+    /// The status of answers; 0: no answer.
     status: AtomicU16,
     stopped: AtomicBool,
     requests: AtomicUsize,
@@ -25,7 +25,7 @@ struct Shared {
 }
 
 impl Backend {
-    /// One that answers 200.
+    /// Starts a backend that answers 200.
     pub(crate) fn start() -> Self {
         Self::start_at("127.0.0.1:0")
     }
@@ -64,15 +64,15 @@ impl Backend {
         self.shared.status.store(status, Ordering::Relaxed);
     }
 
-    /// Takes requests from now on, and answers none.
+    /// Accepts requests from now on, and answers none.
     pub(crate) fn hangs(&self) {
         self.answers(0);
     }
 
-    /// Refuses connections, and breaks off those that are open.
+    /// Refuses connections, and closes open connections.
     pub(crate) fn stop(&self) {
         self.shared.stopped.store(true, Ordering::Relaxed);
-        // Has `accept` return.
+        // Makes `accept` return.
         drop(TcpStream::connect_timeout(&self.address, Duration::from_secs(1)));
         if let Some(accepting) = self.accepting.lock().unwrap().take() {
             accepting.join().unwrap();
@@ -82,7 +82,7 @@ impl Backend {
         }
     }
 
-    /// Takes connections again.
+    /// Accepts connections again.
     pub(crate) fn restart(&self) {
         self.shared.stopped.store(false, Ordering::Relaxed);
         self.accept(TcpListener::bind(self.address).unwrap());

@@ -1,4 +1,4 @@
-//! A TCP proxy that can be cut, held up, and mended: the network between an agent and its registry.
+//! A TCP proxy that a test can cut, stall and mend: the network between an agent and its registry.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const PASSING: u8 = 0;
-/// Connections are closed, new ones as soon as they are made.
+/// All connections are closed, new connections at once.
 const CUT: u8 = 1;
-/// Nothing passes, and nobody is told.
+/// No byte passes, and connections stay open.
 const STALLED: u8 = 2;
 const GONE: u8 = 3;
 
-/// Cut for good when dropped.
+/// Connections are cut when the proxy is dropped.
 pub(crate) struct Cable {
     address: SocketAddr,
     state: Arc<State>,
@@ -25,7 +25,7 @@ struct State {
 }
 
 impl Cable {
-    /// Passes everything on to a port on 127.0.0.1.
+    /// Forwards connections to a port on 127.0.0.1.
     pub(crate) fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -72,7 +72,7 @@ impl Cable {
         self.state.mode.store(STALLED, Ordering::SeqCst);
     }
 
-    /// What was held up goes on; what was cut can be connected anew.
+    /// Stalled connections continue, and new connections are accepted again.
     pub(crate) fn mend(&self) {
         self.state.mode.store(PASSING, Ordering::SeqCst);
     }
@@ -95,7 +95,7 @@ impl Drop for Cable {
     fn drop(&mut self) {
         self.cut();
         self.state.mode.store(GONE, Ordering::SeqCst);
-        // Wakes the one that waits for connections.
+        // Wakes the thread that waits for connections.
         let _ = TcpStream::connect(self.address);
     }
 }

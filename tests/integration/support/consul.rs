@@ -1,4 +1,5 @@
-//! A real Consul server of its own for each test, on 127.0.0.1, with a data directory that outlives the process.
+//! A real Consul server for each test, on 127.0.0.1, with a data directory that outlives the
+//! process.
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
@@ -7,9 +8,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{eventually, free_ports};
+use super::{eventually, free_ports, signal};
 
-/// Killed when dropped.
+/// A Consul server, killed when dropped.
 pub(crate) struct Consul {
     process: Option<Child>,
     directory: TempDir,
@@ -19,12 +20,13 @@ pub(crate) struct Consul {
 }
 
 impl Consul {
-    /// A server that knows its leader.
+    /// Starts a server, and waits for its leader.
     pub(crate) async fn start() -> Self {
         Self::start_with(json!({})).await
     }
 
-    /// A server that refuses everything without a token; its own requests use the management token.
+    /// Starts a server that refuses all requests without a token. Requests of this type use the
+    /// management token.
     pub(crate) async fn start_with_acl() -> Self {
         let acl = json!({ "enabled": true, "default_policy": "deny", "tokens": { "master": MANAGEMENT } });
         let mut consul = Self::configured(json!({ "acl": acl }));
@@ -34,7 +36,7 @@ impl Consul {
         consul
     }
 
-    /// The same with further settings.
+    /// Starts a server with further settings.
     pub(crate) async fn start_with(extra: Value) -> Self {
         let mut consul = Self::configured(extra);
         consul.spawn();
@@ -42,7 +44,7 @@ impl Consul {
         consul
     }
 
-    /// Ports are chosen and the configuration is written; nothing runs.
+    /// Chooses ports and writes the configuration; no process runs.
     pub(crate) fn not_started() -> Self {
         Self::configured(json!({}))
     }
@@ -93,7 +95,7 @@ impl Consul {
         self.process = Some(child);
     }
 
-    /// Waits until it has a leader and has registered itself.
+    /// Waits until the server has a leader and has registered itself.
     async fn wait_until_ready(&self) {
         let ready = || async {
             let (status, services) = self
@@ -114,7 +116,7 @@ impl Consul {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Starts it again where it was, with its data.
+    /// Starts the server again at the same ports with its data.
     pub(crate) async fn restart(&mut self) {
         assert!(self.process.is_none());
         self.spawn();
@@ -129,21 +131,15 @@ impl Consul {
         }
     }
 
-    /// Loses all its data. It must not be running.
+    /// Deletes all data of the server, which must not be running.
     pub(crate) fn wipe(&mut self) {
         assert!(self.process.is_none());
         std::fs::remove_dir_all(self.directory.path().join("data")).unwrap();
     }
 
-    /// Sends it a signal by name.
+    /// Sends a signal by name to the server.
     pub(crate) fn signal(&self, name: &str) {
-        let process = self.process.as_ref().expect("it runs");
-        let status = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(process.id().to_string())
-            .status()
-            .unwrap();
-        assert!(status.success());
+        signal(self.process.as_ref().expect("the server runs"), name);
     }
 
     pub(crate) fn address(&self) -> String {
@@ -168,14 +164,15 @@ impl Consul {
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
 
-    /// Sends a PUT, which must be accepted.
+    /// Sends a PUT that must succeed.
     pub(crate) async fn put(&self, path: &str, body: Value) -> Value {
         let (status, answer) = self.ask(reqwest::Method::PUT, path, Some(&body)).await.unwrap();
         assert_eq!(status, 200, "PUT {path}: {answer}");
         answer
     }
 
-    /// Registers through the catalog: `id` of `service` on `node`, with further fields of the service.
+    /// Registers through the catalog: `id` of `service` on `node`, with further fields of the
+    /// service.
     pub(crate) async fn register(&self, node: &str, service: &str, id: &str, port: i64, fields: Value) {
         let mut entry = json!({ "ID": id, "Service": service, "Port": port });
         entry
@@ -189,7 +186,7 @@ impl Consul {
         .await;
     }
 
-    /// Sets a check through the catalog. Without a service it is the node's.
+    /// Sets a check through the catalog. An empty service makes a check of the node.
     pub(crate) async fn check(&self, node: &str, service_id: &str, check: &str, status: &str, output: &str) {
         let check =
             json!({ "CheckID": check, "Name": check, "Status": status, "Output": output, "ServiceID": service_id });
@@ -200,7 +197,7 @@ impl Consul {
         .await;
     }
 
-    /// Takes one instance, or without an id the whole node, out of the catalog.
+    /// Removes an instance, or without an id the whole node, from the catalog.
     pub(crate) async fn deregister(&self, node: &str, id: Option<&str>) {
         let mut what = json!({ "Node": node });
         if let Some(id) = id {
@@ -209,7 +206,7 @@ impl Consul {
         self.put("/v1/catalog/deregister", what).await;
     }
 
-    /// Makes a token with these rules.
+    /// Creates a token with these rules.
     pub(crate) async fn token(&self, name: &str, rules: &str) -> String {
         self.put("/v1/acl/policy", json!({ "Name": name, "Rules": rules }))
             .await;
@@ -219,7 +216,7 @@ impl Consul {
         token["SecretID"].as_str().unwrap().to_owned()
     }
 
-    /// Takes a snapshot of everything.
+    /// Takes a snapshot of all data.
     pub(crate) async fn snapshot(&self) -> bytes::Bytes {
         let response = self
             .client
@@ -230,7 +227,7 @@ impl Consul {
         response.error_for_status().unwrap().bytes().await.unwrap()
     }
 
-    /// Goes back to a snapshot.
+    /// Restores a snapshot.
     pub(crate) async fn restore(&self, snapshot: bytes::Bytes) {
         let request = self
             .client

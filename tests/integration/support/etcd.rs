@@ -1,4 +1,4 @@
-//! Real etcd servers of their own for each test, on 127.0.0.1, with data directories that outlive the processes.
+//! Real etcd servers for each test, on 127.0.0.1, with data directories that outlive the processes.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,15 +10,15 @@ use etcd_client::{Client, ConnectOptions, Txn, TxnOp};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use super::{free_ports, until};
+use super::{free_ports, signal, until};
 
-/// One to three members, killed when dropped.
+/// A cluster of one to three members, killed when dropped.
 pub(crate) struct Etcd {
     members: Vec<Member>,
     directory: TempDir,
     scheme: &'static str,
     arguments: Vec<String>,
-    /// What `etcdctl` needs besides the endpoints.
+    /// Arguments of `etcdctl` besides the endpoints.
     pub(crate) credentials: Vec<String>,
     runtime: Runtime,
 }
@@ -30,22 +30,22 @@ struct Member {
 }
 
 impl Etcd {
-    /// One member.
+    /// Starts one member.
     pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// One member with these arguments.
+    /// Starts one member with these arguments.
     pub(crate) fn start_with(arguments: &[&str]) -> Self {
         Self::started("http", free_ports::<2>().chunks(2), arguments)
     }
 
-    /// Three members that know their leader.
+    /// Starts three members, and waits for their leader.
     pub(crate) fn cluster() -> Self {
         Self::started("http", free_ports::<6>().chunks(2), &[])
     }
 
-    /// One member that speaks TLS to its clients.
+    /// Starts one member with TLS for its clients.
     pub(crate) fn start_with_tls(arguments: &[&str], credentials: Vec<String>) -> Self {
         let mut etcd = Self::configured("https", free_ports::<2>().chunks(2), arguments);
         etcd.credentials = credentials;
@@ -54,7 +54,7 @@ impl Etcd {
         etcd
     }
 
-    /// Ports are chosen; nothing runs.
+    /// Chooses ports; no process runs.
     pub(crate) fn not_started() -> Self {
         Self::configured("http", free_ports::<2>().chunks(2), &[])
     }
@@ -129,7 +129,7 @@ impl Etcd {
         self.directory.path().join(format!("data-{member}"))
     }
 
-    /// A folder for whatever belongs to this cluster.
+    /// The folder of this cluster.
     pub(crate) fn folder(&self) -> &Path {
         self.directory.path()
     }
@@ -165,20 +165,20 @@ impl Etcd {
         urls.join(",")
     }
 
-    /// Starts a member where it was, with what data it has, and waits until it answers.
+    /// Starts a member at the same ports with its data, and waits until the member answers.
     pub(crate) fn restart(&mut self, member: usize) {
         assert!(self.members[member].process.is_none());
         self.spawn(member);
         self.wait_until_ready();
     }
 
-    /// The same without waiting, for one that cannot answer yet.
+    /// Starts a member without waiting, for a member that cannot answer yet.
     pub(crate) fn restart_only(&mut self, member: usize) {
         assert!(self.members[member].process.is_none());
         self.spawn(member);
     }
 
-    /// Adds a fourth member that has no vote and takes no questions.
+    /// Adds a fourth member as a learner, which has no vote and answers no requests.
     pub(crate) fn add_learner(&mut self) -> usize {
         let [client_port, peer_port] = free_ports();
         let member = self.members.len();
@@ -211,31 +211,25 @@ impl Etcd {
         }
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM, and waits for the end.
     pub(crate) fn terminate(&mut self, member: usize) {
         self.signal(member, "TERM");
         let mut process = self.members[member].process.take().unwrap();
         process.wait().unwrap();
     }
 
-    /// Loses all data of a member. It must not be running.
+    /// Deletes all data of a member, which must not be running.
     pub(crate) fn wipe(&self, member: usize) {
         assert!(self.members[member].process.is_none());
         std::fs::remove_dir_all(self.data(member)).unwrap();
     }
 
-    /// Sends a signal by name.
+    /// Sends a signal by name to a member.
     pub(crate) fn signal(&self, member: usize, name: &str) {
-        let process = self.members[member].process.as_ref().expect("it runs");
-        let status = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(process.id().to_string())
-            .status()
-            .unwrap();
-        assert!(status.success());
+        signal(self.members[member].process.as_ref().expect("the member runs"), name);
     }
 
-    /// The member that leads.
+    /// The member that is the leader.
     pub(crate) fn leader(&self) -> usize {
         until(Duration::from_secs(20), "a leader", || {
             (0..self.members.len()).find(|member| {
@@ -251,7 +245,7 @@ impl Etcd {
         })
     }
 
-    /// `etcdctl` with these arguments.
+    /// Runs `etcdctl` with these arguments.
     pub(crate) fn try_ctl<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Output {
         self.ctl_at(&self.urls(), arguments)
     }
@@ -265,7 +259,7 @@ impl Etcd {
             .unwrap()
     }
 
-    /// The same, which must succeed; gives what it prints.
+    /// Runs `etcdctl`, which must succeed, and returns its output.
     pub(crate) fn ctl<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
         let output = self.try_ctl(arguments);
         assert!(
@@ -285,7 +279,7 @@ impl Etcd {
         self.ctl(["del", key]);
     }
 
-    /// Gives a user another password.
+    /// Changes the password of a user.
     pub(crate) fn change_password(&self, user: &str, password: &str) {
         let mut child = etcdctl()
             .args(["--endpoints", &self.urls()])
@@ -304,7 +298,7 @@ impl Etcd {
         assert!(child.wait().unwrap().success());
     }
 
-    /// A client of its own, and where to run it.
+    /// A separate client, and a runtime for the client.
     pub(crate) fn client(&self) -> (Client, &Runtime) {
         let urls: Vec<String> = (0..self.members.len())
             .filter(|member| self.members[*member].process.is_some())
@@ -315,7 +309,7 @@ impl Etcd {
         (client, &self.runtime)
     }
 
-    /// Puts many keys, 128 to a transaction.
+    /// Puts many keys, 128 per transaction.
     pub(crate) fn put_many(&self, pairs: &[(String, String)]) {
         let (mut client, runtime) = self.client();
         runtime.block_on(async {
@@ -343,7 +337,7 @@ impl Drop for Etcd {
     }
 }
 
-/// `etcdctl`, with nothing from the environment that it would heed.
+/// `etcdctl`, without the environment variables that it reads.
 pub(crate) fn etcdctl() -> Command {
     let program = std::env::var("PICKD_TEST_ETCDCTL")
         .expect("PICKD_TEST_ETCDCTL is not set: run tests/run, which finds or fetches the servers");

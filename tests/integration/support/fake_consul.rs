@@ -1,5 +1,6 @@
-//! A Consul that does what a real one cannot be made to do on demand: indexes that go back, answers that break off, servers
-//! without a leader. It blocks as Consul does, until its index has passed the one asked for, or has gone back.
+//! A stand-in for Consul with faults that a real Consul cannot show on demand: indexes that go
+//! back, answers that break off, servers without a leader. A request blocks as in Consul, until the
+//! index has passed the requested index, or has gone back.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,11 +14,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// What it answers with at present.
+/// The present content of answers.
 #[derive(Clone)]
 pub(crate) struct State {
     pub(crate) index: u64,
-    /// Sent in place of the index, if set.
+    /// The header in place of the index, if set.
     pub(crate) index_text: Option<String>,
     pub(crate) known_leader: bool,
     pub(crate) last_contact: Duration,
@@ -26,16 +27,16 @@ pub(crate) struct State {
     /// Names in the catalog besides those of `services`.
     pub(crate) listed: Vec<String>,
     pub(crate) fault: Option<Fault>,
-    /// Only paths that end so are at fault.
+    /// The fault applies to paths that end with this text.
     pub(crate) fault_at: &'static str,
 }
 
-/// What goes wrong.
+/// A fault of an answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fault {
-    /// An error's status, with the index that Consul sends along.
+    /// An error status, with the index that Consul sends with errors.
     Status(u16),
-    /// Every question that is not answered by any server gets 500, as with a lost quorum.
+    /// Requests without `stale` get 500, as with a lost quorum.
     NotWithoutStale,
     /// A connection reset instead of an answer.
     Reset,
@@ -43,7 +44,7 @@ pub(crate) enum Fault {
     CutShort,
     /// Headers, and then nothing.
     Stall,
-    /// A whole answer, of JSON that ends in the middle.
+    /// A complete answer with incomplete JSON.
     HalfJson,
 }
 
@@ -51,7 +52,7 @@ pub(crate) enum Fault {
 pub(crate) struct Asked {
     pub(crate) path: String,
     pub(crate) query: String,
-    /// Requests that were being answered, this one included.
+    /// Requests in progress, this request included.
     pub(crate) at_once: usize,
 }
 
@@ -67,13 +68,13 @@ struct Shared {
     busy: Mutex<usize>,
 }
 
-/// One entry of a health answer.
+/// An entry of a health answer.
 pub(crate) fn entry(service: &str, id: &str, port: u16) -> Value {
     json!({ "Node": { "Node": "n1", "Address": "10.0.0.1" }, "Service": { "ID": id, "Service": service, "Port": port }, "Checks": [] })
 }
 
 impl FakeConsul {
-    /// Services with these numbers of instances.
+    /// Starts a stand-in that has these services with these numbers of instances.
     pub(crate) async fn start(services: &[(&str, u16)]) -> Self {
         let instances = |name: &str, count| {
             (1..=count)
@@ -115,12 +116,12 @@ impl FakeConsul {
         format!("http://{}", self.address)
     }
 
-    /// Changes it, and lets blocked questions look again.
+    /// Changes the state, and wakes blocked requests.
     pub(crate) fn change(&self, change: impl FnOnce(&mut State)) {
         self.shared.state.send_modify(change);
     }
 
-    /// Changes it, and lets blocked questions sleep on.
+    /// Changes the state without waking blocked requests.
     pub(crate) fn change_silently(&self, change: impl FnOnce(&mut State)) {
         self.shared.state.send_if_modified(|state| {
             change(state);
@@ -128,7 +129,7 @@ impl FakeConsul {
         });
     }
 
-    /// All questions so far.
+    /// All requests so far.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.shared.asked.lock().unwrap().clone()
     }
@@ -154,7 +155,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
             at_once,
         });
         let mut writer = Writer(&stream);
-        // Someone who hangs up while waiting is busy no more.
+        // A client that disconnects while its request blocks has no request in progress.
         let go_on = tokio::select! {
             go_on = answer(&mut writer, &shared, &path, &query) => go_on,
             () = hung_up(&stream) => false,
@@ -166,7 +167,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-/// Writes through a shared reference, so that someone else can watch the same connection for its end.
+/// Writes through a shared reference, so that another future can watch the end of the connection.
 struct Writer<'a>(&'a TcpStream);
 
 impl Writer<'_> {
@@ -222,7 +223,7 @@ async fn answer(stream: &mut Writer<'_>, shared: &Shared, path: &str, query: &st
     let asked: Option<u64> = param("index").map(|index| index.parse().unwrap());
     let wait = param("wait").map_or(0, |wait| wait.trim_end_matches("ms").parse().unwrap());
     let until = Instant::now() + Duration::from_millis(wait);
-    // Like Consul, what is sent when the wait is over is what was there when it began.
+    // As in Consul, the answer at the end of a wait is the state from the start of the wait.
     let mut state = changes.borrow_and_update().clone();
     while asked == Some(state.index) && state.fault.is_none() {
         match tokio::time::timeout_at(until, changes.changed()).await {
@@ -249,7 +250,7 @@ async fn answer(stream: &mut Writer<'_>, shared: &Shared, path: &str, query: &st
     }
     .to_string();
     let index = state.index_text.clone().unwrap_or_else(|| state.index.to_string());
-    // The leader itself, asked without `stale`, is never behind.
+    // The leader, asked without `stale`, never lags.
     let (known_leader, last_contact) = match query.contains("stale") {
         true => (state.known_leader, state.last_contact),
         false => (true, Duration::ZERO),
@@ -283,7 +284,7 @@ async fn answer(stream: &mut Writer<'_>, shared: &Shared, path: &str, query: &st
             std::future::pending().await
         }
         Some(Fault::Reset) => {
-            // With unsent or unread data and no lingering, the end of a connection is a reset.
+            // Closing a connection with unread data and without lingering sends a reset.
             #[expect(deprecated, reason = "zero seconds do not block")]
             let _ = stream.0.set_linger(Some(Duration::ZERO));
             false

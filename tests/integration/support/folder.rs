@@ -1,10 +1,10 @@
-//! A folder for what an agent reads.
+//! A folder for the files that an agent reads.
 
 use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-/// Removed when dropped.
+/// A folder that is removed when dropped.
 pub(crate) struct Folder(TempDir);
 
 impl Folder {
@@ -16,7 +16,7 @@ impl Folder {
         self.0.path().join(name)
     }
 
-    /// Writes a file as careful tools do: a new one, moved over the old one.
+    /// Writes a new file, and renames the new file over the old file.
     pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let (new, path) = (self.path(&format!("{name}.new")), self.path(name));
         std::fs::write(&new, text).unwrap();

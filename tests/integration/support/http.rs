@@ -1,4 +1,4 @@
-//! HTTP/1.1 over a plain socket: the test decides on every byte of a request, as no client library would let it.
+//! HTTP/1.1 over a plain socket, so that a test decides every byte of a request.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,7 +9,7 @@ use serde_json::Value;
 /// How long an answer may take, unless set otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One answer.
+/// An answer.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -18,7 +18,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// A header that stands there once at most; its name in lower case.
+    /// The value of a header that occurs at most once; the name is in lower case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut found = self.headers.iter().filter(|(known, _)| known == name);
         let value = found.next().map(|(_, value)| value.as_str());
@@ -53,7 +53,7 @@ impl Connection {
         })
     }
 
-    /// Bounds each read from now on.
+    /// Sets the timeout of each read.
     pub(crate) fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
         self.stream.set_read_timeout(Some(timeout))
     }
@@ -63,7 +63,7 @@ impl Connection {
         self.stream.write_all(bytes)
     }
 
-    /// One request with these header lines besides `Host`, which is given here only when none of them is one.
+    /// Sends a request with these header lines. Adds `Host` if the lines have none.
     pub(crate) fn ask(&mut self, method: &str, target: &str, headers: &[&str]) -> io::Result<Response> {
         let mut request = format!("{method} {target} HTTP/1.1\r\n");
         if !headers
@@ -81,7 +81,7 @@ impl Connection {
         self.response(method)
     }
 
-    /// One POST of a body that calls itself JSON.
+    /// Sends a POST of type JSON.
     pub(crate) fn post(&mut self, target: &str, json: &str) -> io::Result<Response> {
         let length = json.len();
         let head = format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n");
@@ -89,7 +89,7 @@ impl Connection {
         self.response("POST")
     }
 
-    /// Waits until some of an answer has come, and takes no more of it.
+    /// Waits for the first bytes of an answer, and reads no more.
     pub(crate) fn wait_for_some(&self) -> io::Result<()> {
         match self.stream.peek(&mut [0])? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -97,7 +97,7 @@ impl Connection {
         }
     }
 
-    /// Reads one answer.
+    /// Reads an answer.
     pub(crate) fn response(&mut self, method: &str) -> io::Result<Response> {
         let end = loop {
             if let Some(at) = self.pending.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -122,7 +122,7 @@ impl Connection {
         let length = match length {
             _ if method == "HEAD" => 0,
             Some((_, length)) => length.parse().map_err(io::Error::other)?,
-            // Every answer of the agent is of a known length; only the demo's own are not.
+            // Every answer of the agent has a length; only answers of the demo have none.
             None => return Err(io::Error::other(format!("no content-length: {head}"))),
         };
         while self.pending.len() < length {
@@ -166,13 +166,13 @@ impl Connection {
     }
 }
 
-/// One request on a connection of its own.
+/// Sends a request on a new connection.
 pub(crate) fn ask(address: SocketAddr, method: &str, target: &str, headers: &[&str]) -> Response {
     let answer = Connection::open(address).and_then(|mut connection| connection.ask(method, target, headers));
     answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"))
 }
 
-/// A GET on a connection of its own.
+/// Sends a GET on a new connection.
 pub(crate) fn get(address: SocketAddr, target: &str) -> Response {
     ask(address, "GET", target, &[])
 }

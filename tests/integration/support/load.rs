@@ -1,8 +1,8 @@
-//! Picks at a fixed rate, whatever the answers do, each compared with what is registered.
+//! Picks at a fixed rate, independent of the answers. Each pick is compared with the registrations.
 //!
-//! The load is open loop: pick number i is due at start + i / rate, and its time counts from then, so an agent that stalls
-//! is charged for every pick that should have been sent meanwhile. A pick is *lost* when it is not answered with 200 within
-//! a second, or when its address is not one that is registered.
+//! The load is open loop: pick number i is due at start + i / rate, and its time counts from then,
+//! so an agent that stalls is charged for every pick that was due meanwhile. A pick is *lost* if
+//! its answer is not a 200 within a second, or if its address is not registered.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use super::http::{Connection, Response};
 use super::until;
 
-/// From the moment at which a pick was due.
+/// Bound for an answer, from the time at which the pick was due.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Connections that share the rate, so that one that is lost does not hold up all picks.
+/// Connections that share the rate, so that a lost connection does not delay all picks.
 const CONNECTIONS: u32 = 4;
 
-/// Which addresses are registered, and until when those that are no longer were.
+/// The registered addresses, and the times at which removed addresses were removed.
 #[derive(Clone, Default)]
 pub(crate) struct Oracle {
     addresses: Arc<Mutex<HashMap<String, Option<Instant>>>>,
@@ -28,7 +28,7 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    /// Addresses may be picked for `grace` after they were taken out.
+    /// Addresses may be picked for `grace` after their removal.
     pub(crate) fn new(grace: Duration, addresses: impl IntoIterator<Item = String>) -> Self {
         let addresses = addresses.into_iter().map(|address| (address, None)).collect();
         Self {
@@ -37,12 +37,12 @@ impl Oracle {
         }
     }
 
-    /// To be called before the address is registered.
+    /// Call this before the address is registered.
     pub(crate) fn add(&self, address: &str) {
         self.addresses.lock().unwrap().insert(address.to_owned(), None);
     }
 
-    /// To be called once the address is no longer registered.
+    /// Call this once the address is no longer registered.
     pub(crate) fn remove(&self, address: &str) {
         self.addresses
             .lock()
@@ -59,7 +59,7 @@ impl Oracle {
     }
 }
 
-/// What came of it.
+/// The result of a load.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) picks: u64,
@@ -74,7 +74,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Prints what was counted, and fails the test unless at least so many picks were made and none was lost.
+    /// Prints the counts. Fails the test if there were fewer picks, or if a pick was lost.
     pub(crate) fn check(&self, what: &str, least: u64) {
         eprintln!(
             "{what}: {} picks, {} lost, slowest {:.1} ms, {} with stale_seconds, {} reconnects",
@@ -108,7 +108,7 @@ impl Tally {
     }
 }
 
-/// Picks until it is stopped.
+/// A load that picks until it is stopped.
 pub(crate) struct Picker {
     stop: Arc<AtomicBool>,
     picks: Arc<AtomicU64>,
@@ -116,7 +116,7 @@ pub(crate) struct Picker {
 }
 
 impl Picker {
-    /// Starts to ask `target` (`/pick/...`, answered as JSON) so many times a second.
+    /// Starts to request `target` (`/pick/...`, answered as JSON) at a rate per second.
     pub(crate) fn start(agent: SocketAddr, target: &str, rate: u32, oracle: &Oracle) -> Self {
         let (stop, picks) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let start = Instant::now();
@@ -152,7 +152,7 @@ impl Picker {
         self.picks.load(Ordering::Relaxed)
     }
 
-    /// Goes on until there are so many picks, however soon everything else was done; then stops and checks what was counted.
+    /// Continues until there are this many picks, then stops and checks the counts.
     pub(crate) fn check(self, what: &str, least: u64) {
         let bound = Duration::from_secs(45);
         until(bound, &format!("{what}: {least} picks"), || {

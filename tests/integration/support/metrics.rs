@@ -1,8 +1,8 @@
-//! Prometheus text, read back.
+//! A parser of the Prometheus text format.
 
 use std::collections::BTreeMap;
 
-/// A series' name and labels.
+/// Name and labels of a series.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Series {
     pub(crate) name: String,
@@ -10,7 +10,7 @@ pub(crate) struct Series {
 }
 
 impl Series {
-    /// Reads `name{label="value",...}`; labels in any order.
+    /// Parses `name{label="value",...}`, with labels in any order.
     pub(crate) fn parse(text: &str) -> Self {
         let (name, labels) = text.split_once('{').unwrap_or((text, "}"));
         let labels = labels.strip_suffix("\"}").unwrap_or_default().split("\",");
@@ -25,7 +25,7 @@ impl Series {
     }
 }
 
-/// Every sample, in the order in which they stand there.
+/// All samples, in the order of the text.
 pub(crate) fn samples(text: &str) -> Vec<(Series, f64)> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let parsed = lines.map(|line| {

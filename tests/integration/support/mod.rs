@@ -1,4 +1,5 @@
-//! What the tests stand on: real servers, stand-ins for what real ones cannot be made to do, and waiting with a bound.
+//! Support of the tests: real servers, stand-ins for faults that a real server cannot show on
+//! demand, and waits with a bound.
 
 pub(crate) mod agent;
 pub(crate) mod backend;
@@ -14,12 +15,14 @@ pub(crate) mod pool;
 pub(crate) mod prometheus;
 pub(crate) mod promql;
 pub(crate) mod proxy;
+pub(crate) mod services;
 
 use std::future::Future;
 use std::net::TcpListener;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-/// Tries until the condition gives a value, and fails the test when it has not within `bound`.
+/// Waits until the condition gives a value. Fails the test after `bound`.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
     bound: Duration,
     what: &str,
@@ -35,7 +38,7 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
     }
 }
 
-/// The same for conditions that need no runtime.
+/// Waits as `eventually` does, for a condition that needs no runtime.
 pub(crate) fn until<T>(bound: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -47,9 +50,19 @@ pub(crate) fn until<T>(bound: Duration, what: &str, mut condition: impl FnMut() 
     }
 }
 
-/// Ports that nobody listened on a moment ago.
+/// Ports without a listener at the time of the call.
 pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
-    // All held at once, so that they differ.
+    // All listeners are open at the same time, so that the ports differ.
     let held: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     held.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// Sends a signal by name, such as `TERM`, to a process that the test started.
+pub(crate) fn signal(process: &Child, name: &str) {
+    let status = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(process.id().to_string())
+        .status()
+        .unwrap();
+    assert!(status.success(), "kill -{name}");
 }

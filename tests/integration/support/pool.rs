@@ -1,4 +1,4 @@
-//! What can be picked of a service, seen over HTTP.
+//! The instances of a service that can be picked, over HTTP.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ pub(crate) fn ids(agent: &Agent, service: &str) -> Vec<String> {
     pool(agent, service).into_keys().collect()
 }
 
-/// Waits until exactly these can be picked, and says how long that took.
+/// Waits until exactly these ids can be picked, and returns the time that this took.
 pub(crate) fn until_picked(agent: &Agent, service: &str, expected: &[&str], bound: Duration) -> Duration {
     let started = Instant::now();
     until(bound, &format!("{service} is {expected:?}"), || {
@@ -35,7 +35,7 @@ pub(crate) fn until_picked(agent: &Agent, service: &str, expected: &[&str], boun
     started.elapsed()
 }
 
-/// How many instances are registered.
+/// The number of registered instances.
 pub(crate) fn total(agent: &Agent, service: &str) -> u64 {
     let answer = agent.get(&format!("/services/{service}"));
     match answer.status {

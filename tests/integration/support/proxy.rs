@@ -1,4 +1,4 @@
-//! A TCP proxy that counts: connections open at once, and requests that went through.
+//! A TCP proxy that counts connections open at once, and requests.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ struct Counts {
 }
 
 impl Proxy {
-    /// Passes everything on to a port on 127.0.0.1.
+    /// Forwards connections to a port on 127.0.0.1.
     pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -48,7 +48,7 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// The most connections that were open at once.
+    /// The highest number of connections open at once.
     pub(crate) fn most_connections(&self) -> usize {
         self.counts.most.load(Ordering::SeqCst)
     }
@@ -59,7 +59,8 @@ impl Proxy {
     }
 }
 
-/// Until either side ends. The watcher sends each request in one write, so its first bytes are at the start of a read.
+/// Forwards bytes until either side closes. The watcher sends each request in one write, so a
+/// request starts at the start of a read.
 async fn pass(client: TcpStream, server: TcpStream, counts: &Counts) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
