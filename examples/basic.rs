@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Outcome::Failure
             }
         };
-        balancer.finish(request, outcome, clock.now().since(started));
+        request.finish(outcome, clock.now().since(started));
     }
 
     let statistics = balancer.statistics();

@@ -69,7 +69,7 @@ impl MicroserviceLoadBalancer {
             Ok(_) => Outcome::Success,
             Err(_) => Outcome::Failure,
         };
-        balancer.finish(request, outcome, self.clock.now().since(started));
+        request.finish(outcome, self.clock.now().since(started));
         answer
     }
 

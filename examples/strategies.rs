@@ -60,7 +60,7 @@ fn distribution(strategy: LoadBalancingStrategy) -> Result<BTreeMap<String, u32>
     for number in 0..REQUESTS {
         clock.advance(EVERY);
         for (_, latency, request) in in_flight.extract_if(.., |(ends, ..)| *ends <= clock.now()) {
-            balancer.finish(request, Outcome::Success, latency);
+            request.finish(Outcome::Success, latency);
         }
         // Only `consistent_hash` uses the key: 300 sessions of four requests each.
         let session = format!("session-{}", number % 300);

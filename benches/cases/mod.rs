@@ -144,7 +144,7 @@ fn report(balancer: &LoadBalancer, clock: &Manual, count: usize) {
     for acquired in held {
         clock.advance(Duration::from_secs(5) / reports as u32);
         let latency = Duration::from_micros(fastrand::u64(1_000..20_000));
-        balancer.finish(acquired, Outcome::Success, latency);
+        acquired.finish(Outcome::Success, latency);
     }
 }
 

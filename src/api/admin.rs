@@ -54,7 +54,7 @@ struct WeightBody {
 struct Request {
     api: Arc<Api>,
     by: String,
-    balancer: Arc<LoadBalancer>,
+    balancer: LoadBalancer,
     id: InstanceId,
 }
 

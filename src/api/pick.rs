@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use super::Api;
 use super::error::ApiError;
 use super::query;
-use crate::balancer::{Context, Lease, LeaseDenied, LoadBalancer, Pick, ServiceName, Source};
+use crate::balancer::{Context, Lease, LeaseDenied, Pick, ServiceName, Source};
 
 const KNOWN: &str = "key, n, exclude, tag, format";
 const KNOWN_TO_POST: &str = "key, n, exclude, tag, format, ttl";
@@ -153,7 +153,6 @@ pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request)
         .map(|instances| instances - 1);
     let answer = Answer {
         api: &api,
-        balancer: &balancer,
         pick: &pick,
         context: &context,
         alternates,
@@ -184,7 +183,6 @@ fn respond(content_type: &'static str, body: Vec<u8>) -> Response {
 /// A pick on its way out.
 struct Answer<'a> {
     api: &'a Api,
-    balancer: &'a LoadBalancer,
     pick: &'a Pick,
     context: &'a Context<'a>,
     /// How many alternates were asked for.
@@ -196,10 +194,7 @@ struct Answer<'a> {
 impl Answer<'_> {
     fn text(&self) -> Vec<u8> {
         let mut body = self.pick.bodies().text.to_vec();
-        for alternate in self
-            .pick
-            .alternates(self.balancer, self.alternates.unwrap_or(0), self.context)
-        {
+        for alternate in self.pick.alternates(self.alternates.unwrap_or(0), self.context) {
             body.extend_from_slice(&alternate.bodies().text);
         }
         body
@@ -221,12 +216,7 @@ impl Answer<'_> {
         }
         if let Some(count) = self.alternates {
             body.extend_from_slice(b",\"alternates\":[");
-            for (index, alternate) in self
-                .pick
-                .alternates(self.balancer, count, self.context)
-                .iter()
-                .enumerate()
-            {
+            for (index, alternate) in self.pick.alternates(count, self.context).iter().enumerate() {
                 if index > 0 {
                     body.push(b',');
                 }

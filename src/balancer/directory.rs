@@ -31,7 +31,7 @@ const SHARDS: usize = 64;
 /// How long a service without instances is still known, if the configuration does not name it.
 pub const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 
-type Shard = HashMap<ServiceName, Arc<LoadBalancer>>;
+type Shard = HashMap<ServiceName, LoadBalancer>;
 
 /// How each service is balanced.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -99,13 +99,13 @@ impl Directory {
     /// The balancer of a service, if the service is known.
     #[must_use]
     #[inline]
-    pub fn get(&self, service: &str) -> Option<Arc<LoadBalancer>> {
+    pub fn get(&self, service: &str) -> Option<LoadBalancer> {
         self.shard(service).load().get(service).cloned()
     }
 
     /// Every known service, sorted by name.
     #[must_use]
-    pub fn services(&self) -> Vec<Arc<LoadBalancer>> {
+    pub fn services(&self) -> Vec<LoadBalancer> {
         let mut all: Vec<_> = self
             .shards
             .iter()
@@ -216,7 +216,7 @@ impl Directory {
     /// As for `select_instance`. A pick whose lease is denied stands: it is an answer like any other, only not in flight.
     pub fn lease(
         &self,
-        balancer: &Arc<LoadBalancer>,
+        balancer: &LoadBalancer,
         context: &Context<'_>,
         ttl: Option<Duration>,
     ) -> Result<(Pick, Result<Lease, LeaseDenied>), PickError> {
@@ -362,14 +362,14 @@ impl Directory {
 
     /// Ends the overrides that are due, which [`advance`](Self::advance) does as well, and returns when the next one ends.
     pub fn end_overrides(&self, now: Timestamp) -> Option<Timestamp> {
-        let ends = |balancer: &Arc<LoadBalancer>| balancer.end_overrides(now);
+        let ends = |balancer: &LoadBalancer| balancer.end_overrides(now);
         self.services().iter().filter_map(ends).min()
     }
 
     /// Orders that ended by themselves since this was last asked.
     #[must_use]
     pub fn take_ended(&self) -> Vec<(ServiceName, Ended)> {
-        let of = |balancer: Arc<LoadBalancer>| {
+        let of = |balancer: LoadBalancer| {
             let ended = balancer.take_ended();
             ended.into_iter().map(move |ended| (balancer.service().clone(), ended))
         };
@@ -377,16 +377,15 @@ impl Directory {
     }
 
     /// The balancer of a service, made if need be. Called under the writers' lock.
-    fn known(&self, service: &ServiceName, config: &LoadBalancerConfig) -> Arc<LoadBalancer> {
+    fn known(&self, service: &ServiceName, config: &LoadBalancerConfig) -> LoadBalancer {
         if let Some(balancer) = self.get(service.as_str()) {
             return balancer;
         }
         let seed = fastrand::u64(..);
-        let made = LoadBalancer::with_environment(service.clone(), config.clone(), self.environment.clone(), seed);
-        let balancer = Arc::new(made);
+        let balancer = LoadBalancer::with_environment(service.clone(), config.clone(), self.environment.clone(), seed);
         self.shard(service.as_str()).rcu(|shard| {
             let mut shard = Shard::clone(shard);
-            shard.insert(service.clone(), Arc::clone(&balancer));
+            shard.insert(service.clone(), balancer.clone());
             shard
         });
         balancer

@@ -114,10 +114,10 @@ impl LoadBalancer {
     /// Why picks go where they go, and where one with this key would go. Changes nothing.
     #[must_use]
     pub fn explain(&self, key: Option<&[u8]>) -> Explanation {
-        let view = self.view.load_full();
+        let view = self.shared.view.load_full();
         let subject = self.subject(&view);
         let key = key.filter(|_| view.ring().is_some()).map(|key| {
-            let member = view.peek(&Context::new().with_key(key), &self.load);
+            let member = view.peek(&Context::new().with_key(key), &self.shared.load);
             ExplainedKey {
                 instance: member.map(|member| member.instance.id().clone()),
                 ring_order: subject.ring_order(key),
@@ -129,7 +129,7 @@ impl LoadBalancer {
             panic: view.panic,
             eligible_instances: view.eligible,
             usable_instances: view.usable,
-            build_time: Duration::from_nanos(self.build_time.load(Ordering::Relaxed)),
+            build_time: Duration::from_nanos(self.shared.build_time.load(Ordering::Relaxed)),
             instances: subject.instances(None),
             key,
         }
@@ -138,16 +138,16 @@ impl LoadBalancer {
     /// The same for one instance; `None` if it is not registered.
     #[must_use]
     pub fn explain_instance(&self, id: &InstanceId) -> Option<ExplainedInstance> {
-        let view = self.view.load_full();
+        let view = self.shared.view.load_full();
         self.subject(&view).instances(Some(id)).pop()
     }
 
     fn subject<'a>(&'a self, view: &'a View) -> Subject<'a> {
         Subject {
             view,
-            load: &self.load,
-            mode: view.mode(&self.load),
-            now: self.environment.clock.now(),
+            load: &self.shared.load,
+            mode: view.mode(&self.shared.load),
+            now: self.shared.environment.clock.now(),
         }
     }
 }

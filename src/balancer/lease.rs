@@ -140,7 +140,7 @@ pub struct LeaseDenied;
 /// Whom a report is about.
 #[derive(Debug)]
 pub(crate) struct Subject {
-    pub(crate) balancer: Arc<LoadBalancer>,
+    pub(crate) balancer: LoadBalancer,
     pub(crate) live: Arc<Live>,
 }
 
@@ -184,7 +184,6 @@ enum State {
 }
 
 struct Open {
-    balancer: Arc<LoadBalancer>,
     acquired: Acquired,
     ttl: Duration,
     expires_at: Timestamp,
@@ -193,11 +192,11 @@ struct Open {
 impl Open {
     /// Frees the place in flight.
     fn end(self) -> Subject {
-        let live = Arc::clone(self.acquired.live());
-        self.balancer.lease_counts().open.fetch_sub(1, Ordering::Relaxed);
+        let balancer = self.acquired.balancer().clone();
+        balancer.lease_counts().open.fetch_sub(1, Ordering::Relaxed);
         Subject {
-            balancer: self.balancer,
-            live,
+            balancer,
+            live: Arc::clone(self.acquired.live()),
         }
     }
 }
@@ -240,7 +239,7 @@ impl Leases {
     /// Opens a lease, unless too many are open, over all or of the service. `acquire` is called only if not.
     pub(crate) fn take(
         &self,
-        balancer: &Arc<LoadBalancer>,
+        balancer: &LoadBalancer,
         most_of_service: usize,
         ttl: Duration,
         now: Timestamp,
@@ -254,7 +253,6 @@ impl Leases {
             return Err(LeaseDenied);
         }
         let open = Open {
-            balancer: Arc::clone(balancer),
             acquired: acquire(),
             ttl,
             expires_at: now + ttl,
@@ -279,7 +277,7 @@ impl Leases {
     }
 
     /// Starts a lease's time again, if it is open. Returns whose it is.
-    pub(crate) fn renew(&self, id: LeaseId, now: Timestamp) -> Option<Arc<LoadBalancer>> {
+    pub(crate) fn renew(&self, id: LeaseId, now: Timestamp) -> Option<LoadBalancer> {
         if !self.key.signed(id) {
             return None;
         }
@@ -346,7 +344,11 @@ impl Table {
                 self.free.push_back(id.place);
                 // A batch may have ended before it.
                 if open.expires_at <= now {
-                    open.balancer.lease_counts().expired.fetch_add(1, Ordering::Relaxed);
+                    open.acquired
+                        .balancer()
+                        .lease_counts()
+                        .expired
+                        .fetch_add(1, Ordering::Relaxed);
                     return Some(Completed::Late(open.end()));
                 }
                 Some(Completed::InTime(open.end()))
@@ -354,14 +356,14 @@ impl Table {
         }
     }
 
-    fn renew(&mut self, id: LeaseId, now: Timestamp) -> Option<Arc<LoadBalancer>> {
+    fn renew(&mut self, id: LeaseId, now: Timestamp) -> Option<LoadBalancer> {
         let State::Open(open) = &mut self.place(id)?.state else {
             return None;
         };
         if open.expires_at <= now {
             return None;
         }
-        let balancer = Arc::clone(&open.balancer);
+        let balancer = open.acquired.balancer().clone();
         let before = std::mem::replace(&mut open.expires_at, now + open.ttl);
         let after = open.expires_at;
         self.due.remove(&(before, id.place));
@@ -379,7 +381,11 @@ impl Table {
             self.due.pop_first();
             let place = &mut self.places[index as usize];
             if let State::Open(open) = std::mem::replace(&mut place.state, State::Free) {
-                open.balancer.lease_counts().expired.fetch_add(1, Ordering::Relaxed);
+                open.acquired
+                    .balancer()
+                    .lease_counts()
+                    .expired
+                    .fetch_add(1, Ordering::Relaxed);
                 place.state = State::Late(open.end());
             }
             self.late.push_back((now, index));
@@ -444,7 +450,7 @@ mod helper {
     /// One service with one instance, and its leases.
     pub(super) struct World {
         pub(super) leases: Leases,
-        pub(super) balancer: Arc<LoadBalancer>,
+        pub(super) balancer: LoadBalancer,
     }
 
     pub(super) const TTL: Duration = Duration::from_secs(10);
@@ -459,7 +465,7 @@ mod helper {
             balancer.add_instance(ServiceInstance::new("a", "10.0.0.1", 80).unwrap());
             Self {
                 leases: Leases::new(LeaseKey::new([7; 16]), most),
-                balancer: Arc::new(balancer),
+                balancer,
             }
         }
 

@@ -94,6 +94,8 @@ pub(crate) struct View {
     pub(crate) usable: usize,
     all: Candidates,
     ring: Option<Arc<Ring>>,
+    /// For alternates, which are asked of a pick.
+    load: Arc<Load>,
     tagged: OnceLock<Box<[OnceLock<Tagged>]>>,
 }
 
@@ -104,6 +106,7 @@ const WATCHFUL: u64 = u64::MAX;
 pub(crate) struct ViewParts<'a> {
     pub(crate) epoch: u64,
     pub(crate) health: PoolHealth,
+    pub(crate) load: Arc<Load>,
     pub(crate) turn: Arc<Turn>,
     pub(crate) previous: Option<&'a View>,
 }
@@ -122,6 +125,7 @@ impl View {
         let ViewParts {
             epoch,
             health,
+            load,
             turn,
             previous,
         } = made;
@@ -144,6 +148,7 @@ impl View {
             usable: health.usable,
             all,
             ring,
+            load,
             tagged: OnceLock::new(),
         }
     }
@@ -281,12 +286,12 @@ impl View {
 
     /// Up to `count` more instances than `first`, each once, in the order in which to try them: ring order for a hashed key,
     /// else drawn by weight. Advances nothing.
-    pub(crate) fn alternates(&self, first: u32, count: usize, context: &Context<'_>, load: &Load) -> Vec<u32> {
+    pub(crate) fn alternates(&self, first: u32, count: usize, context: &Context<'_>) -> Vec<u32> {
         let (candidates, rest) = match (!context.tags.is_empty()).then(|| self.tagged(context.tags)).flatten() {
             Some(candidates) => (candidates, Context { tags: &[], ..*context }),
             None => (&self.all, *context),
         };
-        candidates.alternates(&self.members, first, count, &rest, load)
+        candidates.alternates(&self.members, first, count, &rest, &self.load)
     }
 }
 

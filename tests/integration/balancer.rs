@@ -279,7 +279,7 @@ fn alternates_are_distinct_follow_the_request_and_count_no_pick() {
         let context = Context::new().with_key("k").with_exclude(&["b"]);
         for _ in 0..50 {
             let pick = balancer.select_instance(&context).unwrap();
-            let alternates = pick.alternates(&balancer, 15, &context);
+            let alternates = pick.alternates(15, &context);
             let mut ids: BTreeSet<&str> = alternates
                 .iter()
                 .map(|alternate| alternate.instance().id().as_str())
@@ -289,7 +289,7 @@ fn alternates_are_distinct_follow_the_request_and_count_no_pick() {
                 ids.insert(pick.id().as_str()) && !ids.contains("b"),
                 "{strategy} {ids:?}"
             );
-            assert_eq!(pick.alternates(&balancer, 2, &context).len(), 2);
+            assert_eq!(pick.alternates(2, &context).len(), 2);
         }
         assert_eq!(balancer.statistics().total_requests, 50);
     }
@@ -303,7 +303,7 @@ fn hashed_alternates_are_the_next_instances_on_the_ring() {
         let context = Context::new().with_key(&key);
         let pick = balancer.select_instance(&context).unwrap();
         let next: Vec<String> = pick
-            .alternates(&balancer, 3, &context)
+            .alternates(3, &context)
             .iter()
             .map(|next| next.instance().id().to_string())
             .collect();
@@ -428,7 +428,7 @@ fn ties_rotate() {
     for _ in 0..300 {
         let acquired = balancer.acquire(&Context::new()).unwrap();
         *counts.entry(acquired.id().to_string()).or_default() += 1;
-        balancer.finish(acquired, Outcome::Success, Duration::from_millis(1));
+        acquired.finish(Outcome::Success, Duration::from_millis(1));
     }
     let used: Vec<usize> = counts.values().copied().collect();
     assert_eq!(used.len(), 2, "{counts:?}");
@@ -448,7 +448,7 @@ fn drive(
         let acquired = balancer.acquire(&Context::new()).unwrap();
         let id = acquired.id().to_string();
         let (outcome, milliseconds) = answer(&id);
-        balancer.finish(acquired, outcome, Duration::from_millis(milliseconds));
+        acquired.finish(outcome, Duration::from_millis(milliseconds));
         *counts.entry(id).or_default() += 1;
         clock.advance(Duration::from_millis(10));
     }
@@ -589,7 +589,7 @@ impl Leased {
             .apply(&self.name, ids.iter().map(|id| Arc::new(instance(id, 1))));
     }
 
-    fn balancer(&self) -> Arc<LoadBalancer> {
+    fn balancer(&self) -> LoadBalancer {
         self.directory.get("web").unwrap()
     }
 
@@ -722,17 +722,15 @@ fn outcomes_are_counted_for_what_they_are() {
         Outcome::Rejected,
     ];
     for (outcome, milliseconds) in outcomes.into_iter().zip(milliseconds) {
-        balancer.finish(
-            balancer.acquire(&Context::new()).unwrap(),
-            outcome,
-            Duration::from_millis(milliseconds),
-        );
+        balancer
+            .acquire(&Context::new())
+            .unwrap()
+            .finish(outcome, Duration::from_millis(milliseconds));
     }
-    balancer.finish(
-        balancer.acquire(&Context::new()).unwrap(),
-        Outcome::Cancelled,
-        Duration::from_secs(9),
-    );
+    balancer
+        .acquire(&Context::new())
+        .unwrap()
+        .finish(Outcome::Cancelled, Duration::from_secs(9));
     let statistics = balancer.statistics();
     assert_eq!(
         (
@@ -750,11 +748,10 @@ fn outcomes_are_counted_for_what_they_are() {
     let a = &statistics.instances[&"a".parse::<InstanceId>().unwrap()];
     assert_eq!((a.consecutive_failures, a.active_connections), (4, 0));
     assert_eq!(a.average_response_time, Duration::from_millis(20));
-    balancer.finish(
-        balancer.acquire(&Context::new()).unwrap(),
-        Outcome::Success,
-        Duration::ZERO,
-    );
+    balancer
+        .acquire(&Context::new())
+        .unwrap()
+        .finish(Outcome::Success, Duration::ZERO);
     assert_eq!(
         balancer.statistics().instances[&"a".parse::<InstanceId>().unwrap()].consecutive_failures,
         0
@@ -765,11 +762,10 @@ fn outcomes_are_counted_for_what_they_are() {
 fn live_state_survives_weight_change_strategy_change_and_re_registration() {
     let (balancer, clock) = timed(LoadBalancerConfig::default(), [instance("a", 1), instance("b", 1)]);
     let held = balancer.acquire(&Context::new().with_exclude(&["b"])).unwrap();
-    balancer.finish(
-        balancer.acquire(&Context::new().with_exclude(&["b"])).unwrap(),
-        Outcome::Failure,
-        Duration::from_millis(7),
-    );
+    balancer
+        .acquire(&Context::new().with_exclude(&["b"]))
+        .unwrap()
+        .finish(Outcome::Failure, Duration::from_millis(7));
     let of_a = || balancer.statistics().instances[&"a".parse::<InstanceId>().unwrap()].clone();
     let learned = |a: &pickd::balancer::InstanceStatistics| {
         (
@@ -865,11 +861,10 @@ fn a_thousand_picks_render_nothing_and_allocate_nothing() {
         balancer.apply(instances.map(Arc::new));
         assert_eq!(render.0.load(Ordering::Relaxed), 100);
         let _in_flight = balancer.acquire(&Context::new()).unwrap();
-        balancer.finish(
-            balancer.acquire(&Context::new()).unwrap(),
-            Outcome::Success,
-            Duration::from_millis(1),
-        );
+        balancer
+            .acquire(&Context::new())
+            .unwrap()
+            .finish(Outcome::Success, Duration::from_millis(1));
         let tagged = Context::new().with_key("key").with_tags(&["v1"]).with_exclude(&["i7"]);
         balancer.select_instance(&tagged).unwrap();
         let allocations = allocation_counter::measure(|| {
@@ -1097,7 +1092,7 @@ proptest! {
                             let is_trial = objections.as_slice() == [UnavailableReason::BreakerHalfOpen];
                             prop_assert!(objections.is_empty() || is_trial || pick.panic(), "{:?}", objections);
                             prop_assert!(may(&pick), "{:?}", pick);
-                            for alternate in pick.alternates(&balancer, 3, &context) {
+                            for alternate in pick.alternates(3, &context) {
                                 prop_assert!(may(alternate.instance()));
                             }
                         }
@@ -1112,7 +1107,7 @@ proptest! {
                 Step::Finish(outcome) => if let Some(acquired) = held.pop() {
                     use Outcome::{Cancelled, ConnectError, Failure, Rejected, Success, Timeout};
                     let outcome = [Success, Failure, Timeout, ConnectError, Rejected, Cancelled][outcome];
-                    balancer.finish(acquired, outcome, Duration::from_micros(300));
+                    acquired.finish(outcome, Duration::from_micros(300));
                 },
                 Step::Wait(seconds) => {
                     clock.advance(Duration::from_secs(seconds.into()));
@@ -1162,7 +1157,7 @@ fn an_order_acts_at_once_in_every_strategy_and_ends_with_its_time() {
             let (key, any) = (format!("key-{key}"), Context::new());
             let context = any.with_key(&key);
             let pick = balancer.select_instance(&context).unwrap();
-            let alternates = pick.alternates(&balancer, 16, &context);
+            let alternates = pick.alternates(16, &context);
             assert!(pick.id().as_str() != "a" && alternates.len() == 1, "{strategy}");
             assert!(
                 alternates
@@ -1295,7 +1290,7 @@ fn explain_tells_what_is_compared() {
     close(score(&balancer, "a"), "share", 0.2);
     let context = Context::new().with_exclude(&["a"]);
     let request = balancer.acquire(&context).unwrap();
-    balancer.finish(request, Outcome::Success, Duration::from_millis(200));
+    request.finish(Outcome::Success, Duration::from_millis(200));
     close(score(&balancer, "b"), "response_seconds_by_weight", 0.2 / 4.0);
     // An instance without samples counts with the median of the others.
     close(score(&balancer, "a"), "response_seconds_by_weight", 0.2);

@@ -377,7 +377,7 @@ fn api() -> Api {
     directory.apply(&"web".parse().unwrap(), [Arc::new(instance)]);
     let balancer = directory.get("web").unwrap();
     let request = balancer.acquire(&Context::new()).unwrap();
-    balancer.finish(request, Outcome::Success, Duration::from_millis(3));
+    request.finish(Outcome::Success, Duration::from_millis(3));
     Api {
         directory: Arc::new(directory),
         readiness: Arc::new(Readiness::new(clock.now(), Duration::ZERO)),

@@ -79,8 +79,7 @@ impl Pool {
     fn report_in(&self, id: &str, outcome: Outcome, times: usize, milliseconds: u64) {
         let requests: Vec<_> = (0..times).map(|_| self.acquire(id).expect(id)).collect();
         for request in requests {
-            self.balancer
-                .finish(request, outcome, Duration::from_millis(milliseconds));
+            request.finish(outcome, Duration::from_millis(milliseconds));
         }
     }
 
@@ -255,7 +254,7 @@ fn an_ejection_acts_on_the_next_pick_in_every_strategy() {
             let key = format!("key-{number}");
             let pick = pool.balancer.select_instance(&Context::new().with_key(&key)).unwrap();
             assert!(["c", "d"].contains(&pick.id().as_str()), "{strategy}: {}", pick.id());
-            let alternates = pick.alternates(&pool.balancer, 3, &Context::new().with_key(&key));
+            let alternates = pick.alternates(3, &Context::new().with_key(&key));
             assert_eq!(alternates.len(), 1, "{strategy}");
         }
     }
@@ -381,13 +380,13 @@ fn the_first_outcome_after_the_permit_decides() {
     pool.report("a", FAIL, 3);
     pool.until_half_open("a");
     // A request from before the opening has no effect.
-    pool.balancer.finish(early, OK, Duration::from_millis(10));
+    early.finish(OK, Duration::from_millis(10));
     assert_eq!(pool.why("a"), ["breaker_half_open"]);
     let trial = pool.acquire("a").unwrap();
     assert!(pool.acquire("a").is_none(), "one at a time");
-    pool.balancer.finish(trial, OK, Duration::from_millis(10));
+    trial.finish(OK, Duration::from_millis(10));
     assert_eq!(pool.why("a"), [""; 0]);
-    pool.balancer.finish(late, FAIL, Duration::from_millis(10));
+    late.finish(FAIL, Duration::from_millis(10));
     assert_eq!(pool.why("a"), [""; 0], "one failure is one failure");
 
     pool.report("b", FAIL, 3);
@@ -450,7 +449,7 @@ fn checks_do_not_close_breakers_and_breakers_do_not_overrule_checks() {
     pool.until_half_open("a");
     let trial = pool.acquire("a").unwrap();
     pool.check("a", REFUSED, 3);
-    pool.balancer.finish(trial, OK, Duration::from_millis(10));
+    trial.finish(OK, Duration::from_millis(10));
     assert_eq!(pool.breaker("a"), Some(BreakerState::Closed));
     assert_eq!(pool.why("a"), ["check_failed"]);
     assert_eq!(pool.picked(), ids(&["b", "c", "d"]));
@@ -615,7 +614,7 @@ fn a_recovered_instance_comes_to_its_share_slowly_in_every_strategy() {
                 let key = format!("key-{number}");
                 let request = pool.balancer.acquire(&Context::new().with_key(&key)).unwrap();
                 let is_a = request.id().as_str() == "a";
-                pool.balancer.finish(request, OK, Duration::from_millis(10));
+                request.finish(OK, Duration::from_millis(10));
                 is_a
             });
             // The share relative to one of the three other instances.
@@ -820,8 +819,7 @@ fn tables_follow_a_moment_later_or_with_the_next_request() {
     let pool = Pool::new(config(), &FOUR);
     pool.report("a", FAIL, 3);
     pool.clock.advance(Duration::from_millis(60));
-    pool.balancer
-        .finish(pool.acquire("b").unwrap(), OK, Duration::from_millis(1));
+    pool.acquire("b").unwrap().finish(OK, Duration::from_millis(1));
     // Turns continue without the ejected instance.
     let picks: Vec<String> = (0..6).map(|_| pool.pick()).collect();
     assert_eq!(picks[..3], picks[3..]);
@@ -877,7 +875,7 @@ fn a_thousand_failing_instances_are_ejected_at_once_up_to_the_cap() {
     for request in requests {
         let fails = &request.id().as_str()[1..] < "700";
         let outcome = if fails { FAIL } else { OK };
-        pool.balancer.finish(request, outcome, Duration::from_millis(5));
+        request.finish(outcome, Duration::from_millis(5));
     }
     all_are_picked_from(&pool, 500);
     let count = |pool: &Pool| {
@@ -904,7 +902,7 @@ fn a_thousand_failing_instances_are_ejected_at_once_up_to_the_cap() {
     }
     assert_eq!(trials.len(), 100);
     for trial in trials {
-        pool.balancer.finish(trial, OK, Duration::from_millis(5));
+        trial.finish(OK, Duration::from_millis(5));
     }
     pool.wait(Duration::from_secs(1));
     // A hundred instances are back, and a hundred held instances take their places.
@@ -971,7 +969,7 @@ fn an_instance_that_fails_after_leaving_is_out_when_it_returns() {
     let requests: Vec<_> = (0..3).map(|_| pool.acquire("a").unwrap()).collect();
     pool.balancer.remove_instance(&"a".parse().unwrap());
     for request in requests {
-        pool.balancer.finish(request, FAIL, Duration::from_millis(5));
+        request.finish(FAIL, Duration::from_millis(5));
     }
     pool.clock.advance(Duration::from_secs(1));
     assert_eq!(pool.balancer.tend(pool.clock.now()), None);

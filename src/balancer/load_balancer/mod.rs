@@ -52,7 +52,15 @@ mod writer;
 /// println!("{} at {}", pick.id(), pick.address());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// A handle: its clones are the same balancer.
+#[derive(Clone)]
 pub struct LoadBalancer {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What all handles of a balancer share.
+pub(crate) struct Shared {
     service: ServiceName,
     pub(crate) view: ArcSwap<View>,
     /// Goes up when an admission changes: picks of views from before look at each instance.
@@ -89,9 +97,11 @@ impl LoadBalancer {
         seed: u64,
     ) -> Self {
         let turn = Arc::new(Turn::starting_at(seed));
+        let load = Arc::new(Load::new(Arc::clone(&environment.clock)));
         let made = ViewParts {
             epoch: 0,
             health: PoolHealth::default(),
+            load: Arc::clone(&load),
             turn: Arc::clone(&turn),
             previous: None,
         };
@@ -109,13 +119,13 @@ impl LoadBalancer {
             ejections: Ejections::default(),
             upkeep: Upkeep::default(),
         };
-        Self {
+        let shared = Shared {
             service,
             view: ArcSwap::from_pointee(view),
             epoch: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
             generation: AtomicU64::new(0),
-            load: Arc::new(Load::new(Arc::clone(&environment.clock))),
+            load,
             environment,
             not_synced: AtomicU64::new(0),
             no_instances: AtomicU64::new(0),
@@ -124,47 +134,52 @@ impl LoadBalancer {
             checks_failed: AtomicU64::new(0),
             build_time: AtomicU64::new(0),
             writer: Mutex::new(writer),
+        };
+        Self {
+            shared: Arc::new(shared),
         }
     }
 
     /// The service's name.
     #[must_use]
     pub fn service(&self) -> &ServiceName {
-        &self.service
+        &self.shared.service
     }
 
     /// The configuration in force.
     #[must_use]
     pub fn config(&self) -> LoadBalancerConfig {
-        self.view.load().config.clone()
+        self.shared.view.load().config.clone()
     }
 
     /// What the strategy does at present.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.view.load().mode(&self.load)
+        self.shared.view.load().mode(&self.shared.load)
     }
 
     /// Counts a refusal. The directory does, which knows whether an empty service may only be one not heard of yet.
     pub(crate) fn count(&self, refusal: &PickError) {
         let counter = match refusal {
-            PickError::NotSynced { .. } => &self.not_synced,
-            PickError::Empty { .. } | PickError::Unknown { .. } => &self.no_instances,
-            PickError::NoneAvailable { .. } => &self.none_available,
+            PickError::NotSynced { .. } => &self.shared.not_synced,
+            PickError::Empty { .. } | PickError::Unknown { .. } => &self.shared.no_instances,
+            PickError::NoneAvailable { .. } => &self.shared.none_available,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Learns from how a request went. A success without its latency counts, and leaves the average alone.
     pub(crate) fn learn(&self, live: &Arc<Live>, outcome: Outcome, latency: Option<Duration>) {
-        let now = self.environment.clock.now();
-        let view = self.view.load();
-        live.record(outcome, latency, self.load.typical(view.slots().len()), now);
+        let now = self.shared.environment.clock.now();
+        let view = self.shared.view.load();
+        live.record(outcome, latency, self.shared.load.typical(view.slots().len()), now);
         if outcome == Outcome::Cancelled {
             return;
         }
-        self.load.reported(view.slots().iter().map(|slot| &*slot.live), now);
-        let usual = self.load.usual(&view.config);
+        self.shared
+            .load
+            .reported(view.slots().iter().map(|slot| &*slot.live), now);
+        let usual = self.shared.load.usual(&view.config);
         let steps = live.judge(outcome, latency, usual, &view.config, now);
         drop(view);
         if steps != [None, None] {
@@ -180,7 +195,7 @@ impl LoadBalancer {
         outcome: Outcome,
         latency: Option<Duration>,
     ) -> Result<(), ReportError> {
-        let now = self.environment.clock.now();
+        let now = self.shared.environment.clock.now();
         let take = || live.credit.take(live.picks.load(Ordering::Relaxed), now);
         // The latest picks may not have been handed over yet: only who seems to have no credit is worth asking for them.
         let credited = take() || {
@@ -196,7 +211,7 @@ impl LoadBalancer {
 
     /// The live state of a registered instance, or of one that left lately.
     pub(crate) fn live(&self, id: &str) -> Option<Arc<Live>> {
-        let view = self.view.load();
+        let view = self.shared.view.load();
         match view
             .members
             .binary_search_by(|member| member.instance.id().as_str().cmp(id))
@@ -207,31 +222,31 @@ impl LoadBalancer {
     }
 
     pub(crate) fn lease_counts(&self) -> &LeaseCounts {
-        &self.load.leases
+        &self.shared.load.leases
     }
 
     /// Requests in flight: leases that are open, and what was acquired and is not finished.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.load.in_flight.load(Ordering::Relaxed)
+        self.shared.load.in_flight.load(Ordering::Relaxed)
     }
 
     /// Its leases.
     #[must_use]
     pub fn leases(&self) -> LeaseStatistics {
-        self.load.leases.leases()
+        self.shared.load.leases.leases()
     }
 
     /// Its reports.
     #[must_use]
     pub fn reports(&self) -> ReportStatistics {
-        self.load.leases.reports()
+        self.shared.load.leases.reports()
     }
 
     /// Adds an instance, or replaces the one with its id.
     pub fn add_instance(&self, instance: ServiceInstance) -> Changes {
         let mut writer = self.write();
-        let view = self.view.load_full();
+        let view = self.shared.view.load_full();
         let others = view
             .members
             .iter()
@@ -244,7 +259,7 @@ impl LoadBalancer {
     /// Removes an instance. Changes nothing if there is none of this id.
     pub fn remove_instance(&self, id: &InstanceId) -> Changes {
         let mut writer = self.write();
-        let view = self.view.load_full();
+        let view = self.shared.view.load_full();
         let others = view.members.iter().filter(|member| member.instance.id() != id);
         let rest = others.map(|member| Arc::clone(&member.instance)).collect();
         self.replace(&mut writer, view, rest)
@@ -253,14 +268,14 @@ impl LoadBalancer {
     /// Makes `all` the registered instances, in one step, however many changes that is. Of two with one id the last counts.
     pub fn apply(&self, all: impl IntoIterator<Item = Arc<ServiceInstance>>) -> Changes {
         let mut writer = self.write();
-        let view = self.view.load_full();
+        let view = self.shared.view.load_full();
         self.replace(&mut writer, view, all.into_iter().collect())
     }
 
     /// Balances as configured from now on. All that was learned stays.
     pub fn configure(&self, config: LoadBalancerConfig) {
         let mut writer = self.write();
-        let view = self.view.load_full();
+        let view = self.shared.view.load_full();
         if view.config != config {
             let instances = view.members.iter().map(|member| Arc::clone(&member.instance)).collect();
             self.publish(&mut writer, view, config, instances, &Changes::default());
@@ -315,15 +330,15 @@ impl LoadBalancer {
         change: impl FnOnce(&mut Overrides, Timestamp) -> T,
     ) -> Result<T, UnknownInstance> {
         let mut writer = self.write();
-        let view = self.view.load_full();
-        let now = self.environment.clock.now();
+        let view = self.shared.view.load_full();
+        let now = self.shared.environment.clock.now();
         let is_registered = view
             .members
             .binary_search_by(|member| member.instance.id().cmp(id))
             .is_ok();
         if !is_registered && !writer.overrides.remembers(id, now) {
             return Err(UnknownInstance {
-                service: self.service.clone(),
+                service: self.shared.service.clone(),
                 id: id.clone(),
             });
         }
@@ -370,8 +385,8 @@ impl LoadBalancer {
         if writer.overrides.expire(now) {
             self.republish(&mut writer);
         }
-        let instances = self.view.load().members.len();
-        writer.drop_retired(&self.load);
+        let instances = self.shared.view.load().members.len();
+        writer.drop_retired(&self.shared.load);
         writer.forget(now, instances);
         let forgotten_at = writer.departed.front().map(|(left_at, _, _)| *left_at + REMEMBERED_FOR);
         let retry_drop = (!writer.retired.is_empty()).then_some(now + Duration::from_secs(1));
@@ -406,15 +421,15 @@ impl LoadBalancer {
     /// Whether too few instances are usable, so that all are candidates that only local judgement has taken out.
     #[must_use]
     pub fn panics(&self) -> bool {
-        self.view.load().panic
+        self.shared.view.load().panic
     }
 
     /// Results of active checks so far.
     #[must_use]
     pub fn checks(&self) -> CheckStatistics {
         CheckStatistics {
-            passed: self.checks_passed.load(Ordering::Relaxed),
-            failed: self.checks_failed.load(Ordering::Relaxed),
+            passed: self.shared.checks_passed.load(Ordering::Relaxed),
+            failed: self.shared.checks_failed.load(Ordering::Relaxed),
         }
     }
 
@@ -422,27 +437,27 @@ impl LoadBalancer {
     #[must_use]
     pub fn panic_picks(&self) -> u64 {
         self.settle(&self.write());
-        self.load.panic_picks.load(Ordering::Relaxed)
+        self.shared.load.panic_picks.load(Ordering::Relaxed)
     }
 
     /// Picks through a [`Directory`](super::Directory) so far that found none, by reason.
     #[must_use]
     pub fn refusals(&self) -> Refusals {
         Refusals {
-            not_synced: self.not_synced.load(Ordering::Relaxed),
-            no_instances: self.no_instances.load(Ordering::Relaxed),
-            none_available: self.none_available.load(Ordering::Relaxed),
+            not_synced: self.shared.not_synced.load(Ordering::Relaxed),
+            no_instances: self.shared.no_instances.load(Ordering::Relaxed),
+            none_available: self.shared.none_available.load(Ordering::Relaxed),
         }
     }
 
     /// What the service has done so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        let now = self.environment.clock.now();
+        let now = self.shared.environment.clock.now();
         // The lock keeps writers out, so that members and totals are of one moment.
         let writer = self.write();
         let counted = self.counted(&writer);
-        let view = self.view.load_full();
+        let view = self.shared.view.load_full();
         let instance = |member: &Member| {
             let live = &member.live;
             let layers = member.layers_now();
@@ -485,7 +500,7 @@ impl LoadBalancer {
     /// The registered instances with their derived status, sorted by id.
     #[must_use]
     pub fn instances(&self) -> Vec<(Arc<ServiceInstance>, HealthStatus)> {
-        let view = self.view.load();
+        let view = self.shared.view.load();
         view.members
             .iter()
             .map(|member| (Arc::clone(&member.instance), member.status))
@@ -495,13 +510,13 @@ impl LoadBalancer {
     fn write(&self) -> MutexGuard<'_, Writer> {
         // A writer that panicked has not swapped its view in: what is here is whole. At worst an address counts as
         // registered that is not yet.
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the live states know every pick so far.
     fn settle(&self, writer: &Writer) {
-        writer.retired.iter().for_each(|view| view.settle(&self.load));
-        self.view.load().settle(&self.load);
+        writer.retired.iter().for_each(|view| view.settle(&self.shared.load));
+        self.shared.view.load().settle(&self.shared.load);
     }
 
     /// Everything counted so far, and settled.
@@ -517,8 +532,8 @@ impl LoadBalancer {
 impl fmt::Debug for LoadBalancer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoadBalancer")
-            .field("service", &self.service)
-            .field("view", &self.view)
+            .field("service", &self.shared.service)
+            .field("view", &self.shared.view)
             .finish_non_exhaustive()
     }
 }

@@ -13,7 +13,7 @@ use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::context::Context;
 use crate::balancer::error::PickError;
 use crate::balancer::instance::{HealthStatus, ServiceInstance};
-use crate::balancer::live::{Live, Load};
+use crate::balancer::live::Live;
 use crate::balancer::member::Member;
 use crate::balancer::outcome::Outcome;
 use crate::balancer::render::Bodies;
@@ -29,8 +29,8 @@ impl LoadBalancer {
     /// [`PickError::Empty`] without instances, [`PickError::NoneAvailable`] when none of them may be picked.
     #[inline]
     pub fn select_instance(&self, context: &Context<'_>) -> Result<Pick, PickError> {
-        let view = self.view.load();
-        match view.choose(context, &self.load, self.epoch.load(Ordering::Acquire)) {
+        let view = self.shared.view.load();
+        match view.choose(context, &self.shared.load, self.shared.epoch.load(Ordering::Acquire)) {
             Some(member) => {
                 view.picks.increment(member);
                 Ok(Pick {
@@ -44,15 +44,15 @@ impl LoadBalancer {
 
     #[cold]
     fn refusal(&self, view: &View) -> PickError {
-        let (service, total) = (self.service.clone(), view.members.len());
+        let (service, total) = (self.shared.service.clone(), view.members.len());
         match total {
             0 => PickError::Empty { service },
             _ => PickError::NoneAvailable { service, total },
         }
     }
 
-    /// Chooses as [`select_instance`](Self::select_instance) does, and counts the request as in flight until it is handed to
-    /// [`finish`](Self::finish) or dropped.
+    /// Chooses as [`select_instance`](Self::select_instance) does, and counts the request as in flight until it is
+    /// [finished](Acquired::finish) or dropped.
     ///
     /// # Errors
     ///
@@ -67,17 +67,12 @@ impl LoadBalancer {
         let member = &pick.view.members[pick.member];
         let (instance, live) = (Arc::clone(&member.instance), Arc::clone(&member.live));
         live.begin();
-        self.load.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.shared.load.in_flight.fetch_add(1, Ordering::Relaxed);
         Acquired {
             instance,
             live,
-            load: Arc::clone(&self.load),
+            balancer: self.clone(),
         }
-    }
-
-    /// Ends a request: frees its place and learns from how it went. `latency` runs from the pick to the answer.
-    pub fn finish(&self, acquired: Acquired, outcome: Outcome, latency: Duration) {
-        self.learn(&acquired.live(), outcome, Some(latency));
     }
 }
 
@@ -123,8 +118,8 @@ impl Pick {
     /// Up to `count` other instances to try in turn if this one fails: in ring order for a hashed key, else drawn by weight.
     /// Each differs from the others and fits `context`, which is the one of the pick. Counts no pick, advances no turn.
     #[must_use]
-    pub fn alternates(&self, balancer: &LoadBalancer, count: usize, context: &Context<'_>) -> Vec<Alternate<'_>> {
-        let members = self.view.alternates(self.member as u32, count, context, &balancer.load);
+    pub fn alternates(&self, count: usize, context: &Context<'_>) -> Vec<Alternate<'_>> {
+        let members = self.view.alternates(self.member as u32, count, context);
         let alternate = |member: u32| {
             self.view
                 .members
@@ -170,14 +165,34 @@ impl<'a> Alternate<'a> {
 }
 
 /// A request in flight. Dropping it frees its place as if the request had been cancelled.
+///
+/// It knows the balancer that it came from, so that no other can be told of its end:
+///
+/// ```compile_fail,E0599
+/// # use std::time::Duration;
+/// # use pickd::{Context, LoadBalancer, LoadBalancerConfig, Outcome, ServiceInstance};
+/// # let [a, b] = ["a", "b"].map(|name| LoadBalancer::new(name.parse().unwrap(), LoadBalancerConfig::default()));
+/// # a.add_instance(ServiceInstance::new("a-1", "10.0.1.10", 80).unwrap());
+/// let acquired = a.acquire(&Context::new()).unwrap();
+/// b.finish(acquired, Outcome::Failure, Duration::ZERO); // a balancer has no `finish`
+/// ```
 #[derive(Debug)]
 pub struct Acquired {
     instance: Arc<ServiceInstance>,
     live: Arc<Live>,
-    load: Arc<Load>,
+    balancer: LoadBalancer,
 }
 
 impl Acquired {
+    /// Ends the request: frees its place, and the balancer learns from how it went. `latency` runs from the pick to the answer.
+    pub fn finish(self, outcome: Outcome, latency: Duration) {
+        self.balancer.learn(&self.live, outcome, Some(latency));
+    }
+
+    pub(crate) fn balancer(&self) -> &LoadBalancer {
+        &self.balancer
+    }
+
     pub(crate) fn live(&self) -> &Arc<Live> {
         &self.live
     }
@@ -194,6 +209,6 @@ impl Deref for Acquired {
 impl Drop for Acquired {
     fn drop(&mut self) {
         self.live.end();
-        self.load.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.balancer.shared.load.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -42,12 +42,12 @@ impl LoadBalancer {
         });
         let changes = diff(view.members.iter().map(Member::instance), all.iter().map(Deref::deref));
         if !changes.is_empty() {
-            let now = self.environment.clock.now();
+            let now = self.shared.environment.clock.now();
             writer.overrides.departed(&changes.removed, now, all.len());
             writer.overrides.arrived(&changes.added);
             let config = view.config.clone();
             self.publish(writer, view, config, all, &changes);
-            self.generation.fetch_add(1, Ordering::Release);
+            self.shared.generation.fetch_add(1, Ordering::Release);
             self.wake();
         }
         changes
@@ -55,7 +55,7 @@ impl LoadBalancer {
 
     /// Publishes the same instances once more, because something else about them changed.
     pub(super) fn republish(&self, writer: &mut Writer) {
-        let view = self.view.load_full();
+        let view = self.shared.view.load_full();
         let instances = view.members.iter().map(|member| Arc::clone(&member.instance)).collect();
         let config = view.config.clone();
         self.publish(writer, view, config, instances, &Changes::default());
@@ -71,7 +71,7 @@ impl LoadBalancer {
         instances: Vec<Arc<ServiceInstance>>,
         changes: &Changes,
     ) {
-        let now = self.environment.clock.now();
+        let now = self.shared.environment.clock.now();
         writer.overrides.expire(now);
         // One that joins a pool that serves comes to its share slowly.
         let may_join = !changes.added.is_empty() || !changes.updated.is_empty();
@@ -138,24 +138,25 @@ impl LoadBalancer {
         };
         let count = members.len();
         let made = ViewParts {
-            epoch: self.epoch.load(Ordering::Relaxed),
+            epoch: self.shared.epoch.load(Ordering::Relaxed),
             health: writer.ejections.pool(),
+            load: Arc::clone(&self.shared.load),
             turn: Arc::clone(&writer.turn),
             previous: Some(&old),
         };
         let view = View::new(config, members, made);
         writer.upkeep.panics(old.panic, writer.ejections.pool());
-        writer.retired.push(self.view.swap(Arc::new(view)));
+        writer.retired.push(self.shared.view.swap(Arc::new(view)));
         for member in leaving {
             writer.leave(member.instance.address(), now);
         }
         // The last reference but for those of picks, so that the view can go at once.
         drop(old);
-        writer.drop_retired(&self.load);
+        writer.drop_retired(&self.shared.load);
         writer.forget(now, count);
-        let took = self.environment.clock.now().since(now);
+        let took = self.shared.environment.clock.now().since(now);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.build_time.store(nanos, Ordering::Relaxed);
+        self.shared.build_time.store(nanos, Ordering::Relaxed);
         writer.upkeep.built(now, took);
         self.plan(writer, now);
     }
@@ -196,8 +197,8 @@ impl LoadBalancer {
         };
         let bodies = match alike {
             Some(alike) if alike.status == status => Arc::clone(&alike.bodies),
-            _ => Arc::new(self.environment.render.render(&Described {
-                service: &self.service,
+            _ => Arc::new(self.shared.environment.render.render(&Described {
+                service: &self.shared.service,
                 instance: &instance,
                 status,
             })),

@@ -35,18 +35,18 @@ type Taken = (Arc<Live>, [Option<Step>; 2]);
 impl LoadBalancer {
     /// Takes the result of an active check of this address. Acts on the next pick. An address that is not registered is ignored.
     pub fn observe(&self, address: &Address, check: Check) {
-        let now = self.environment.clock.now();
+        let now = self.shared.environment.clock.now();
         let mut writer = self.write();
         let Some(live) = writer.registered.get(address).map(Arc::clone) else {
             return;
         };
         let counter = match check {
-            Check::Pass => &self.checks_passed,
-            Check::Fail(_) => &self.checks_failed,
+            Check::Pass => &self.shared.checks_passed,
+            Check::Fail(_) => &self.shared.checks_failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         let was_refused = is_refused(&live);
-        let step = live.observe(check, &self.view.load().config, now);
+        let step = live.observe(check, &self.shared.view.load().config, now);
         if step.is_some() {
             let changes_eligible = is_refused(&live) != was_refused;
             self.take_steps(&mut writer, &[(live, [step, None])], now);
@@ -70,13 +70,13 @@ impl LoadBalancer {
     /// How often the list of instances has changed.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+        self.shared.generation.load(Ordering::Acquire)
     }
 
     /// The addresses of the registered instances, each once, but for those that must not be contacted.
     #[must_use]
     pub fn addresses_to_check(&self) -> Vec<Address> {
-        let view = self.view.load();
+        let view = self.shared.view.load();
         let allowed = |member: &&Member| !member.verdict.layers.address_refused;
         let address = |instance: &Arc<ServiceInstance>| instance.address().clone();
         let mut addresses: Vec<_> = view
@@ -98,7 +98,7 @@ impl LoadBalancer {
             return Vec::new();
         }
         let untold = mem::take(&mut writer.upkeep.untold);
-        let view = self.view.load();
+        let view = self.shared.view.load();
         let mut ids: HashMap<usize, Vec<InstanceId>> = HashMap::new();
         for member in &view.members {
             ids.entry(address_key(&member.live))
@@ -125,8 +125,8 @@ impl LoadBalancer {
     /// Without anybody who drives the time ([`Environment::wake`](super::Environment)), requests that are acquired, leased, finished or reported do it.
     pub fn tend(&self, now: Timestamp) -> Option<Timestamp> {
         let mut writer = self.write();
-        let view = self.view.load_full();
-        let usual = self.load.usual(&view.config);
+        let view = self.shared.view.load_full();
+        let usual = self.shared.load.usual(&view.config);
         let mut taken = Vec::new();
         writer.upkeep.stirring.retain(|_, live| {
             let advanced = live.advance(usual, &view.config, now);
@@ -146,15 +146,15 @@ impl LoadBalancer {
             self.republish(&mut writer);
         }
         let next = self.next(&mut writer, now);
-        self.due.store(nanos_of(next), Ordering::Relaxed);
+        self.shared.due.store(nanos_of(next), Ordering::Relaxed);
         next
     }
 
     /// Does what is due, where nobody else does.
     pub(crate) fn catch_up(&self) {
-        let due = self.due.load(Ordering::Relaxed);
-        if due != u64::MAX && self.environment.wake.is_none() {
-            let now = self.environment.clock.now();
+        let due = self.shared.due.load(Ordering::Relaxed);
+        if due != u64::MAX && self.shared.environment.wake.is_none() {
+            let now = self.shared.environment.clock.now();
             if due <= now.as_nanos() {
                 self.tend(now);
             }
@@ -162,8 +162,8 @@ impl LoadBalancer {
     }
 
     pub(super) fn wake(&self) {
-        if let Some(wake) = &self.environment.wake {
-            wake.wake(&self.service);
+        if let Some(wake) = &self.shared.environment.wake {
+            wake.wake(&self.shared.service);
         }
     }
 
@@ -218,9 +218,9 @@ impl LoadBalancer {
             for (live, _) in taken {
                 self.decide(writer, live);
             }
-            self.epoch.fetch_add(1, Ordering::Release);
+            self.shared.epoch.fetch_add(1, Ordering::Release);
         }
-        if writer.ejections.pool().panic != self.view.load().panic {
+        if writer.ejections.pool().panic != self.shared.view.load().panic {
             self.republish(writer);
         }
         for (live, steps) in taken {
@@ -246,14 +246,14 @@ impl LoadBalancer {
     /// Wakes whoever drives the time if there is something to tell, or due sooner than was said.
     pub(super) fn plan(&self, writer: &mut Writer, now: Timestamp) {
         let due = nanos_of(self.next(writer, now));
-        if due < self.due.swap(due, Ordering::Relaxed) || !writer.upkeep.untold.is_empty() {
+        if due < self.shared.due.swap(due, Ordering::Relaxed) || !writer.upkeep.untold.is_empty() {
             self.wake();
         }
     }
 
     /// The same, where only these have changed.
     fn plan_for(&self, writer: &mut Writer, taken: &[Taken], now: Timestamp) {
-        let view = self.view.load();
+        let view = self.shared.view.load();
         let upkeep = &mut writer.upkeep;
         let ramps = taken
             .iter()
@@ -262,14 +262,14 @@ impl LoadBalancer {
         let judged = taken.iter().filter_map(|(live, _)| live.next(&view.config, now));
         let tables = upkeep.stale.then(|| upkeep.ready_at());
         let due = nanos_of(judged.chain(tables).chain(upkeep.ramp_step).min());
-        if due < self.due.fetch_min(due, Ordering::Relaxed) || !upkeep.untold.is_empty() {
+        if due < self.shared.due.fetch_min(due, Ordering::Relaxed) || !upkeep.untold.is_empty() {
             self.wake();
         }
     }
 
     /// When something is due next.
     fn next(&self, writer: &mut Writer, now: Timestamp) -> Option<Timestamp> {
-        let view = self.view.load();
+        let view = self.shared.view.load();
         let upkeep = &mut writer.upkeep;
         let steps = upkeep
             .stirring
