@@ -1,0 +1,345 @@
+"""Runs the pod of the chart's DaemonSet for real: `podman kube play`, beside a real Consul.
+
+podman 4.3, Debian's, plays the part of the kubelet, and does less: `as_pod` says what is done here in its place.
+"""
+
+import http.client
+import ipaddress
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import yaml
+
+# Each in PATH or where podman looks for it; then the Debian package that brings it.
+PROGRAMS = {
+    "podman": "podman",
+    "runc": "runc",
+    "conmon": "conmon",
+    "netavark": "netavark",
+    "aardvark-dns": "aardvark-dns",
+    "catatonit": "catatonit",
+    "iptables": "iptables",
+}
+FOLDERS = [*os.environ["PATH"].split(":"), "/usr/sbin", "/sbin", "/usr/lib/podman", "/usr/libexec/podman"]
+
+# crun wants cgroups that not every machine has. Without limits of its own podman asks for more than a machine without
+# CAP_SYS_RESOURCE may have; both numbers are the same because podman 4.3 swaps them in pods.
+CONTAINERS_CONF = """\
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+[network]
+network_backend = "netavark"
+[containers]
+default_ulimits = ["nofile=4096:4096", "nproc=1000:1000"]
+"""
+
+SERVICE = "user-service"
+
+
+class Failed(Exception):
+    pass
+
+
+def expect(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def until(what, question, seconds=30):
+    """The first answer to the question that is not None, asked until its time is over."""
+    end = time.monotonic() + seconds
+    while True:
+        answer = question()
+        if answer is not None:
+            return answer
+        expect(time.monotonic() < end, f"not within {seconds} s: {what}")
+        time.sleep(0.05)
+
+
+def get(host, port, path, method="GET", body=None):
+    """Status and text of an answer; None while there is none."""
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def libraries(program):
+    found = subprocess.run(["ldd", program], capture_output=True, text=True).stdout
+    return re.findall(r"(/\S+)", found)
+
+
+class Podman:
+    """An engine with a storage and networks of its own, all of it below one folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "networks").mkdir()
+        (folder / "containers.conf").write_text(CONTAINERS_CONF)
+        self.environment = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")}
+        self.environment["PATH"] = ":".join(FOLDERS)
+        self.command = ["podman", "--root", folder / "storage", "--runroot", folder / "run", "--tmpdir", folder / "tmp"]
+        self.command += ["--network-config-dir", folder / "networks", "--storage-driver", "vfs"]
+        self.network = f"pickd-chart-{os.getpid()}"
+
+    def __call__(self, *arguments, **options):
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120} | options
+        done = subprocess.run([*self.command, *arguments], env=self.environment, **options)
+        if done.returncode:
+            raise Failed(f"podman {' '.join(map(str, arguments))}: {done.stderr or done.stdout}")
+        return done.stdout.strip() if options["text"] else None
+
+    def make_image(self, name, programs, entrypoint):
+        """An image of some programs of this machine, with the libraries they need and nothing else."""
+        root = self.folder / "root"
+        for source, target in programs.items():
+            (root / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, root / target)
+            subprocess.run(["strip", root / target], stderr=subprocess.DEVNULL, check=False)
+            for library in libraries(source):
+                target = root / library.lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(library, target)
+        archive = self.folder / "root.tar"
+        subprocess.run(["tar", "-C", root, "-cf", archive, "."], check=True)
+        changes = ["--change", f"ENTRYPOINT {json.dumps(entrypoint)}", "--change", "ENV PATH=/usr/bin:/bin"]
+        self("import", "--quiet", *changes, archive, name)
+        shutil.rmtree(root)
+        archive.unlink()
+
+    def play(self, *objects):
+        file = self.folder / "play.yaml"
+        file.write_text(yaml.safe_dump_all(objects))
+        return self("kube", "play", "--network", self.network, file)
+
+    def inspect(self, container):
+        return json.loads(self("container", "inspect", container))[0]
+
+    def address(self, container):
+        found = self.inspect(container)["NetworkSettings"]["Networks"]
+        return found[self.network]["IPAddress"]
+
+    def remove_all(self):
+        for command in (["pod", "rm", "--force", "--all", "--time", "5"], ["rm", "--force", "--all", "--time", "5"],
+                        ["network", "rm", "--force", self.network], ["volume", "prune", "--force"],
+                        ["rmi", "--force", "--all"]):
+            try:
+                self(*command)
+            except (Failed, subprocess.TimeoutExpired) as error:
+                print(f"tests/chart: while tidying up: {error}", file=sys.stderr)
+
+
+def as_pod(render, name, host_ip):
+    """The template of the DaemonSet as a pod, with what a kubelet does and podman 4.3 does not."""
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": render.pod["spec"]}
+    # Its annotations may have 63 characters only, and a SHA-256 has 64. An init container that is not kept is removed
+    # as soon as it ends, which at times is too soon for podman 4.3 itself.
+    pod["metadata"]["labels"] = render.pod["metadata"]["labels"]
+    pod["metadata"]["annotations"] = {"io.podman.annotations.init.container.type": "always"}
+    for container in pod["spec"]["containers"]:
+        expand_environment(container, host_ip)
+    return pod
+
+
+def expand_environment(container, host_ip):
+    """Variables from `status.hostIP`, and variables within variables: podman knows neither."""
+    known = {}
+    for variable in container.get("env", []):
+        if variable.pop("valueFrom", None) == {"fieldRef": {"fieldPath": "status.hostIP"}}:
+            variable["value"] = host_ip
+        variable["value"] = re.sub(r"\$\((\w+)\)", lambda found: known.get(found[1], found[0]), variable["value"])
+        known[variable["name"]] = variable["value"]
+
+
+def probe(container, which, host):
+    """Asks as the kubelet would. podman makes probes a `curl` within the container, where there is none."""
+    asked = container[which]["httpGet"]
+    port = next(port["containerPort"] for port in container["ports"] if port["name"] == asked["port"])
+    answer = get(host, port, asked["path"])
+    return answer and answer[0]
+
+
+def check_confinement(podman, container):
+    """What the kernel says of the process: the security context has arrived."""
+    found = podman.inspect(container)
+    expect(found["HostConfig"]["ReadonlyRootfs"], f"{container}: its root file system is writable")
+    status = pathlib.Path(f"/proc/{found['State']['Pid']}/status").read_text()
+    status = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    for field, wanted in {
+        "Uid": ["65532"] * 4,
+        "Gid": ["65532"] * 4,
+        "CapEff": ["0000000000000000"],
+        "CapBnd": ["0000000000000000"],
+        "NoNewPrivs": ["1"],
+        "Seccomp": ["2"],
+    }.items():
+        expect(status[field].split() == wanted, f"{container}: {field} is {status[field]}")
+
+
+def curl_of(notes, containing):
+    """The command that NOTES.txt tells to run."""
+    lines = [line.strip() for line in notes.splitlines() if line.strip().startswith("curl ") and containing in line]
+    expect(len(lines) == 1, f"NOTES.txt has {len(lines)} commands with {containing}:\n{notes}")
+    return [*shlex.split(lines[0]), "--silent", "--show-error", "--fail", "--max-time", "5"]
+
+
+def answered(command):
+    found = subprocess.run(command, capture_output=True, text=True)
+    return found.stdout if found.returncode == 0 else None
+
+
+def register(consul, identity, address, port):
+    body = json.dumps({"ID": identity, "Name": SERVICE, "Address": address, "Port": port})
+    return get(consul, 8500, "/v1/agent/service/register", "PUT", body)
+
+
+def scenario(podman, Render, done):
+    network = json.loads(podman("network", "inspect", podman.network))[0]
+    hosts = ipaddress.ip_network(network["subnets"][0]["subnet"])
+    # The Consul of the "node", at an address that is known before it runs.
+    consul = str(hosts[200])
+
+    published = free_port()
+    values = {"hostPort": {"enabled": True, "ip": "127.0.0.1", "port": published},
+              "config": {"services": {SERVICE: {"strategy": "round_robin"}}}}
+    render = Render(values)
+    container = render.container
+    started = time.monotonic()
+    podman.play(next(found for found in render.all("ConfigMap")), as_pod(render, "agent", consul))
+    host = podman.address(podman("pod", "inspect", "agent", "--format", "{{.InfraContainerID}}"))
+    for which in ("startupProbe", "livenessProbe"):
+        until(f"{which} passes without a Consul", lambda: probe(container, which, host) == 200 or None)
+    alive = time.monotonic() - started
+    expect(probe(container, "readinessProbe", host) == 503, "the pod is ready without a Consul")
+    check_confinement(podman, "agent-pickd")
+    done(f"pod of the DaemonSet: alive after {alive:.1f} s, not ready without Consul; uid 65532, read-only, no rights")
+
+    podman("run", "--detach", "--name", "consul", "--network", podman.network, "--ip", consul, "--tmpfs", "/tmp",
+           "--user", "0", "--entrypoint", "/consul", "consul:test", "agent", "-dev", "-client", "0.0.0.0",
+           "-log-level", "warn")
+    until("Consul has a leader", lambda: (get(consul, 8500, "/v1/status/leader") or (0, ""))[1].strip('"\n') or None)
+    until("the pod is ready", lambda: probe(container, "readinessProbe", host) == 200 or None)
+
+    # Consul itself is the instance: something that really answers at the address picked.
+    until("an instance is registered", lambda: (register(consul, "user-1", consul, 8500) or (0,))[0] == 200 or None)
+    command = curl_of(render.notes, f"127.0.0.1:{published}")
+    picked = json.loads(until("a pick is answered", lambda: answered(command)))
+    expect(picked["address"] == f"{consul}:8500", f"picked {picked}")
+    address, _, port = picked["address"].rpartition(":")
+    expect(get(address, int(port), "/v1/status/leader")[0] == 200, "nothing answers at the address picked")
+    register(consul, "user-2", consul, 8502)
+    until("what is registered later is picked, too", lambda: ":8502" in (answered(command) or "") or None)
+    done(f"its probes pass, and `{' '.join(command[:2])}` of NOTES.txt picks what is registered in Consul")
+
+    # The pod of `helm test`, with the name of the Service leading to the agent.
+    test = render.one("Pod")
+    test["metadata"].pop("annotations")
+    expand_environment(test["spec"]["containers"][0], consul)
+    test["spec"]["hostAliases"] = [{"ip": host, "hostnames": ["pickd.apps.svc"]}]
+    podman.play(test)
+    name = f"{test['metadata']['name']}-{test['spec']['containers'][0]['name']}"
+    code = podman("wait", name)
+    expect(code == "0", f"the pod of `helm test` ended with {code}: {podman('logs', name)}")
+    done("the pod of `helm test` succeeds")
+
+    folder = podman.folder / "run-pickd"
+    values = {"socket": {"enabled": True, "hostPath": str(folder)}, "service": {"enabled": False},
+              "hostPort": {"enabled": True, "ip": "127.0.0.1", "port": free_port()},
+              "config": {"api": {"socket_mode": "0600"}, "services": {SERVICE: {}}}}
+    render = Render(values)
+    podman.play(next(found for found in render.all("ConfigMap")), as_pod(render, "beside", consul))
+    command = curl_of(render.notes, "--unix-socket")
+    until("a pick is answered over the Unix socket", lambda: answered(command))
+    found = (folder / "pickd.sock").stat()
+    expect((found.st_uid, found.st_mode & 0o777) == (65532, 0o600), f"the socket is {found}")
+    expect(folder.stat().st_uid == 65532, "the folder of the socket is not pickd's")
+    check_confinement(podman, "beside-pickd")
+    done("the pod with a socket: its folder was made, given to it by the init container, and curl picks over it")
+
+    for pod in ("agent", "beside"):
+        podman("pod", "stop", "--time", "10", pod)
+        code = podman.inspect(f"{pod}-pickd")["State"]["ExitCode"]
+        expect(code == 0, f"{pod} ended with {code} on SIGTERM")
+    expect(not (folder / "pickd.sock").exists(), "the socket is left behind")
+    done("both end on SIGTERM with 0")
+
+
+def missing():
+    found = {program for program in PROGRAMS if any(pathlib.Path(folder, program).exists() for folder in FOLDERS)}
+    return [program for program in PROGRAMS if program not in found]
+
+
+def install():
+    """Gets what is missing from the packages of Debian. Returns why it cannot."""
+    if os.geteuid() != 0:
+        return "it takes root"
+    if not missing():
+        return None
+    if not shutil.which("apt-get"):
+        return f"{', '.join(missing())} and apt-get are missing"
+    packages = [PROGRAMS[program] for program in missing()]
+    print(f"tests/chart: installing {', '.join(packages)}", flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", "-q", "update"], env=environment, capture_output=True)
+    command = ["apt-get", "-q", "-y", "install", "--no-install-recommends", *packages]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode or missing():
+        return f"{', '.join(missing())} cannot be installed: {done.stderr.strip()[-500:]}"
+    return None
+
+
+def run(Render, pickd, consul, done):
+    """Runs the pod. Returns why there is no engine to do it with, if there is none; raises if the pod does not do."""
+    why = install()
+    if why:
+        return why
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("tests/chart: ended by a signal"))
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="pickd-chart-pod-"))
+    podman = Podman(folder)
+    try:
+        try:
+            image = Render({}).container["image"]
+            podman.make_image(image, {pickd: "pickd"}, ["/pickd"])
+            podman("network", "create", podman.network)
+            podman("run", "--rm", "--network", podman.network, image, "--version")
+        except (Failed, subprocess.TimeoutExpired) as error:
+            return f"podman cannot run a container here: {error}"
+        podman.make_image("consul:test", {consul: "consul"}, ["/consul"])
+        render = Render({"state": {"enabled": True}})
+        podman.make_image(render.pod["spec"]["initContainers"][0]["image"], {"/bin/chown": "bin/chown"}, [])
+        done("podman runs, with images of this machine's files under the chart's names")
+        try:
+            scenario(podman, Render, done)
+        except BaseException:
+            for name in podman("ps", "--all", "--format", "{{.Names}}").split():
+                logs = subprocess.run([*podman.command, "logs", "--tail", "20", name], env=podman.environment,
+                                      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                print(f"tests/chart: {name} says:\n{logs.stdout}", file=sys.stderr)
+            raise
+    finally:
+        podman.remove_all()
+        shutil.rmtree(folder)
+    return None
