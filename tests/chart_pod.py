@@ -1,6 +1,7 @@
 """Runs the pod of the chart's DaemonSet for real: `podman kube play`, beside a real Consul.
 
-podman 4.3, Debian's, plays the part of the kubelet, and does less: `as_pod` says what is done here in its place.
+podman 4.3, Debian's, plays the part of the kubelet, and does less. What is done here in its place: the address of the
+node and variables within variables (`expand_environment`), probes (`probe`), init containers (`play_daemonset`).
 """
 
 import http.client
@@ -133,7 +134,18 @@ class Podman:
     def play(self, *objects):
         file = self.folder / "play.yaml"
         file.write_text(yaml.safe_dump_all(objects))
-        return self("kube", "play", "--network", self.network, file)
+        self("kube", "play", "--network", self.network, file)
+
+    def play_to_its_end(self, pod):
+        """Plays a pod of one container, and waits until that has ended well."""
+        self.play(pod)
+        name = f"{pod['metadata']['name']}-{pod['spec']['containers'][0]['name']}"
+        state = until(f"{name} has ended", lambda: self.ended(name))
+        expect(state["ExitCode"] == 0, f"{name} ended with {state['ExitCode']}: {self('logs', name)}")
+
+    def ended(self, container):
+        state = self.inspect(container)["State"]
+        return state if state["Status"] == "exited" else None
 
     def inspect(self, container):
         return json.loads(self("container", "inspect", container))[0]
@@ -152,16 +164,24 @@ class Podman:
                 print(f"tests/chart: while tidying up: {error}", file=sys.stderr)
 
 
-def as_pod(render, name, host_ip):
-    """The template of the DaemonSet as a pod, with what a kubelet does and podman 4.3 does not."""
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": render.pod["spec"]}
-    # Its annotations may have 63 characters only, and a SHA-256 has 64. An init container that is not kept is removed
-    # as soon as it ends, which at times is too soon for podman 4.3 itself.
-    pod["metadata"]["labels"] = render.pod["metadata"]["labels"]
-    pod["metadata"]["annotations"] = {"io.podman.annotations.init.container.type": "always"}
-    for container in pod["spec"]["containers"]:
+def play_daemonset(podman, render, name, host_ip):
+    """Plays the template of the DaemonSet as a pod, and does what a kubelet does and podman 4.3 does not."""
+    spec = dict(render.pod["spec"])
+    # Init containers one after another, each as a pod: within the pod, podman waits 20 s for one that has ended.
+    for container in spec.pop("initContainers", []):
         expand_environment(container, host_ip)
-    return pod
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        volumes = [volume for volume in spec["volumes"] if volume["name"] in mounted]
+        alone = {**spec, "containers": [container], "volumes": volumes, "restartPolicy": "Never"}
+        podman.play_to_its_end(pod(f"{name}-init", {}, alone))
+    for container in spec["containers"]:
+        expand_environment(container, host_ip)
+    # Without annotations: podman refuses values of more than 63 characters, and a checksum has 64.
+    podman.play(render.one("ConfigMap"), pod(name, render.pod["metadata"]["labels"], spec))
+
+
+def pod(name, labels, spec):
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec}
 
 
 def expand_environment(container, host_ip):
@@ -228,7 +248,7 @@ def scenario(podman, Render, done):
     render = Render(values)
     container = render.container
     started = time.monotonic()
-    podman.play(next(found for found in render.all("ConfigMap")), as_pod(render, "agent", consul))
+    play_daemonset(podman, render, "agent", consul)
     host = podman.address(podman("pod", "inspect", "agent", "--format", "{{.InfraContainerID}}"))
     for which in ("startupProbe", "livenessProbe"):
         until(f"{which} passes without a Consul", lambda: probe(container, which, host) == 200 or None)
@@ -259,10 +279,7 @@ def scenario(podman, Render, done):
     test["metadata"].pop("annotations")
     expand_environment(test["spec"]["containers"][0], consul)
     test["spec"]["hostAliases"] = [{"ip": host, "hostnames": ["pickd.apps.svc"]}]
-    podman.play(test)
-    name = f"{test['metadata']['name']}-{test['spec']['containers'][0]['name']}"
-    code = podman("wait", name)
-    expect(code == "0", f"the pod of `helm test` ended with {code}: {podman('logs', name)}")
+    podman.play_to_its_end(test)
     done("the pod of `helm test` succeeds")
 
     folder = podman.folder / "run-pickd"
@@ -270,7 +287,7 @@ def scenario(podman, Render, done):
               "hostPort": {"enabled": True, "ip": "127.0.0.1", "port": free_port()},
               "config": {"api": {"socket_mode": "0600"}, "services": {SERVICE: {}}}}
     render = Render(values)
-    podman.play(next(found for found in render.all("ConfigMap")), as_pod(render, "beside", consul))
+    play_daemonset(podman, render, "beside", consul)
     command = curl_of(render.notes, "--unix-socket")
     until("a pick is answered over the Unix socket", lambda: answered(command))
     found = (folder / "pickd.sock").stat()
@@ -279,10 +296,10 @@ def scenario(podman, Render, done):
     check_confinement(podman, "beside-pickd")
     done("the pod with a socket: its folder was made, given to it by the init container, and curl picks over it")
 
-    for pod in ("agent", "beside"):
-        podman("pod", "stop", "--time", "10", pod)
-        code = podman.inspect(f"{pod}-pickd")["State"]["ExitCode"]
-        expect(code == 0, f"{pod} ended with {code} on SIGTERM")
+    for name in ("agent", "beside"):
+        podman("pod", "stop", "--time", "10", name)
+        state = until(f"{name} has ended", lambda: podman.ended(f"{name}-pickd"))
+        expect(state["ExitCode"] == 0, f"{name} ended with {state['ExitCode']} on SIGTERM")
     expect(not (folder / "pickd.sock").exists(), "the socket is left behind")
     done("both end on SIGTERM with 0")
 
