@@ -1,7 +1,8 @@
 """Runs the pod of the chart's DaemonSet for real: `podman kube play`, beside a real Consul.
 
 podman 4.3, Debian's, plays the part of the kubelet, and does less. What is done here in its place: the address of the
-node and variables within variables (`expand_environment`), probes (`probe`), init containers (`play_daemonset`).
+node and variables within variables (`expand_environment`), probes (`probe`), secrets and init containers
+(`play_daemonset`).
 """
 
 import http.client
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
+import uuid
 
 import yaml
 
@@ -69,11 +72,11 @@ def until(what, question, seconds=30):
         time.sleep(0.05)
 
 
-def get(host, port, path, method="GET", body=None):
+def get(host, port, path, method="GET", body=None, headers=None):
     """Status and text of an answer; None while there is none."""
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
-        connection.request(method, path, body)
+        connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     except (OSError, http.client.HTTPException):
@@ -131,6 +134,16 @@ class Podman:
         shutil.rmtree(root)
         archive.unlink()
 
+    def secret_folder(self, name, keys):
+        """A secret as a kubelet mounts it: `fsGroup` is its group, and may read."""
+        folder = self.folder / "secrets" / name
+        folder.mkdir(parents=True)
+        for key, value in keys.items():
+            (folder / key).write_text(value)
+            os.chown(folder / key, 0, 65532)
+            (folder / key).chmod(0o440)
+        return folder
+
     def play(self, *objects):
         file = self.folder / "play.yaml"
         file.write_text(yaml.safe_dump_all(objects))
@@ -164,9 +177,12 @@ class Podman:
                 print(f"tests/chart: while tidying up: {error}", file=sys.stderr)
 
 
-def play_daemonset(podman, render, name, host_ip):
+def play_daemonset(podman, render, name, host_ip, secrets):
     """Plays the template of the DaemonSet as a pod, and does what a kubelet does and podman 4.3 does not."""
     spec = dict(render.pod["spec"])
+    for volume in spec["volumes"]:
+        if secret := volume.pop("secret", None):
+            volume["hostPath"] = {"path": str(secrets[secret["secretName"]]), "type": "Directory"}
     # Init containers one after another, each as a pod: within the pod, podman waits 20 s for one that has ended.
     for container in spec.pop("initContainers", []):
         expand_environment(container, host_ip)
@@ -231,24 +247,54 @@ def answered(command):
     return found.stdout if found.returncode == 0 else None
 
 
-def register(consul, identity, address, port):
-    body = json.dumps({"ID": identity, "Name": SERVICE, "Address": address, "Port": port})
-    return get(consul, 8500, "/v1/agent/service/register", "PUT", body)
+class Consul:
+    """A Consul with ACLs that deny by default, in a container at an address known before it runs."""
+
+    def __init__(self, podman, address):
+        self.podman, self.address = podman, address
+        self.token = str(uuid.uuid4())
+
+    def start(self):
+        master = f'tokens {{ master = "{self.token}", agent = "{self.token}" }}'
+        acl = f'acl {{ enabled = true, default_policy = "deny", {master} }}'
+        options = ["--detach", "--name", "consul", "--network", self.podman.network, "--ip", self.address]
+        options += ["--tmpfs", "/tmp", "--user", "0", "consul:test"]
+        self.podman("run", *options, "agent", "-dev", "-client", "0.0.0.0", "-log-level", "warn", "-hcl", acl)
+        policy = {"Name": "pickd", "Rules": 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'}
+        until("Consul takes a policy", lambda: self.put("/v1/acl/policy", policy))
+
+    def put(self, path, body):
+        """What it answers; None while it does not accept it."""
+        status, text = get(self.address, 8500, path, "PUT", json.dumps(body), {"X-Consul-Token": self.token}) or (0, "")
+        return text if status == 200 else None
+
+    def register(self, identity, port):
+        body = {"ID": identity, "Name": SERVICE, "Address": self.address, "Port": port}
+        until(f"{identity} is registered", lambda: self.put("/v1/agent/service/register", body))
 
 
 def scenario(podman, Render, done):
     network = json.loads(podman("network", "inspect", podman.network))[0]
     hosts = ipaddress.ip_network(network["subnets"][0]["subnet"])
-    # The Consul of the "node", at an address that is known before it runs.
-    consul = str(hosts[200])
+    # The Consul of the "node".
+    consul = Consul(podman, str(hosts[200]))
+    pickds_token, admin_token = str(uuid.uuid4()), str(uuid.uuid4())
+    secrets = {
+        "consul-token": podman.secret_folder("consul-token", {"token": pickds_token}),
+        "admin-token": podman.secret_folder("admin-token", {"pickd": admin_token}),
+    }
 
     published = free_port()
-    values = {"hostPort": {"enabled": True, "ip": "127.0.0.1", "port": published},
-              "config": {"services": {SERVICE: {"strategy": "round_robin"}}}}
+    values = {
+        "consul": {"address": "http://$(HOST_IP):8500", "token": {"existingSecret": "consul-token"}},
+        "adminToken": {"existingSecret": "admin-token", "key": "pickd"},
+        "hostPort": {"enabled": True, "ip": "127.0.0.1", "port": published},
+        "config": {"services": {SERVICE: {"strategy": "round_robin"}}},
+    }
     render = Render(values)
     container = render.container
     started = time.monotonic()
-    play_daemonset(podman, render, "agent", consul)
+    play_daemonset(podman, render, "agent", consul.address, secrets)
     host = podman.address(podman("pod", "inspect", "agent", "--format", "{{.InfraContainerID}}"))
     for which in ("startupProbe", "livenessProbe"):
         until(f"{which} passes without a Consul", lambda: probe(container, which, host) == 200 or None)
@@ -257,37 +303,41 @@ def scenario(podman, Render, done):
     check_confinement(podman, "agent-pickd")
     done(f"pod of the DaemonSet: alive after {alive:.1f} s, not ready without Consul; uid 65532, read-only, no rights")
 
-    podman("run", "--detach", "--name", "consul", "--network", podman.network, "--ip", consul, "--tmpfs", "/tmp",
-           "--user", "0", "--entrypoint", "/consul", "consul:test", "agent", "-dev", "-client", "0.0.0.0",
-           "-log-level", "warn")
-    until("Consul has a leader", lambda: (get(consul, 8500, "/v1/status/leader") or (0, ""))[1].strip('"\n') or None)
-    until("the pod is ready", lambda: probe(container, "readinessProbe", host) == 200 or None)
-
+    consul.start()
     # Consul itself is the instance: something that really answers at the address picked.
-    until("an instance is registered", lambda: (register(consul, "user-1", consul, 8500) or (0,))[0] == 200 or None)
+    consul.register("user-1", 8500)
+    token = {"SecretID": pickds_token, "Policies": [{"Name": "pickd"}]}
+    until("Consul takes a token", lambda: consul.put("/v1/acl/token", token))
+    until("the pod is ready", lambda: probe(container, "readinessProbe", host) == 200 or None)
     command = curl_of(render.notes, f"127.0.0.1:{published}")
     picked = json.loads(until("a pick is answered", lambda: answered(command)))
-    expect(picked["address"] == f"{consul}:8500", f"picked {picked}")
+    expect(picked["address"] == f"{consul.address}:8500", f"picked {picked}")
     address, _, port = picked["address"].rpartition(":")
     expect(get(address, int(port), "/v1/status/leader")[0] == 200, "nothing answers at the address picked")
-    register(consul, "user-2", consul, 8502)
+    consul.register("user-2", 8502)
     until("what is registered later is picked, too", lambda: ":8502" in (answered(command) or "") or None)
-    done(f"its probes pass, and `{' '.join(command[:2])}` of NOTES.txt picks what is registered in Consul")
+    done(f"its probes pass, and `{' '.join(command[:2])}` of NOTES.txt picks what is registered in Consul, with a token")
+
+    drain = f"/services/{SERVICE}/instances/{urllib.parse.quote(picked['id'], safe='')}/drain"
+    for shown, status in ((str(uuid.uuid4()), 403), (admin_token, 200)):
+        answer = get(host, 7425, drain, "PUT", None, {"Authorization": f"Bearer {shown}"})
+        expect(answer and answer[0] == status, f"a drain is answered with {answer}, and not with {status}")
+    done("the admin token of its secret is the one that it asks for")
 
     # The pod of `helm test`, with the name of the Service leading to the agent.
     test = render.one("Pod")
     test["metadata"].pop("annotations")
-    expand_environment(test["spec"]["containers"][0], consul)
+    expand_environment(test["spec"]["containers"][0], consul.address)
     test["spec"]["hostAliases"] = [{"ip": host, "hostnames": ["pickd.apps.svc"]}]
     podman.play_to_its_end(test)
     done("the pod of `helm test` succeeds")
 
     folder = podman.folder / "run-pickd"
-    values = {"socket": {"enabled": True, "hostPath": str(folder)}, "service": {"enabled": False},
-              "hostPort": {"enabled": True, "ip": "127.0.0.1", "port": free_port()},
-              "config": {"api": {"socket_mode": "0600"}, "services": {SERVICE: {}}}}
+    values["socket"] = {"enabled": True, "hostPath": str(folder)}
+    values["hostPort"]["port"] = free_port()
+    values["config"]["api"] = {"socket_mode": "0600"}
     render = Render(values)
-    play_daemonset(podman, render, "beside", consul)
+    play_daemonset(podman, render, "beside", consul.address, secrets)
     command = curl_of(render.notes, "--unix-socket")
     until("a pick is answered over the Unix socket", lambda: answered(command))
     found = (folder / "pickd.sock").stat()
