@@ -5,6 +5,7 @@ node and variables within variables (`expand_environment`), probes (`probe`), se
 (`play_daemonset`).
 """
 
+import copy
 import http.client
 import ipaddress
 import json
@@ -146,7 +147,9 @@ class Podman:
     def play(self, *objects):
         file = self.folder / "play.yaml"
         file.write_text(yaml.safe_dump_all(objects))
-        self("kube", "play", "--network", self.network, file)
+        # A pod in the network of the node says so itself.
+        network = [] if objects[-1]["spec"].get("hostNetwork") else ["--network", self.network]
+        self("kube", "play", *network, file)
 
     def play_to_its_end(self, pod):
         """Plays a pod of one container, and waits until that has ended well."""
@@ -178,7 +181,7 @@ class Podman:
 
 def play_daemonset(podman, render, name, host_ip, secrets):
     """Plays the template of the DaemonSet as a pod, and does what a kubelet does and podman 4.3 does not."""
-    spec = dict(render.pod["spec"])
+    spec = copy.deepcopy(render.pod["spec"])
     for volume in spec["volumes"]:
         if secret := volume.pop("secret", None):
             volume["hostPath"] = {"path": str(secrets[secret["secretName"]]), "type": "Directory"}
@@ -191,6 +194,9 @@ def play_daemonset(podman, render, name, host_ip, secrets):
         podman.play_to_its_end(pod(f"{name}-init", {}, alone))
     for container in spec["containers"]:
         expand_environment(container, host_ip)
+        if spec.get("hostNetwork"):
+            # There is nothing to map, which podman takes for an error.
+            del container["ports"]
     # Without annotations: podman refuses values of more than 63 characters, and a checksum has 64.
     podman.play(render.one("ConfigMap"), pod(name, render.pod["metadata"]["labels"], spec))
 
@@ -332,6 +338,8 @@ def scenario(podman, Render, done):
     done("the pod of `helm test` succeeds")
 
     folder = podman.folder / "run-pickd"
+    # A name of its own for each: podman keeps one volume for a ConfigMap, and these are all of one release.
+    values["fullnameOverride"] = "beside"
     values["socket"] = {"enabled": True, "hostPath": str(folder)}
     values["hostPort"]["port"] = free_port()
     values["config"]["api"] = {"socket_mode": "0600"}
@@ -345,12 +353,26 @@ def scenario(podman, Render, done):
     check_confinement(podman, "beside-pickd")
     done("the pod with a socket: its folder was made, given to it by the init container, and curl picks over it")
 
-    for name in ("agent", "beside"):
+    port = free_port()
+    del values["socket"], values["hostPort"], values["config"]["api"]
+    values |= {"fullnameOverride": "host", "hostNetwork": True, "bindAddress": "127.0.0.1", "port": port}
+    values["service"] = {"enabled": False}
+    render = Render(values)
+    play_daemonset(podman, render, "host", consul.address, secrets)
+    for which in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = render.container[which]["httpGet"]["host"]
+        until(f"{which} passes at {asked}", lambda: probe(render.container, which, asked) == 200 or None)
+    command = curl_of(render.notes, f"127.0.0.1:{port}")
+    until("a pick is answered on the node's loopback", lambda: answered(command))
+    check_confinement(podman, "host-pickd")
+    done("the pod in the network of the node, on its loopback: its probes pass, and curl picks")
+
+    for name in ("agent", "beside", "host"):
         podman("pod", "stop", "--time", "10", name)
         state = until(f"{name} has ended", lambda: podman.ended(f"{name}-pickd"))
         expect(state["ExitCode"] == 0, f"{name} ended with {state['ExitCode']} on SIGTERM")
     expect(not (folder / "pickd.sock").exists(), "the socket is left behind")
-    done("both end on SIGTERM with 0")
+    done("all end on SIGTERM with 0")
 
 
 def missing():
