@@ -11,6 +11,7 @@ pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod pool;
+pub(crate) mod programs;
 pub(crate) mod proxy;
 
 use std::future::Future;
