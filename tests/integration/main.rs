@@ -23,6 +23,7 @@ mod etcd_secured;
 mod health;
 mod house;
 mod integrations_consul;
+mod integrations_etcd;
 mod judgement;
 mod leases;
 mod lifecycle;
