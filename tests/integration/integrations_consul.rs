@@ -186,10 +186,13 @@ async fn the_policy_is_enough_for_pickd_and_no_rule_of_it_can_be_left_out() {
         "{printed}"
     );
 
-    // It writes nothing.
-    for path in ["/v1/catalog/register", "/v1/kv/key"] {
+    // It writes neither services nor nodes nor anything else.
+    for (path, body) in [
+        ("/v1/agent/service/register", r#"{"Name":"web"}"#),
+        ("/v1/catalog/register", r#"{"Node":"n3","Address":"10.0.0.3"}"#),
+        ("/v1/kv/key", "value"),
+    ] {
         let url = format!("{}{path}", consul.address());
-        let body = r#"{"Node":"n3","Address":"10.0.0.3","Service":{"Service":"web"}}"#;
         let write =
             format!("curl -s -o answer -w '%{{http_code}}' -X PUT -H 'X-Consul-Token: {token}' -d '{body}' {url}");
         assert_eq!(

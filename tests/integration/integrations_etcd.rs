@@ -148,7 +148,7 @@ fn is_registered_again_after_a_restart_of_etcd(kind: Kind) {
     until(LATER, "it has left", || lease(&etcd).is_none().then_some(()));
 }
 
-/// One that starts before etcd, and one whose first endpoint goes away.
+/// Endpoints of a cluster: the first member is away at the start, the second later.
 fn stays_while_a_member_is_away(kind: Kind) {
     let mut etcd = Etcd::cluster();
     etcd.kill(0);

@@ -22,6 +22,7 @@ mod etcd_scale;
 mod etcd_secured;
 mod health;
 mod house;
+mod integrations_clients;
 mod integrations_consul;
 mod integrations_etcd;
 mod judgement;
