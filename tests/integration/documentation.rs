@@ -706,7 +706,21 @@ fn the_dependencies_of_the_core_are_named() {
 
 #[test]
 fn every_link_leads_somewhere() {
-    for page in pages() {
+    let mut folders = vec!["integrations".to_owned()];
+    let mut pages = pages();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(root().join(&folder)).unwrap() {
+            let entry = entry.unwrap();
+            let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+            match entry.file_type().unwrap().is_dir() {
+                true => folders.push(path),
+                false if path.ends_with(".md") => pages.push(path),
+                false => {}
+            }
+        }
+    }
+    assert!(pages.contains(&"integrations/README.md".to_owned()), "{pages:?}");
+    for page in pages {
         let source = read(&page);
         let folder = root().join(&page).parent().unwrap().to_owned();
         for link in source.split("](").skip(1) {

@@ -53,7 +53,13 @@ impl Backend {
                 shared.connections.fetch_add(1, Ordering::Relaxed);
                 shared.open.lock().unwrap().push(stream.try_clone().unwrap());
                 let shared = Arc::clone(&shared);
-                std::thread::spawn(move || shared.serve(stream));
+                std::thread::spawn(move || {
+                    let peer = stream.peer_addr().ok();
+                    shared.serve(stream);
+                    // A connection that is over keeps no file.
+                    let mut open = shared.open.lock().unwrap();
+                    open.retain(|other| other.peer_addr().is_ok_and(|other| Some(other) != peer));
+                });
             }
         });
         *self.accepting.lock().unwrap() = Some(accepting);

@@ -65,6 +65,7 @@ impl Consul {
             .unwrap()
             .extend(extra.as_object().unwrap().clone());
         std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+        std::fs::create_dir(directory.path().join("definitions")).unwrap();
         let client = pickd::http_client::client(Duration::from_secs(5), &Default::default()).unwrap();
         Self {
             process: None,
@@ -87,6 +88,8 @@ impl Consul {
         let child = Command::new(program)
             .args(["agent", "-config-file"])
             .arg(config)
+            .arg("-config-dir")
+            .arg(self.directory.path().join("definitions"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -114,6 +117,12 @@ impl Consul {
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Writes a file into the folder of definitions, and has the server read the folder.
+    pub(crate) fn define(&self, name: &str, text: &str) {
+        std::fs::write(self.directory.path().join("definitions").join(name), text).unwrap();
+        self.signal("HUP");
     }
 
     /// Starts the server again at the same ports with its data.
@@ -237,7 +246,8 @@ impl Consul {
     }
 }
 
-const MANAGEMENT: &str = "6b5a2c1e-0000-4000-8000-000000000001";
+/// The token that may do everything, where there are ACLs.
+pub(crate) const MANAGEMENT: &str = "6b5a2c1e-0000-4000-8000-000000000001";
 
 impl Drop for Consul {
     fn drop(&mut self) {

@@ -12,6 +12,7 @@ pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod pool;
+pub(crate) mod programs;
 pub(crate) mod prometheus;
 pub(crate) mod promql;
 pub(crate) mod proxy;
