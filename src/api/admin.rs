@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use super::error::ApiError;
 use super::explain::OverriddenInstance;
-use super::rights::{self, AdminToken, Peer};
+use super::server::authorization::{self, AdminToken, Peer};
 use super::{Api, aside, body, query};
 use crate::balancer::{InstanceId, InvalidOrder, LoadBalancer, Order, ServiceName, Weight};
 use crate::duration::{Readable, with_unit};
@@ -122,7 +122,7 @@ async fn admitted(
     }
     // A listener that does not say who asks lets nobody.
     let Extension(peer) = peer.map_err(|_| ApiError::Forbidden("who asks is not known"))?;
-    rights::check(&peer, headers, &api.admin.token).await?;
+    authorization::check(&peer, headers, &api.admin.token).await?;
     query::no_parameters(uri)?;
     Ok(peer.name.to_string())
 }

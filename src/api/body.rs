@@ -38,7 +38,7 @@ fn is_caused_by<E: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// A body that fails when it is not here in time.
-pub(super) fn within(incoming: Incoming, limit: Duration) -> Body {
+pub(in crate::api) fn within(incoming: Incoming, limit: Duration) -> Body {
     if incoming.is_end_stream() {
         return Body::empty();
     }

@@ -9,7 +9,7 @@
 //! | `POST /report` | [`report`] |
 //! | `GET /services`, `GET /services/{service}` | [`services`] |
 //! | `GET /explain/{service}` | [`explain`] |
-//! | `PUT`, `DELETE /services/{service}/instances/{id}/drain`, `…/weight` | [`admin`], who may: [`rights`] |
+//! | `PUT`, `DELETE /services/{service}/instances/{id}/drain`, `…/weight` | [`admin`], who may: [`authorization`](server::authorization) |
 //! | `GET /healthz`, `GET /readyz` | [`ready`] |
 //! | `GET /metrics` | here, from [`metrics`](crate::metrics) |
 //!
@@ -17,19 +17,14 @@
 
 mod admin;
 mod body;
-mod connection;
 mod error;
 mod explain;
-mod hosts;
 mod pick;
 mod query;
 mod ready;
 mod report;
-mod rights;
 pub mod server;
 mod services;
-mod socket;
-mod wake;
 mod wire;
 
 use std::any::Any;
@@ -46,9 +41,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use self::admin::Admin;
 use self::error::ApiError;
-pub use self::hosts::AllowedHosts;
 pub use self::ready::Readiness;
-pub use self::rights::AdminToken;
+pub use self::server::allowed_hosts::AllowedHosts;
+pub use self::server::authorization::AdminToken;
 pub use self::wire::JsonBodies;
 use crate::balancer::{Clock, Directory};
 use crate::metrics::Metrics;
@@ -99,7 +94,7 @@ impl Api {
             .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed { allow: "GET, HEAD" } })
             .layer(CatchPanicLayer::custom(internal));
         let router = match hosts {
-            Some(hosts) => router.layer(middleware::from_fn_with_state(hosts, hosts::check)),
+            Some(hosts) => router.layer(middleware::from_fn_with_state(hosts, server::allowed_hosts::check)),
             None => router,
         };
         router.with_state(Arc::new(self))

@@ -14,7 +14,7 @@ use axum::http::uri::Authority;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::error::ApiError;
+use crate::api::error::ApiError;
 
 /// The names accepted besides `localhost` and IP addresses. Clones share them, so that a reload reaches every listener.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +50,7 @@ impl AllowedHosts {
 }
 
 /// Refuses requests whose Host is none of ours. HTTP/1.0 needs no Host, and browsers always send one.
-pub(super) async fn check(State(allowed): State<AllowedHosts>, request: Request, next: Next) -> Response {
+pub(in crate::api) async fn check(State(allowed): State<AllowedHosts>, request: Request, next: Next) -> Response {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let refused = hosts.find(|host| !host.to_str().is_ok_and(|host| allowed.accepts(host)));
     match refused {

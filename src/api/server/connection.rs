@@ -32,9 +32,9 @@ use tokio::time::{self, Sleep};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use super::body;
-use super::rights::Peer;
+use super::authorization::Peer;
 use super::wake::OwnWakes;
+use crate::api::body;
 
 /// What clients may ask of a listener's patience and memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,7 +269,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::rights::{PeerName, Reach};
+    use crate::api::server::authorization::{PeerName, Reach};
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::task::JoinHandle;

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 
-use super::aside;
-use super::error::ApiError;
+use crate::api::aside;
+use crate::api::error::ApiError;
 
 /// A longer token file is some other file.
 const LONGEST_TOKEN: u64 = 4_096;
@@ -146,7 +146,7 @@ fn read(path: &Path) -> Result<Box<[u8]>, String> {
 }
 
 /// Whether this request may change what picks do.
-pub(super) async fn check(peer: &Peer, headers: &HeaderMap, token: &AdminToken) -> Result<(), ApiError> {
+pub(in crate::api) async fn check(peer: &Peer, headers: &HeaderMap, token: &AdminToken) -> Result<(), ApiError> {
     if is_from_another_origin(headers) {
         return Err(ApiError::Forbidden(
             "overrides are not taken from web pages of another origin",

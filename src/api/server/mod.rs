@@ -1,5 +1,11 @@
 //! Listeners: bind, serve, stop.
 
+pub(super) mod allowed_hosts;
+pub(super) mod authorization;
+mod connection;
+mod unix_socket;
+mod wake;
+
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -14,12 +20,12 @@ use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use super::rights::{Peer, PeerName, Reach};
-use super::socket::{self, SocketFile};
-use super::{AllowedHosts, Api, connection};
+use self::authorization::{Peer, PeerName, Reach};
+use self::unix_socket::SocketFile;
+use super::{AllowedHosts, Api};
 
-pub use super::connection::Limits;
-pub use super::socket::{SocketAccess, set_access};
+pub use self::connection::Limits;
+pub use self::unix_socket::{SocketAccess, set_access};
 
 /// How long nothing is accepted after the system refused to, which it does when it has run out of something.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -86,7 +92,7 @@ impl Listener {
     /// When the path is taken by a socket that somebody answers on, or by anything else than a socket, its folder does not
     /// exist, or its mode and group cannot be set.
     pub async fn bind_unix(path: &Path, access: &SocketAccess) -> io::Result<Self> {
-        let (listener, file) = socket::bind(path, access).await?;
+        let (listener, file) = unix_socket::bind(path, access).await?;
         Ok(Self {
             address: Listen::Unix(path.to_owned()),
             bound: Bound::Unix(listener, file),
