@@ -500,10 +500,12 @@ impl Running {
     fn serve(&mut self, configured: Listen, listener: Listener) {
         let stop = CancellationToken::new();
         let job = Job::Serve(listener.address(), stop.clone());
-        let id = self
-            .tasks
-            .spawn(listener.serve(self.api.clone(), self.hosts.clone(), stop.clone()))
-            .id();
+        let work = listener.serve(self.api.clone().router(), self.hosts.clone(), stop.clone());
+        let id = self.tasks.spawn(async move {
+            work.await;
+            Ok(())
+        });
+        let id = id.id();
         self.names.insert(id, job);
         self.listeners.push(Serving { configured, stop });
     }

@@ -121,7 +121,7 @@ mod with_an_agent {
                 runtime.block_on(async {
                     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
                     told.send(listener.address()).unwrap();
-                    listener.serve(api, AllowedHosts::new([]), stopped).await.unwrap();
+                    listener.serve(api.router(), AllowedHosts::new([]), stopped).await;
                 });
             });
             Self {

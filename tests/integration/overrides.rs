@@ -818,7 +818,7 @@ fn a_socket_that_is_in_use_is_refused_and_one_that_was_left_behind_is_replaced()
     let (code, said) = refused(&world.folder, &listen);
     assert_eq!(code, Some(1));
     assert!(
-        said.contains(&format!("cannot listen on {listen}: somebody answers on it")),
+        said.contains(&format!("cannot listen on {listen}: a process listens on this socket")),
         "{said}"
     );
     assert!(
@@ -851,8 +851,8 @@ fn what_is_no_socket_is_refused_and_left_alone() {
     std::fs::write(&file, "precious").unwrap();
     std::os::unix::fs::symlink(&file, &link).unwrap();
     for (path, expected) in [
-        (&file, "a file that is no socket is in its place"),
-        (&link, "a symbolic link is in its place"),
+        (&file, "the path exists and is not a socket"),
+        (&link, "the path is a symbolic link"),
         (
             &folder.path("missing/p.sock"),
             "the folder of the socket does not exist",
