@@ -524,6 +524,31 @@ fn every_series_is_documented_with_its_type_and_labels() {
     assert_eq!(quoted(row[3]).map(str::to_owned).collect::<BTreeSet<_>>(), made);
 }
 
+/// The text of all source files below a folder.
+fn sources(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text.push_str(&sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+    text
+}
+
+#[test]
+fn every_documented_log_message_is_logged() {
+    let sources = sources(&root().join("src"));
+    let page = read("docs/operations.md");
+    let rows = rows(&page, "## Logs");
+    assert!(rows.len() > 30, "{}", rows.len());
+    for message in rows.iter().flat_map(|cells| quoted(cells[0])) {
+        assert!(sources.contains(&format!("\"{message}\"")), "{message:?} is not logged");
+    }
+}
+
 #[test]
 fn every_snippet_is_what_it_says_it_is() {
     let mut checked = BTreeMap::<String, usize>::new();

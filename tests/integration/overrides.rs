@@ -897,7 +897,7 @@ fn a_reload_adds_and_removes_sockets_and_changes_who_may_connect() {
     world
         .agent
         .program
-        .wait_for_log("configuration refused, going on with the last one", |line| {
+        .wait_for_log("configuration rejected, keeping the previous one", |line| {
             line["error"]
                 .as_str()
                 .is_some_and(|error| error.contains("no-such-group"))
