@@ -19,7 +19,8 @@ struct Plans {
     /// The prober that gets the plans. `None` before the prober has started.
     prober: Option<ProbeHandle>,
     by_service: BTreeMap<ServiceName, Plan>,
-    /// The generation of the list of instances that the prober has. [`OUTDATED`] if the plan has changed since.
+    /// The generation of the list of instances that the prober has. [`OUTDATED`] if the plan has
+    /// changed since.
     sent: HashMap<ServiceName, u64>,
 }
 

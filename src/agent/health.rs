@@ -1,9 +1,9 @@
 //! Health maintenance: one task that runs the maintenance of each service when it is due.
 //!
 //! ```text
-//! core: "maintenance is due" ──► DueServices ──► maintain ──► LoadBalancer::tend, which returns the next due time
-//!                                                   ├──► transitions: a log line for each transition
-//!                                                   └──► checks: which instances to check, and how
+//! core: "maintenance is due" ──► DueServices ──► maintain ──► LoadBalancer::tend ──► next due time
+//!                                                 ├──► transitions: a log line for each
+//!                                                 └──► checks: which instances to check, and how
 //! prober: result of a check ──► LoadBalancer::observe, at once
 //! ```
 

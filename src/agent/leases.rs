@@ -14,8 +14,8 @@ use super::AgentError;
 /// The longest sleep while a lease is open.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A random key that only this process knows. The next process makes another key, so leases end with the agent that gave them
-/// out.
+/// A random key that only this process knows. The next process makes another key, so leases end
+/// with the agent that gave them out.
 pub(super) fn new_key() -> Result<LeaseKey, AgentError> {
     let mut bits = [0; 16];
     match rustls::crypto::ring::default_provider().secure_random.fill(&mut bits) {
@@ -24,7 +24,8 @@ pub(super) fn new_key() -> Result<LeaseKey, AgentError> {
     }
 }
 
-/// Ends leases when they expire. Sleeps while no lease is open; `begin` is notified when a lease is taken while none is open.
+/// Ends leases when they expire. Sleeps while no lease is open; `begin` is notified when a lease is
+/// taken while none is open.
 pub(super) async fn expire(
     directory: Arc<Directory>,
     clock: Arc<Monotonic>,

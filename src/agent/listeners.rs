@@ -1,4 +1,5 @@
-//! The listeners of the agent: bound, served, and closed when the configuration no longer lists them.
+//! The listeners of the agent: bound, served, and closed when the configuration no longer lists
+//! them.
 
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +43,8 @@ impl Running {
         self.listeners.push(ServingListener { configured, stop });
     }
 
-    /// Binds the addresses of a new configuration that are not served yet, and gives Unix sockets their new access.
+    /// Binds the addresses of a new configuration that are not served yet, and gives Unix sockets
+    /// their new access.
     pub(super) async fn prepare_listeners(&self, config: &Config) -> Result<Vec<(Listen, Listener)>, AgentError> {
         let mut missing = config.api.listen.clone();
         for serving in &self.listeners {
@@ -66,7 +68,8 @@ impl Running {
         Ok(bound)
     }
 
-    /// Closes the listeners that a new configuration does not list, and serves the ones that were bound for it.
+    /// Closes the listeners that a new configuration does not list, and serves the ones that were
+    /// bound for it.
     pub(super) fn replace_listeners(&mut self, config: &Config, bound: Vec<(Listen, Listener)>) {
         let mut listed = config.api.listen.clone();
         self.listeners.retain(|serving| {
@@ -83,7 +86,8 @@ impl Running {
     }
 }
 
-/// Removes an address once, and returns whether the list had it. A configuration may list `127.0.0.1:0` several times.
+/// Removes an address once, and returns whether the list had it. A configuration may list
+/// `127.0.0.1:0` several times.
 fn remove_one(addresses: &mut Vec<Listen>, address: &Listen) -> bool {
     let found = addresses.iter().position(|listed| listed == address);
     found.map(|index| addresses.swap_remove(index)).is_some()

@@ -1,15 +1,17 @@
 //! The agent: builds the registries, the core, the HTTP server and the prober, and connects them.
 //!
 //! ```text
-//!               ┌─ one task a source: supervise(watcher) ──► updates ─┐
-//!   Agent::run ─┤                                                     ├──► one loop: Reconciler ──► Directory ◄── picks
-//!               ├─ one task a listener: the HTTP API                  │            ▲
-//!               │  signals, timers, reloads, tests of held instances ─┘            │
-//!               └─ background tasks: leases, health maintenance, active checks ────┘
+//!             ┌─ a task for each source: supervise(watcher) ──► updates ─┐
+//! Agent::run ─┤  signals, timers, reloads, tests of held instances ──────┤
+//!             │                                                     one loop: Reconciler
+//!             │                                                          ▼
+//!             ├─ a task for each listener: the HTTP API ── picks ──► Directory
+//!             └─ background tasks: leases, health, active checks ────────┘
 //! ```
 //!
-//! The agent owns every task, every timer and the stop token; no other module spawns a task that outlives its caller. A task
-//! that ends unexpectedly is started again, except a listener: that ends the agent.
+//! The agent owns every task, every timer and the stop token; no other module spawns a task that
+//! outlives its caller. A task that ends unexpectedly is started again, except a listener: that
+//! ends the agent.
 //!
 //! | file | job |
 //! |---|---|
@@ -62,11 +64,13 @@ use tasks::{Background, Tasks};
 const UPDATE_QUEUE: usize = 1_024;
 /// How often the ages of sources are examined, and held instances tested.
 const TICK: Duration = Duration::from_secs(1);
-/// How often services do their periodic work. The credit of reports without a lease is counted in these steps.
+/// How often services do their periodic work. The credit of reports without a lease is counted in
+/// these steps.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// How often the configuration file is compared with the loaded configuration.
 const CONFIG_CHECK: Duration = Duration::from_secs(1);
-/// The time that requests in progress have when the agent stops. The whole shutdown takes at most five seconds.
+/// The time that requests in progress have when the agent stops. The whole shutdown takes at most
+/// five seconds.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Why an agent cannot start, or had to stop.
@@ -168,7 +172,8 @@ impl Agent {
         &self.api
     }
 
-    /// Runs until stopped. A stopped agent is no longer ready, finishes the requests in progress, and ends within five seconds.
+    /// Runs until stopped. A stopped agent is no longer ready, finishes the requests in progress,
+    /// and ends within five seconds.
     ///
     /// # Errors
     ///
@@ -290,7 +295,8 @@ impl Running {
         }
     }
 
-    /// Ends the overrides that are due, logs the overrides that have ended, and returns when the next override ends.
+    /// Ends the overrides that are due, logs the overrides that have ended, and returns when the
+    /// next override ends.
     fn end_overrides(&self) -> Option<Timestamp> {
         let next = self.api.directory.end_overrides(self.clock.now());
         for (service, ended) in self.api.directory.take_ended() {

@@ -1,5 +1,5 @@
-//! Reloads: reads the configuration again when its file changes or a reload is requested, and applies it as a whole or not at
-//! all.
+//! Reloads: reads the configuration again when its file changes or a reload is requested, and
+//! applies it as a whole or not at all.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,8 @@ impl ReloadCause {
 }
 
 impl Running {
-    /// Reads the configuration again and applies it. If any part of it cannot be applied, the previous configuration stays.
+    /// Reads the configuration again and applies it. If any part of it cannot be applied, the
+    /// previous configuration stays.
     pub(super) async fn reload(&mut self, layers: &Layers, cause: ReloadCause) {
         let why = cause.as_str();
         let outcome = match Config::load(layers) {
@@ -90,7 +91,8 @@ impl ConfigFile {
         self.path.is_some()
     }
 
-    /// Whether the file differs from the last call. A missing or empty file is taken as one that is being written.
+    /// Whether the file differs from the last call. A missing or empty file counts as unchanged: it
+    /// is being written.
     pub(super) async fn changed(&mut self) -> bool {
         let Some(path) = self.path.as_deref() else { return false };
         let Some(found) = read_digest(path).await else {

@@ -1,5 +1,6 @@
-//! The sources of the agent: watchers are started, kept and stopped as the configuration says, and restarted when they end.
-//! Held instances are tested: an instance that refuses connections is removed, whatever the registry remembers.
+//! The sources of the agent: watchers are started, kept and stopped as the configuration says, and
+//! restarted when they end. Held instances are tested: an instance that refuses connections is
+//! removed, whatever the registry remembers.
 
 use std::io;
 use std::mem;
@@ -56,14 +57,15 @@ enum AnyWatcher {
 }
 
 impl Running {
-    /// Starts the sources that are new or have changed, keeps the unchanged ones, and stops the ones that are not configured any
-    /// more.
+    /// Starts the sources that are new or have changed, keeps the unchanged ones, and stops the
+    /// sources that are no longer configured.
     ///
     /// # Errors
     ///
     /// When the client of a source cannot be created. Nothing has changed then.
     pub(super) fn start_sources(&mut self, configs: &[SourceConfig]) -> Result<(), AgentError> {
-        // All watchers are created before any source is replaced, so that a failure changes nothing.
+        // All watchers are created before any source is replaced, so that a failure changes
+        // nothing.
         let mut kept: Vec<WatchedSource> = mem::take(&mut self.sources);
         let mut prepared = Vec::new();
         let mut failure = None;
@@ -165,8 +167,8 @@ impl Running {
         if let Err(error) = self.start_sources(&configs) {
             let error = format!("{:#}", anyhow::Error::from(error));
             tracing::error!(%source, error, "watcher cannot be restarted, serving the last known instances");
-            // The source is configured and does not run. Without its configuration here, the next reload finds the source new
-            // and starts it.
+            // The source is configured and does not run. Without its configuration here, the next
+            // reload finds the source new and starts it.
             let running: Vec<_> = self.sources.iter().map(|watched| watched.config.clone()).collect();
             self.config.sources.retain(|config| running.contains(config));
         }

@@ -1,4 +1,5 @@
-//! The tasks of the agent: spawned with a name, joined when they end, and restarted if they end unexpectedly.
+//! The tasks of the agent: spawned with a name, joined when they end, and restarted if they end
+//! unexpectedly.
 
 use std::collections::HashMap;
 use std::future::Future;

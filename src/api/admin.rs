@@ -1,7 +1,8 @@
-//! `PUT` and `DELETE /services/{service}/instances/{id}/drain` and `.../weight`: overrides by an operator.
+//! `PUT` and `DELETE /services/{service}/instances/{id}/drain` and `.../weight`: overrides by an
+//! operator.
 //!
-//! An override is in force from the next pick. The answer is the new state of the instance. Each override is logged once, with
-//! the client that asked for it and the reason.
+//! An override is in force from the next pick. The answer is the new state of the instance. Each
+//! override is logged once, with the client that asked for it and the reason.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use super::query;
 use super::server::authorization;
 use super::server::peer::Peer;
 use super::state::Api;
-use crate::balancer::{InstanceId, InvalidOrder, LoadBalancer, Order, ServiceName, Weight};
+use crate::balancer::{InstanceId, InvalidOrder, LoadBalancer, Order, Weight};
 use crate::duration::{Readable, with_unit};
 
 /// The most bytes of a body: many times the longest reason and two numbers.
@@ -103,7 +104,8 @@ pub(super) async fn weight(parts: Parts) -> Result<Json<OverriddenInstance>, Api
     run_blocking(move || request.set_weight(weight, order)).await?
 }
 
-/// Checks the method, the authorization and the parameters, in this order. Returns the address of the client, for the log.
+/// Checks the method, the authorization and the parameters, in this order. Returns the address of
+/// the client, for the log.
 async fn authorized(
     api: &Api,
     peer: Result<Extension<Peer>, ExtensionRejection>,
@@ -158,10 +160,7 @@ fn service_and_instance(uri: &Uri) -> Result<(Cow<'_, str>, InstanceId), ApiErro
 impl Request {
     fn new(api: Arc<Api>, by: String, uri: &Uri) -> Result<Self, ApiError> {
         let (service, id) = service_and_instance(uri)?;
-        let Some(balancer) = api.directory.get(&service) else {
-            let service: ServiceName = service.parse()?;
-            return Err(api.directory.why_unknown(service).into());
-        };
+        let balancer = api.balancer(&service)?;
         Ok(Self { api, by, balancer, id })
     }
 

@@ -11,7 +11,8 @@ use crate::balancer::{InvalidInstance, PickError, UnknownInstance};
 /// Why a request fails.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// No instance: the service is unknown or empty, a source has not synced, or no instance is available.
+    /// No instance: the service is unknown or empty, a source has not synced, or no instance is
+    /// available.
     #[error(transparent)]
     Pick(#[from] PickError),
     /// The name of the service or the instance in the path is invalid.

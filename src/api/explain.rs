@@ -28,10 +28,7 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, uri: Uri) -> Result<Jso
         }
     }
     let key = key.filter(|key| !key.is_empty());
-    let Some(balancer) = api.directory.get(&service) else {
-        let service: ServiceName = service.parse()?;
-        return Err(api.directory.why_unknown(service).into());
-    };
+    let balancer = api.balancer(&service)?;
     let explained = move || {
         let explanation = balancer.explain(key.as_deref());
         ExplainedService::of(balancer.service(), explanation, key.is_some(), api.clock.now())
@@ -46,19 +43,21 @@ pub(super) struct ExplainedService {
     strategy: &'static str,
     /// The current mode of the strategy.
     mode: &'static str,
-    /// Whether the pool is in panic mode: too few instances are usable, so all eligible instances are candidates.
+    /// Whether the pool is in panic mode: too few instances are usable, so all eligible instances
+    /// are candidates.
     panic: bool,
     /// Instances that can be picked outside of panic mode.
     available_instances: usize,
-    /// Instances of weight above 0 that are neither drained nor rejected by the registry. The ejection cap and the panic
-    /// threshold are shares of this number.
+    /// Instances of weight above 0 that are neither drained nor rejected by the registry. The
+    /// ejection cap and the panic threshold are shares of this number.
     eligible_instances: usize,
     total_instances: usize,
     /// The time it took to build the current view.
     view_build_seconds: f64,
     /// By id.
     instances: Vec<InstanceState>,
-    /// The instance that the key leads to. Left out if the request has no key; null if the strategy ignores keys.
+    /// The instance that the key leads to. Left out if the request has no key; null if the strategy
+    /// ignores keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Option<KeyState>>,
 }
@@ -102,7 +101,8 @@ struct InstanceState {
     address: String,
     status: &'static str,
     available: bool,
-    /// Stable words: why the instance is unavailable, or why it is available and what reduces its weight.
+    /// Stable words: why the instance is unavailable, or why it is available and what reduces its
+    /// weight.
     why: Vec<&'static str>,
     effective_weight: f64,
     factors: FactorsState,
@@ -120,7 +120,8 @@ struct FactorsState {
     /// The weight to which the factors apply. At most 1 in strategies that ignore weights.
     base: u16,
     degraded: f64,
-    /// The warning weight of the registry, while the registry status is warning. `degraded` is then its share of the weight.
+    /// The warning weight of the registry, while the registry status is warning. `degraded` is then
+    /// its share of the weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning_weight: Option<u16>,
     /// Below 1 for a while after the instance has recovered, or has joined a pool in use.

@@ -30,7 +30,8 @@ struct AdminState {
     order: Option<OrderState>,
 }
 
-/// The state of one layer, its age, and its reason if the layer makes the instance unavailable or degraded.
+/// The state of one layer, its age, and its reason if the layer makes the instance unavailable or
+/// degraded.
 #[derive(Serialize)]
 struct LayerState {
     state: &'static str,
@@ -61,7 +62,8 @@ struct BreakerLayer {
     /// The time until trials begin. Left out unless the breaker is open.
     #[serde(skip_serializing_if = "Option::is_none")]
     until_seconds: Option<f64>,
-    /// The ejection cap of the pool keeps the instance in: it is picked although its breaker is open.
+    /// The ejection cap of the pool keeps the instance in: it is picked although its breaker is
+    /// open.
     held_by_cap: bool,
 }
 

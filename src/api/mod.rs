@@ -1,7 +1,8 @@
 //! The HTTP API: parse the request, ask the core, answer.
 //!
-//! A handler holds no state and starts nothing. The core decides, [`error`] knows the status of each failure, and [`wire`]
-//! knows the bodies of answers. Knows nothing of registries: the state of a source comes from the core.
+//! A handler holds no state and starts nothing. The core decides, [`error`] knows the status of
+//! each failure, and [`wire`] knows the bodies of answers. Knows nothing of registries: the state
+//! of a source comes from the core.
 //!
 //! | route | file |
 //! |---|---|
@@ -17,10 +18,10 @@
 //!
 //! ```text
 //! mod                                        the table of routes
-//! admin                                      routes; admin answers with the instance as explain shows it
+//! admin                                      routes; the instance as explain shows it
 //! pick  report  services  explain  ready     routes
 //! state  wire                                what routes share; bodies of answers
-//! layers  query  body  readiness             parts of answers and requests; whether the agent is ready
+//! layers  query  body  readiness             parts of answers and requests; readiness
 //! server/                                    listeners and connections; knows nothing of routes
 //! blocking                                   work that would hold up picks
 //! error                                      the status of each failure

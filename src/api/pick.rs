@@ -1,4 +1,5 @@
-//! `GET /pick/{service}`: which instance should take the next request? `POST` picks as well, and takes a lease on the instance.
+//! `GET /pick/{service}`: which instance should take the next request? `POST` picks as well, and
+//! takes a lease on the instance.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -119,7 +120,8 @@ fn prefers_text(headers: &HeaderMap) -> bool {
         .is_some_and(|first| first.trim().eq_ignore_ascii_case("text/plain"))
 }
 
-/// The route. `HEAD` is refused: axum would answer it like `GET`, and count a pick that the caller never sees.
+/// The route. `HEAD` is refused: axum would answer it like `GET`, and count a pick that the caller
+/// never sees.
 pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request) -> Result<Response, ApiError> {
     let (uri, headers) = (request.uri(), request.headers());
     let kind = match *request.method() {

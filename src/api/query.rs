@@ -1,7 +1,8 @@
 //! Paths and query strings. A parameter that is not understood is refused, never ignored.
 //!
-//! Lists are split at raw commas before decoding, so a comma inside an id is written `%2C`. As in forms, `+` in a query is a
-//! space. An empty value counts as not given, so that `?key=$SESSION` works with an unset variable.
+//! Lists are split at raw commas before decoding, so a comma inside an id is written `%2C`. As in
+//! forms, `+` in a query is a space. An empty value counts as not given, so that `?key=$SESSION`
+//! works with an unset variable.
 
 use std::borrow::Cow;
 
@@ -43,7 +44,8 @@ pub(super) fn no_parameters(uri: &Uri) -> Result<(), ApiError> {
     }
 }
 
-/// The error for a parameter that the route does not know. `known` lists the parameters that it knows.
+/// The error for a parameter that the route does not know. `known` lists the parameters that it
+/// knows.
 pub(super) fn unknown(name: &str, known: &'static str) -> ApiError {
     ApiError::UnknownParameter {
         name: name.chars().take(64).collect(),

@@ -1,7 +1,8 @@
 //! Whether the agent is ready.
 //!
-//! The agent is ready once every required source has synced, or once the ready timeout has passed with at least one source
-//! synced. A ready agent stays ready when a source is lost: picks use the last known instances. Only the shutdown ends readiness.
+//! The agent is ready once every required source has synced, or once the ready timeout has passed
+//! with at least one source synced. A ready agent stays ready when a source is lost: picks use the
+//! last known instances. Only the shutdown ends readiness.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

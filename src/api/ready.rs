@@ -1,4 +1,5 @@
-//! `GET /healthz`, `GET /readyz`: whether the agent is alive, and whether it is [ready](super::readiness).
+//! `GET /healthz`, `GET /readyz`: whether the agent is alive, and whether it is
+//! [ready](super::readiness).
 
 use std::sync::Arc;
 

@@ -11,7 +11,6 @@ use super::error::ApiError;
 use super::query;
 use super::state::Api;
 use super::wire::{ServiceDetail, ServiceList, ServiceSummary, SourceState};
-use crate::balancer::ServiceName;
 
 /// `GET /services`: all known services, sorted by name.
 pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<ServiceList>, ApiError> {
@@ -32,15 +31,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<S
 pub(super) async fn show(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<ServiceDetail>, ApiError> {
     let service = query::last_segment(&uri)?;
     query::no_parameters(&uri)?;
-    match api.directory.get(&service) {
-        Some(balancer) => Ok(Json(ServiceDetail::of(
-            &balancer,
-            &api.directory.sources(),
-            api.clock.now(),
-        ))),
-        None => {
-            let service: ServiceName = service.parse()?;
-            Err(api.directory.why_unknown(service).into())
-        }
-    }
+    let balancer = api.balancer(&service)?;
+    let sources = api.directory.sources();
+    Ok(Json(ServiceDetail::of(&balancer, &sources, api.clock.now())))
 }

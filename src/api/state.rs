@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::error::ApiError;
 use super::readiness::Readiness;
 use super::server::authorization::AdminToken;
-use crate::balancer::{Clock, Directory};
+use crate::balancer::{Clock, Directory, LoadBalancer};
 use crate::metrics::Metrics;
 
 /// The state that the routes share.
@@ -25,6 +26,20 @@ pub struct Api {
     pub admin: Admin,
     /// Notified when a lease is taken while none is open: from then on, leases can expire.
     pub leases_begin: Arc<Notify>,
+}
+
+impl Api {
+    /// The balancer of a service.
+    ///
+    /// # Errors
+    ///
+    /// When the name is invalid, or the service is unknown.
+    pub(super) fn balancer(&self, service: &str) -> Result<Arc<LoadBalancer>, ApiError> {
+        match self.directory.get(service) {
+            Some(balancer) => Ok(balancer),
+            None => Err(self.directory.why_unknown(service.parse()?).into()),
+        }
+    }
 }
 
 impl fmt::Debug for Api {

@@ -73,7 +73,8 @@ pub(crate) struct ServiceSummary {
     failure_rate: f64,
     available_instances: usize,
     total_instances: usize,
-    /// Whether the pool is in panic mode: too few instances are usable, so all eligible instances are candidates.
+    /// Whether the pool is in panic mode: too few instances are usable, so all eligible instances
+    /// are candidates.
     panic: bool,
     /// The names of the sources that list instances of the service.
     sources: Vec<&'static str>,

@@ -30,8 +30,8 @@ impl Acceptor for TcpListener {
 
     async fn accept(&self) -> io::Result<(TcpStream, PeerAddress)> {
         let (stream, address) = self.accept().await?;
-        // Each answer is written in one piece, so waiting for more data gains nothing. The call fails if the client has
-        // closed the connection, which the first read reports too.
+        // Each answer is written in one piece, so waiting for more data gains nothing. The call
+        // fails if the client has closed the connection, which the first read reports too.
         let _closed = stream.set_nodelay(true);
         Ok((stream, PeerAddress::Tcp(address)))
     }

@@ -1,8 +1,9 @@
 //! Which Host headers a loopback listener accepts.
 //!
-//! The owner of a web page can make the page's name resolve to 127.0.0.1. The page can then read from a local port as if the
-//! port were its own origin (DNS rebinding). The page cannot forge the Host header, which carries the page's name. So a loopback
-//! listener serves only `localhost`, IP addresses and configured names.
+//! The owner of a web page can make the page's name resolve to 127.0.0.1. The page can then read
+//! from a local port as if the port were its own origin (DNS rebinding). The page cannot forge the
+//! Host header, which carries the page's name. So a loopback listener serves only `localhost`, IP
+//! addresses and configured names.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use axum::response::{IntoResponse, Response};
 
 use crate::api::error::ApiError;
 
-/// The names that are accepted besides `localhost` and IP addresses. Clones share the names, so that a reload reaches every
-/// listener.
+/// The names that are accepted besides `localhost` and IP addresses. Clones share the names, so
+/// that a reload reaches every listener.
 #[derive(Clone, Debug, Default)]
 pub struct AllowedHosts(Arc<ArcSwap<Vec<String>>>);
 
@@ -50,8 +51,8 @@ impl AllowedHosts {
     }
 }
 
-/// Refuses requests with a Host header that is not accepted. A request without the header is served: HTTP/1.0 does not need it,
-/// and browsers always send it.
+/// Refuses requests with a Host header that is not accepted. A request without the header is
+/// served: HTTP/1.0 does not need it, and browsers always send it.
 pub(super) async fn check(State(allowed): State<AllowedHosts>, request: Request, next: Next) -> Response {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let refused = hosts.find(|host| !host.to_str().is_ok_and(|host| allowed.accepts(host)));

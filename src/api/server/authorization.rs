@@ -1,11 +1,12 @@
 //! Which clients may change what picks do.
 //!
-//! Clients of a loopback listener or a Unix socket run on this machine, and may make changes. Clients of any other listener need
-//! the admin token; if no token is configured, they are refused. The listener decides, not the client's address: a proxy on this
-//! machine that forwards requests from other machines has a loopback address as well.
+//! Clients of a loopback listener or a Unix socket run on this machine, and may make changes.
+//! Clients of any other listener need the admin token; if no token is configured, they are refused.
+//! The listener decides, not the client's address: a proxy on this machine that forwards requests
+//! from other machines has a loopback address as well.
 //!
-//! Requests from web pages of another origin are refused on every listener: any web page can make a browser on this machine send
-//! them.
+//! Requests from web pages of another origin are refused on every listener: any web page can make a
+//! browser on this machine send them.
 
 use std::fmt;
 use std::io::Read;
@@ -25,8 +26,8 @@ const MAX_TOKEN_BYTES: u64 = 4_096;
 const NO_TOKEN: &str = "overrides over this listener need api.admin_token_file, which is not set or cannot be read; loopback \
                         listeners and Unix sockets need none";
 
-/// The token that clients of a network listener need for overrides. Clones share the token, so that a reload reaches every
-/// listener.
+/// The token that clients of a network listener need for overrides. Clones share the token, so that
+/// a reload reaches every listener.
 #[derive(Clone, Default)]
 pub struct AdminToken(Arc<Mutex<Option<TokenFile>>>);
 
@@ -71,8 +72,8 @@ impl AdminToken {
         self.lock().is_some()
     }
 
-    /// Whether `given` is the token that the file holds now; `None` if there is no token. The comparison takes constant time, so
-    /// its duration does not show how much of `given` is right.
+    /// Whether `given` is the token that the file holds now; `None` if there is no token. The
+    /// comparison takes constant time, so its duration does not show how much of `given` is right.
     fn matches(&self, given: &[u8]) -> Option<bool> {
         let mut file = self.lock();
         let file = file.as_mut()?;
@@ -83,8 +84,8 @@ impl AdminToken {
 }
 
 impl TokenFile {
-    /// Reads the file again, since it may be replaced at any time. A missing or empty file is taken as one that is being
-    /// written: the previous token stays valid.
+    /// Reads the file again, since it may be replaced at any time. A missing or empty file is
+    /// being written, so the previous token stays valid.
     fn refresh(&mut self) {
         match read(&self.path) {
             Ok(token) => {
@@ -147,7 +148,8 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
-/// Whether a web page of another origin sent the request. Browsers name the page's origin in all requests but simple GETs.
+/// Whether a web page of another origin sent the request. Browsers name the page's origin in all
+/// requests but simple GETs.
 fn is_from_another_origin(headers: &HeaderMap) -> bool {
     let site_is_foreign = headers
         .get_all("sec-fetch-site")

@@ -15,7 +15,8 @@ use tokio::time::{self, Sleep};
 #[error("the body took too long")]
 pub(in crate::api) struct BodyTimeout;
 
-/// A body that fails with [`BodyTimeout`] unless the rest of it arrives within `limit` of the first wait.
+/// A body that fails with [`BodyTimeout`] unless the rest of it arrives within `limit` of the first
+/// wait.
 pub(super) fn with_timeout(incoming: Incoming, limit: Duration) -> Body {
     if incoming.is_end_stream() {
         return Body::empty();

@@ -7,7 +7,8 @@
 //! | the client to read some of its answer | [`Limits::answer`] | the connection is closed |
 //! | the next request | without limit: clients keep connections open to reuse them | |
 //!
-//! A timer is set only when the server has to wait. A request that arrives in one piece sets no timer.
+//! A timer is set only when the server has to wait. A request that arrives in one piece sets no
+//! timer.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -39,7 +40,8 @@ use super::wake::CoalescedWakes;
 /// Limits on the time and the memory that clients of a listener may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Time for the head of a request, from its first byte. For the first request: from the start of the connection.
+    /// Time for the head of a request, from its first byte. For the first request: from the start
+    /// of the connection.
     pub head: Duration,
     /// Time for the body of a request, from the first read of a handler that has to wait for it.
     pub body: Duration,
@@ -60,12 +62,13 @@ impl Default for Limits {
     }
 }
 
-/// The most bytes of an incomplete head; a larger head is refused with 431. The longest list of exclusions fits, with every
-/// byte percent-encoded. A target longer than any valid URI fits as well, and is refused with 414.
+/// The most bytes of an incomplete head; a larger head is refused with 431. The longest list of
+/// exclusions fits, with every byte percent-encoded. A target longer than any valid URI fits as
+/// well, and is refused with 414.
 const MAX_HEAD_BYTES: usize = 96 << 10;
 
-/// Serves one connection until it is closed. Once stopped, the connection closes when no request is being received or
-/// answered.
+/// Serves one connection until it is closed. Once stopped, the connection closes when no request is
+/// being received or answered.
 ///
 /// Cancel safe: dropping the future closes the connection.
 pub(super) async fn serve<S>(stream: S, router: Router, peer: Peer, limits: Limits, stop: CancellationToken)
@@ -95,8 +98,8 @@ where
             stopping = true;
             Pin::new(&mut http).graceful_shutdown();
         }
-        // An error means that the client has closed the connection, or that hyper has refused its request. Neither is
-        // worth a log line.
+        // An error means that the client has closed the connection, or that hyper has refused its
+        // request. Neither is worth a log line.
         if Pin::new(&mut http).poll(context).is_ready() {
             return Poll::Ready(());
         }
@@ -119,7 +122,8 @@ fn route(
     router.clone().call(request)
 }
 
-/// What the connection waits for. Each variant counts what the client has done so far: a count that changes restarts the timer.
+/// What the connection waits for. Each variant counts what the client has done so far: a count that
+/// changes restarts the timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WaitingFor {
     /// The rest of a head, after this many complete heads.

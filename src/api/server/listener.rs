@@ -41,7 +41,8 @@ impl fmt::Display for Listen {
     }
 }
 
-/// A bound listener that does not serve yet. Binding first finds an address in use before anything starts.
+/// A bound listener that does not serve yet. Binding first finds an address in use before anything
+/// starts.
 #[derive(Debug)]
 pub struct Listener {
     bound: Bound,
@@ -71,12 +72,13 @@ impl Listener {
         })
     }
 
-    /// Binds a Unix socket at this path. Replaces a socket file that no process listens on any more.
+    /// Binds a Unix socket at this path. Replaces a socket file that no process listens on any
+    /// more.
     ///
     /// # Errors
     ///
-    /// When a process listens on a socket at this path, the path is anything else than a socket, its folder does not exist, or
-    /// its mode and group cannot be set.
+    /// When a process listens on a socket at this path, the path is anything else than a socket,
+    /// its folder does not exist, or its mode and group cannot be set.
     pub async fn bind_unix(path: &Path, access: &SocketAccess) -> io::Result<Self> {
         let (listener, file) = unix_socket::bind(path, access).await?;
         Ok(Self {
@@ -110,13 +112,15 @@ impl Listener {
         }
     }
 
-    /// Serves the router until stopped, then waits for requests that are being received or answered. [`Limits`] bound that
-    /// wait. Dropping the future closes all connections at once. A connection that cannot be accepted does not end the future.
+    /// Serves the router until stopped, then waits for requests that are being received or
+    /// answered. [`Limits`] bound that wait. Dropping the future closes all connections at once. A
+    /// connection that cannot be accepted does not end the future.
     ///
     /// On loopback TCP listeners, requests are refused unless `hosts` accepts their Host header.
     pub async fn serve(self, router: Router, hosts: AllowedHosts, stop: CancellationToken) {
         let reach = self.reach();
-        // A web page's name cannot resolve to a Unix socket, so those need no check of the Host header.
+        // A web page's name cannot resolve to a Unix socket, so those need no check of the Host
+        // header.
         let is_tcp = matches!(self.bound, Bound::Tcp(_));
         let router = if is_tcp && reach == Reach::ThisMachine {
             router.layer(middleware::from_fn_with_state(hosts, allowed_hosts::check))
@@ -124,7 +128,8 @@ impl Listener {
             router
         };
         let accept = AcceptLoop {
-            // Not needed by the types; lets axum prepare the router once instead of for each request.
+            // Not needed by the types; lets axum prepare the router once instead of for each
+            // request.
             router: router.with_state(()),
             reach,
             limits: self.limits,

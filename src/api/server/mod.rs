@@ -1,7 +1,7 @@
 //! The HTTP server: listeners, and the connections that they accept.
 //!
-//! Knows nothing of routes: a listener is given a router, and every file here can be read without one. Imports inside this
-//! folder point down:
+//! Knows nothing of routes: a listener is given a router, and every file here can be read without
+//! one. Imports inside this folder point down:
 //!
 //! ```text
 //! listener        binds an address, and serves a router on it

@@ -1,10 +1,12 @@
-//! A Unix socket in the file system: bound without replacing a file of another owner, and removed when it is no longer served.
+//! A Unix socket in the file system: bound without replacing a file of another owner, and removed
+//! when it is no longer served.
 //!
-//! The socket is bound under a random temporary name, given its group and mode, and only then linked to its path. So the socket
-//! never appears at its path with the mode that the umask left. (Setting the umask would need unsafe code, and would change the
-//! whole process.) The link fails if another file has appeared at the path in the meantime. A socket file that no process
-//! listens on is stale: a killed process left it behind, and it is removed first. Any other file at the path is refused, above
-//! all a symbolic link.
+//! The socket is bound under a random temporary name, given its group and mode, and only then
+//! linked to its path. So the socket never appears at its path with the mode that the umask left.
+//! (Setting the umask would need unsafe code, and would change the whole process.) The link fails
+//! if another file has appeared at the path in the meantime. A socket file that no process listens
+//! on is stale: a killed process left it behind, and it is removed first. Any other file at the
+//! path is refused, above all a symbolic link.
 
 use std::fs::Metadata;
 use std::io;
@@ -15,8 +17,8 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time;
 
-/// The time limit of the connection that tests for a stale socket. A listener that accepts nothing for so long counts as in use:
-/// its queue is full.
+/// The time limit of the connection that tests for a stale socket. A listener that accepts nothing
+/// for so long counts as in use: its queue is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The system's list of groups.
 const GROUPS: &str = "/etc/group";
@@ -26,7 +28,8 @@ const GROUPS: &str = "/etc/group";
 pub struct SocketAccess {
     /// Permission bits, 0..=0o777.
     pub mode: u32,
-    /// The name or number of the socket's group. Without it, the socket has the group of the process.
+    /// The name or number of the socket's group. Without it, the socket has the group of the
+    /// process.
     pub group: Option<String>,
 }
 
@@ -40,7 +43,8 @@ impl Default for SocketAccess {
     }
 }
 
-/// The file of a bound socket. Dropping the value removes the file, unless another file has taken its path.
+/// The file of a bound socket. Dropping the value removes the file, unless another file has taken
+/// its path.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -56,7 +60,8 @@ impl Drop for SocketFile {
     }
 }
 
-/// Device, inode and modification time of a file. The system reuses the inode number of a removed file, so the time is needed.
+/// Device, inode and modification time of a file. The system reuses the inode number of a removed
+/// file, so the time is needed.
 type Identity = (u64, u64, i64, i64);
 
 fn identity(path: &Path) -> io::Result<Identity> {
@@ -127,7 +132,8 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)
 }
 
-/// Sets the group and the mode of a socket file. The group is set first, so that the mode never admits the wrong group.
+/// Sets the group and the mode of a socket file. The group is set first, so that the mode never
+/// admits the wrong group.
 ///
 /// # Errors
 ///

@@ -1,13 +1,14 @@
 //! Keeps a task that wakes itself from going through the scheduler.
 //!
-//! hyper hands the body of a request over through a channel between two parts of one task. The reader of the channel wakes the
-//! writer, so the task wakes itself while it runs. The scheduler would queue the task once more and wake an idle worker for the
-//! queue, which costs two system calls and a context switch for nothing. [`CoalescedWakes`] wraps the task's future: a wake-up
+//! hyper hands the body of a request over through a channel between two parts of one task. The
+//! reader of the channel wakes the writer, so the task wakes itself while it runs. The scheduler
+//! would queue the task once more and wake an idle worker for the queue, which costs two system
+//! calls and a context switch for nothing. [`CoalescedWakes`] wraps the task's future: a wake-up
 //! during a poll makes the wrapper poll the future again, and does not reach the scheduler.
 //!
 //! ```text
-//! Idle -poll-> Polling -pending-> Idle                  a wake-up in Idle goes to the scheduler
-//!              Polling -wake-> Woken -poll-> Polling    a wake-up in Polling makes the wrapper poll again
+//! Idle -poll-> Polling -pending-> Idle                a wake-up in Idle goes to the scheduler
+//!              Polling -wake-> Woken -poll-> Polling  a wake-up in Polling leads to another poll
 //! ```
 
 use std::future::Future;
@@ -29,7 +30,8 @@ const WOKEN: u8 = 2;
 pub(super) struct CoalescedWakes<F> {
     future: F,
     shared: Arc<Shared>,
-    /// Wakes through `shared`. The same for all polls, so that a future that keeps its waker need not replace it.
+    /// Wakes through `shared`. The same for all polls, so that a future that keeps its waker need
+    /// not replace it.
     waker: Waker,
 }
 
@@ -137,7 +139,8 @@ mod tests {
         }
     }
 
-    /// Polls a future that takes these steps. Returns (whether it is ready, polls, wake-ups of the task, its waker).
+    /// Polls a future that takes these steps. Returns (whether it is ready, polls, wake-ups of the
+    /// task, its waker).
     fn poll(steps: impl IntoIterator<Item = Step>) -> (bool, usize, Arc<Scheduler>, Waker) {
         let (last, polls, scheduler) = (Arc::default(), Arc::default(), Arc::new(Scheduler::default()));
         let mut future = CoalescedWakes::new(Scripted {
