@@ -176,8 +176,8 @@ fn why(explained: &ExplainedInstance, panic: bool) -> Vec<&'static str> {
             .collect();
     }
     let mut words = vec![reason_for_availability(layers)];
-    if let Some(PassiveState::Degraded(grievance)) = layers.passive.map(|said| said.state) {
-        words.push(match grievance {
+    if let Some(PassiveState::Degraded(reason)) = layers.passive.map(|layer| layer.state) {
+        words.push(match reason {
             Grievance::Failing => "passive_failing",
             Grievance::Slow => "passive_slow",
         });

@@ -42,15 +42,15 @@ struct LayerState {
 
 impl LayerState {
     fn of<T: Copy>(
-        said: Said<T>,
+        layer: Said<T>,
         word: impl Fn(T) -> &'static str,
         reason: impl Fn(T) -> Option<String>,
         now: Timestamp,
     ) -> Self {
         Self {
-            state: word(said.state),
-            since_seconds: now.since(said.since).as_secs_f64(),
-            reason: reason(said.state),
+            state: word(layer.state),
+            since_seconds: now.since(layer.since).as_secs_f64(),
+            reason: reason(layer.state),
         }
     }
 }
@@ -72,16 +72,16 @@ impl LayersState {
         let order = layers.admin.as_deref().map(|standing| OrderState::of(standing, now));
         let check_failure = |state| match state {
             ActiveState::Up => None,
-            ActiveState::Down(why) => Some(why.to_string()),
+            ActiveState::Down(failure) => Some(failure.to_string()),
         };
-        let grievance = |state| match state {
+        let degraded_reason = |state| match state {
             PassiveState::Ok => None,
-            PassiveState::Degraded(grievance) => Some(grievance.to_string()),
+            PassiveState::Degraded(reason) => Some(reason.to_string()),
         };
-        let trip = |state: BreakerState| state.because().map(|because| because.to_string());
-        let breaker = |said: Said<BreakerState>| BreakerLayer {
-            layer: LayerState::of(said, BreakerState::as_str, trip, now),
-            until_seconds: match said.state {
+        let trip_reason = |state: BreakerState| state.because().map(|because| because.to_string());
+        let breaker = |layer: Said<BreakerState>| BreakerLayer {
+            layer: LayerState::of(layer, BreakerState::as_str, trip_reason, now),
+            until_seconds: match layer.state {
                 BreakerState::Open { until, .. } => Some(until.since(now).as_secs_f64()),
                 BreakerState::Closed | BreakerState::HalfOpen { .. } => None,
             },
@@ -95,10 +95,10 @@ impl LayersState {
             registry: LayerState::of(layers.registry, RegistryStatus::as_str, |_| None, now),
             active: layers
                 .active
-                .map(|said| LayerState::of(said, ActiveState::as_str, check_failure, now)),
+                .map(|layer| LayerState::of(layer, ActiveState::as_str, check_failure, now)),
             passive: layers
                 .passive
-                .map(|said| LayerState::of(said, PassiveState::as_str, grievance, now)),
+                .map(|layer| LayerState::of(layer, PassiveState::as_str, degraded_reason, now)),
             breaker: layers.breaker.map(breaker),
             address_refused: layers.address_refused,
         }

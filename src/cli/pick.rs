@@ -88,24 +88,13 @@ impl PickArguments {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::super::agent_client::tests::answering;
+    use super::super::tests::parsed;
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        arguments: PickArguments,
-    }
-
-    fn parsed(words: &[&str]) -> Result<PickArguments, clap::Error> {
-        Line::try_parse_from([&["pick"], words].concat()).map(|line| line.arguments)
-    }
 
     #[test]
     fn arguments_become_the_path_of_the_request() {
-        let path = |words: &[&str]| parsed(words).unwrap().path();
+        let path = |words: &[&str]| parsed::<PickArguments>(words).unwrap().path();
         assert_eq!(path(&["user-service"]), "/pick/user-service?format=text");
         assert_eq!(
             path(&[
@@ -139,7 +128,7 @@ mod tests {
             &["a", "--exclude", ""],
             &[],
         ] {
-            let error = parsed(words).err().unwrap();
+            let error = parsed::<PickArguments>(words).err().unwrap();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{words:?}");
         }
     }

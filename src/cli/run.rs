@@ -213,23 +213,12 @@ pub(super) fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> Exit
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
+    use super::super::tests::parsed;
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        arguments: RunArguments,
-    }
-
-    fn parsed(words: &[&str]) -> Result<RunArguments, clap::Error> {
-        Line::try_parse_from([&["run"], words].concat()).map(|line| line.arguments)
-    }
 
     #[test]
     fn flags_become_overrides() {
-        let arguments = parsed(&[
+        let arguments: RunArguments = parsed(&[
             "--config",
             "pickd.toml",
             "--listen",
@@ -285,7 +274,7 @@ mod tests {
             (["--strategy", "fastest"], "least_response_time"),
             (["--log-format", "xml"], "human"),
         ] {
-            let error = parsed(&words).err().unwrap();
+            let error = parsed::<RunArguments>(&words).err().unwrap();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8));
             assert!(error.to_string().contains(expected), "{error}");
         }

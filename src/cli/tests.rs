@@ -1,5 +1,15 @@
 use super::*;
 
+/// Parses the arguments of one command.
+pub(super) fn parsed<A: clap::Args>(words: &[&str]) -> Result<A, clap::Error> {
+    #[derive(Parser)]
+    struct Line<A: clap::Args> {
+        #[command(flatten)]
+        arguments: A,
+    }
+    Line::try_parse_from([&["pickd"], words].concat()).map(|line| line.arguments)
+}
+
 #[test]
 fn the_command_line_is_consistent() {
     Cli::command().debug_assert();

@@ -169,7 +169,7 @@ fn how_a_pick_ends_says_why() {
     let (code, _, talk) = outcome(command(["pick", "user-service", "--agent", "unix:pickd.sock"]));
     assert!(code == 2 && talk.contains("http://host:port"), "{talk}");
 
-    // Nobody there, somebody else there, and an agent that does not know yet.
+    // No agent at the address, another server, and an agent whose source has not synced.
     let [port] = free_ports();
     let nobody = format!("127.0.0.1:{port}");
     let (code, data, talk) = outcome(command(["pick", "user-service", "--agent", &nobody]));
@@ -417,7 +417,7 @@ fn the_demo_shows_what_it_says() {
         unreachable!()
     };
 
-    // Who takes the next request, by weight; each backend that is picked answers.
+    // Picks follow the weights, and each picked backend answers.
     let mut ids = Vec::new();
     for _ in 0..40 {
         let answer = curl(who);
@@ -434,7 +434,7 @@ fn the_demo_shows_what_it_says() {
     let lines: BTreeSet<&str> = answer.text().lines().collect();
     assert_eq!(lines.len(), 3, "{}", answer.text());
 
-    // A backend is stopped, and nobody tells the registry. When the command returns, a check has found out.
+    // A backend is stopped, and the registry does not change. When the command returns, a check has detected it.
     let said = curl(stop);
     let told = "user-2 has stopped; a check found out after ";
     assert!(backend_text(&said).starts_with(told), "{}", said.text());

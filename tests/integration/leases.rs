@@ -456,7 +456,7 @@ fn without_a_lease_a_report_counts_as_often_as_there_were_picks() {
         "accepted"
     );
     let report = json!({"service": "web", "instance": "10.0.0.1:80", "outcome": "success", "latency_ms": 3});
-    // The lease's own pick and the plain one: picks pay, whoever spends them.
+    // The lease's own pick and the plain one: each pick earns credit, whichever report spends it.
     let codes = [(); 3].map(|()| client.report_one(&report));
     assert_eq!(codes, ["accepted", "accepted", "no_credit"]);
     world

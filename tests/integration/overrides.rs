@@ -622,7 +622,9 @@ fn over_the_network_without_a_token_nobody_may() {
     until(SOON, "the token counts", || (status() == 200).then_some(()));
     world.folder.write("pickd.toml", CONFIG);
     world.agent.program.signal("HUP");
-    until(SOON, "nobody may any more", || (status() == 403).then_some(()));
+    until(SOON, "the token is not accepted any more", || {
+        (status() == 403).then_some(())
+    });
 }
 
 #[test]
@@ -812,7 +814,7 @@ fn a_unix_socket_has_its_mode_serves_everything_and_goes_with_the_agent() {
 }
 
 #[test]
-fn a_socket_that_is_in_use_is_refused_and_one_that_was_left_behind_is_replaced() {
+fn a_socket_in_use_is_refused_and_a_stale_socket_is_replaced() {
     let (mut world, socket) = socket_world();
     let listen = format!("unix:{}", socket.display());
     let (code, said) = refused(&world.folder, &listen);
@@ -943,7 +945,7 @@ fn every_client_command_speaks_over_a_unix_socket() {
         ),
         ("weight web c/3,x --clear", 0, "effective weight 2.0"),
         ("explain cache --key 7", 0, "the key leads to "),
-        ("explain plain --key 7", 0, "does not heed keys"),
+        ("explain plain --key 7", 0, "ignores keys"),
         ("explain nobody", 3, "unknown"),
         ("drain web nobody", 3, "no instance"),
         ("drain nobody a", 3, "unknown"),

@@ -224,7 +224,7 @@ fn a_body_that_comes_byte_by_byte_gets_no_more_time_for_that() {
     let mut slow = served.connect_and_send(&HALF_A_REPORT.replace("100", "100000"));
     slow.set_timeout(Duration::from_millis(10)).unwrap();
     let answer = until(SOON, "an answer", || {
-        // Once it is answered, nobody listens to the rest any more.
+        // Once the request is answered, the rest of its body is not read.
         let _sent = slow.send(b" ");
         slow.response("POST").ok()
     });
