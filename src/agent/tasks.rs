@@ -68,7 +68,7 @@ impl Tasks {
     pub(super) async fn join_next(&mut self) -> Option<EndedTask> {
         loop {
             let (id, detail) = match self.set.join_next_with_id().await? {
-                Ok((id, ())) => (id, "it returned".to_owned()),
+                Ok((id, ())) => (id, "the task returned".to_owned()),
                 Err(error) => (error.id(), error.to_string()),
             };
             if let Some((job, stop)) = self.running.remove(&id) {
@@ -149,5 +149,36 @@ impl Running {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_ends_without_its_stop_token_ends_unexpectedly() {
+        let mut tasks = Tasks::default();
+        let mut ended = async |stopped: bool, work: Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let stop = CancellationToken::new();
+            tasks.spawn(Job::Background(Background::ExpireLeases), stop.clone(), work);
+            if stopped {
+                stop.cancel();
+            }
+            let ended = tasks.join_next().await.unwrap();
+            assert!(tasks.running.is_empty());
+            (ended.stopped, ended.detail)
+        };
+        assert_eq!(
+            ended(true, Box::pin(async {})).await,
+            (true, "the task returned".to_owned())
+        );
+        assert_eq!(
+            ended(false, Box::pin(async {})).await,
+            (false, "the task returned".to_owned())
+        );
+        let (stopped, detail) = ended(false, Box::pin(async { panic!("planted") })).await;
+        assert!(!stopped && detail.contains("planted"), "{detail}");
+        assert!(tasks.join_next().await.is_none());
     }
 }
