@@ -1,4 +1,4 @@
-//! The pick daemon's binary: arguments in, exit code out. Everything else is [`pickd::cli`].
+//! The binary of the pick daemon. Its command line is [`pickd::cli`].
 
 use std::process::ExitCode;
 

@@ -1,13 +1,13 @@
-//! The health of instances, as far as tasks and time are concerned: one task that tends every service when it is due.
+//! Health maintenance: one task that runs the maintenance of each service when it is due.
 //!
 //! ```text
-//! core: "something is due" ──► Woken ──► tend ──► LoadBalancer::tend, and when to come back
-//!                                         ├──► a log line for each transition
-//!                                         └──► the prober: which addresses to check, and how
+//! core: "maintenance is due" ──► DueServices ──► maintain ──► LoadBalancer::tend ──► next due time
+//!                                                 ├──► transitions: a log line for each
+//!                                                 └──► checks: which instances to check, and how
 //! prober: result of a check ──► LoadBalancer::observe, at once
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,23 +15,21 @@ use tokio::sync::Notify;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use crate::balancer::{
-    Clock, Directory, InstanceId, LoadBalancer, Monotonic, PassiveState, ServiceName, Timestamp, Transition,
-    Transitioned, Wake,
-};
-use crate::config::Config;
-use crate::probe::{Plan, ProbeHandle};
+use crate::balancer::{Clock, Directory, Monotonic, ServiceName, Timestamp, Wake};
 
-/// Services that want to be tended.
+use super::checks::CheckPlans;
+use super::transitions;
+
+/// The services whose maintenance the core has asked for.
 #[derive(Debug, Default)]
-pub(super) struct Woken {
+pub(super) struct DueServices {
     services: Mutex<HashSet<ServiceName>>,
     notify: Notify,
 }
 
-impl Wake for Woken {
+impl Wake for DueServices {
     fn wake(&self, service: &ServiceName) {
-        let mut services = lock(&self.services);
+        let mut services = self.lock();
         if !services.contains(service) {
             services.insert(service.clone());
             self.notify.notify_one();
@@ -39,144 +37,75 @@ impl Wake for Woken {
     }
 }
 
-impl Woken {
+impl DueServices {
     fn take(&self) -> HashSet<ServiceName> {
-        mem::take(&mut *lock(&self.services))
+        mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<ServiceName>> {
+        // A panic leaves the set whole: it is changed in one step.
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Sets and maps that are written in one step each.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Which services are checked, how, and what the prober was told of them.
-#[derive(Default)]
-pub(super) struct Checks(Mutex<Plans>);
-
-#[derive(Default)]
-struct Plans {
-    /// Who is told; `None` before it was started.
-    prober: Option<ProbeHandle>,
-    by_service: BTreeMap<ServiceName, Plan>,
-    /// The generation of the list of instances that the prober has; [`NOT_TOLD`] if its plan is another one by now.
-    told: HashMap<ServiceName, u64>,
-}
-
-const NOT_TOLD: u64 = u64::MAX;
-
-impl Checks {
-    /// From now on this prober is told.
-    pub(super) fn start(&self, prober: ProbeHandle, woken: &Woken) {
-        let mut plans = lock(&self.0);
-        plans.prober = Some(prober);
-        let services: Vec<ServiceName> = plans.by_service.keys().cloned().collect();
-        for service in services {
-            woken.wake(&service);
-            plans.told.insert(service, NOT_TOLD);
-        }
-    }
-
-    /// Checks as configured from now on.
-    pub(super) fn configure(&self, config: &Config, woken: &Woken) {
-        let of = |(service, check): (&ServiceName, &Arc<crate::probe::HealthCheck>)| {
-            let balancer = config.services.of(service);
-            let plan = Plan {
-                check: Arc::clone(check),
-                interval: balancer.health_check_interval(),
-                timeout: balancer.health_check_timeout(),
-                denied: balancer.denied().clone(),
-            };
-            balancer.health_check_enabled().then(|| (service.clone(), plan))
-        };
-        let by_service: BTreeMap<_, _> = config.health_checks.iter().filter_map(of).collect();
-        let mut plans = lock(&self.0);
-        if let Some(prober) = &plans.prober {
-            prober.configure(config.probe);
-        }
-        let before = mem::replace(&mut plans.by_service, by_service);
-        let services: BTreeSet<ServiceName> = before.keys().chain(plans.by_service.keys()).cloned().collect();
-        for service in services {
-            if before.get(&service) != plans.by_service.get(&service) {
-                plans.told.insert(service.clone(), NOT_TOLD);
-                woken.wake(&service);
-            }
-        }
-    }
-
-    /// Tells the prober whom to check, if that has changed.
-    fn follow(&self, balancer: &LoadBalancer) {
-        let service = balancer.service();
-        let mut plans = lock(&self.0);
-        let Some(prober) = plans.prober.clone() else { return };
-        let generation = balancer.generation();
-        if let Some(plan) = plans.by_service.get(service).cloned() {
-            if plans.told.insert(service.clone(), generation) != Some(generation) {
-                prober.set(service, Some(&plan), balancer.addresses_to_check());
-            }
-        } else if plans.told.remove(service).is_some() {
-            prober.set(service, None, []);
-            balancer.forget_checks();
-        }
-    }
-}
-
-/// Tends services when they are due. Sleeps while none is.
-pub(super) async fn tend(
+/// Runs the maintenance of services when it is due. Sleeps while none is due.
+pub(super) async fn maintain(
     directory: Arc<Directory>,
     clock: Arc<Monotonic>,
-    woken: Arc<Woken>,
-    checks: Arc<Checks>,
+    due: Arc<DueServices>,
+    plans: Arc<CheckPlans>,
     stop: CancellationToken,
 ) {
-    let tend = async {
-        let mut due = Due::default();
-        // Whatever was due when the task before this one ended.
+    let maintain = async {
+        let mut schedule = Schedule::default();
+        // A previous task may have ended while services were due.
         directory
             .services()
             .iter()
-            .for_each(|balancer| woken.wake(balancer.service()));
+            .for_each(|balancer| due.wake(balancer.service()));
         loop {
-            match due.next() {
+            match schedule.next() {
                 Some(next) => {
                     let wait = next.since(clock.now());
                     tokio::select! {
-                        () = woken.notify.notified() => {}
+                        () = due.notify.notified() => {}
                         () = time::sleep(wait) => {}
                     }
                 }
-                None => woken.notify.notified().await,
+                None => due.notify.notified().await,
             }
             let now = clock.now();
-            let mut services = woken.take();
-            services.extend(due.take(now));
+            let mut services = due.take();
+            services.extend(schedule.take(now));
             for service in services {
                 let Some(balancer) = directory.get(service.as_str()) else {
                     continue;
                 };
-                due.set(&service, balancer.tend(now));
+                schedule.set(&service, balancer.tend(now));
                 for transition in balancer.take_transitions() {
-                    tell(&service, &transition);
+                    transitions::log_health(&service, &transition);
                 }
-                checks.follow(&balancer);
+                plans.update(&balancer);
             }
         }
     };
-    stop.run_until_cancelled(tend).await;
+    stop.run_until_cancelled(maintain).await;
 }
 
-/// When each service is due.
+/// The next due time of each service.
 #[derive(Default)]
-struct Due {
+struct Schedule {
     by_service: HashMap<ServiceName, Timestamp>,
     by_time: BTreeSet<(Timestamp, ServiceName)>,
 }
 
-impl Due {
+impl Schedule {
+    /// The earliest due time.
     fn next(&self) -> Option<Timestamp> {
         self.by_time.first().map(|(next, _)| *next)
     }
 
+    /// Replaces the due time of a service.
     fn set(&mut self, service: &ServiceName, next: Option<Timestamp>) {
         if let Some(before) = self.by_service.remove(service) {
             self.by_time.remove(&(before, service.clone()));
@@ -187,6 +116,7 @@ impl Due {
         }
     }
 
+    /// Removes and returns the services that are due.
     fn take(&mut self, now: Timestamp) -> Vec<ServiceName> {
         let mut taken = Vec::new();
         while let Some((next, service)) = self.by_time.pop_first() {
@@ -201,50 +131,6 @@ impl Due {
     }
 }
 
-/// One line for each transition. What an operator would be woken for is a warning.
-fn tell(service: &ServiceName, transition: &Transition) {
-    let ids: Vec<&str> = transition.instances.iter().map(InstanceId::as_str).collect();
-    let instance = ids.join(",");
-    match transition.what {
-        Transitioned::Up { first: true } => tracing::debug!(%service, instance, "checks pass"),
-        Transitioned::Up { first: false } => tracing::info!(%service, instance, "checks pass again, slow start"),
-        Transitioned::Down(reason) => tracing::warn!(%service, instance, %reason, "checks fail, taken out"),
-        Transitioned::Graded {
-            grade: PassiveState::Ok,
-            first: true,
-        } => tracing::debug!(%service, instance, "outcomes are fine"),
-        Transitioned::Graded {
-            grade: PassiveState::Ok,
-            first: false,
-        } => tracing::info!(%service, instance, "outcomes are fine again"),
-        Transitioned::Graded {
-            grade: PassiveState::Degraded(reason),
-            ..
-        } => tracing::warn!(%service, instance, %reason, "degraded, picked less"),
-        Transitioned::Opened {
-            because,
-            open_for,
-            held_by_cap: false,
-        } => tracing::warn!(%service, instance, reason = %because, ?open_for, "breaker opened, taken out"),
-        Transitioned::Opened {
-            because,
-            open_for,
-            held_by_cap: true,
-        } => {
-            let message = "breaker opened, and is held by the cap: still picked";
-            tracing::warn!(%service, instance, reason = %because, ?open_for, "{message}");
-        }
-        Transitioned::HalfOpened => tracing::info!(%service, instance, "breaker half open, waiting for a trial"),
-        Transitioned::Closed(because) => {
-            tracing::info!(%service, instance, reason = %because, "breaker closed, slow start");
-        }
-        Transitioned::PanicBegan { usable, eligible } => {
-            tracing::warn!(%service, usable, eligible, "too few instances are usable, picking from all of them");
-        }
-        Transitioned::PanicEnded => tracing::info!(%service, "enough instances are usable again"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -256,18 +142,18 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_due_once_at_the_time_said_last() {
+    fn the_last_time_set_for_a_service_counts() {
         let (web, db): (ServiceName, ServiceName) = ("web".parse().unwrap(), "db".parse().unwrap());
-        let mut due = Due::default();
-        due.set(&web, Some(at(5)));
-        due.set(&db, Some(at(3)));
-        due.set(&web, Some(at(2)));
-        assert_eq!(due.next(), Some(at(2)));
-        assert_eq!(due.take(at(2)), std::slice::from_ref(&web));
-        assert_eq!(due.take(at(9)), [db]);
-        assert_eq!((due.next(), due.by_service.len()), (None, 0));
-        due.set(&web, Some(at(1)));
-        due.set(&web, None);
-        assert_eq!(due.next(), None);
+        let mut schedule = Schedule::default();
+        schedule.set(&web, Some(at(5)));
+        schedule.set(&db, Some(at(3)));
+        schedule.set(&web, Some(at(2)));
+        assert_eq!(schedule.next(), Some(at(2)));
+        assert_eq!(schedule.take(at(2)), std::slice::from_ref(&web));
+        assert_eq!(schedule.take(at(9)), [db]);
+        assert_eq!((schedule.next(), schedule.by_service.len()), (None, 0));
+        schedule.set(&web, Some(at(1)));
+        schedule.set(&web, None);
+        assert_eq!(schedule.next(), None);
     }
 }

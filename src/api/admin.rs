@@ -1,7 +1,8 @@
-//! `PUT` and `DELETE /services/{service}/instances/{id}/drain`, and the same of `…/weight`: what an operator overrides.
+//! `PUT` and `DELETE /services/{service}/instances/{id}/drain` and `.../weight`: overrides by an
+//! operator.
 //!
-//! Each is answered with the state of the instance that follows from it, in force from the very next pick, and logged once
-//! with who asked and why.
+//! An override is in force from the next pick. The answer is the new state of the instance. Each
+//! override is logged once, with the client that asked for it and the reason.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,26 +15,20 @@ use axum::http::{HeaderMap, Method, Uri};
 use axum::{Extension, extract::rejection::ExtensionRejection};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::Notify;
 
+use super::blocking::run_blocking;
+use super::body;
 use super::error::ApiError;
 use super::explain::OverriddenInstance;
-use super::rights::{self, AdminToken, Peer};
-use super::{Api, aside, body, query};
-use crate::balancer::{InstanceId, InvalidOrder, LoadBalancer, Order, ServiceName, Weight};
+use super::query;
+use super::server::authorization;
+use super::server::peer::Peer;
+use super::state::Api;
+use crate::balancer::{InstanceId, InvalidOrder, LoadBalancer, Order, Weight};
 use crate::duration::{Readable, with_unit};
 
-/// A reason of the longest kind and two numbers fit many times.
-const MOST_BYTES: usize = 16 << 10;
-
-/// What overrides need besides the core.
-#[derive(Clone, Debug, Default)]
-pub struct Admin {
-    /// What those who come over the network have to show.
-    pub token: AdminToken,
-    /// Told when an order was given: the next one to end may be another one now.
-    pub ordered: Arc<Notify>,
-}
+/// The most bytes of a body: many times the longest reason and two numbers.
+const MAX_BYTES: usize = 16 << 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object")]
@@ -50,7 +45,7 @@ struct WeightBody {
     ttl: Option<Value>,
 }
 
-/// Who asks, what of, and of whom.
+/// An authorized request to change the overrides of one instance.
 struct Request {
     api: Arc<Api>,
     by: String,
@@ -58,7 +53,7 @@ struct Request {
     id: InstanceId,
 }
 
-/// All that came.
+/// The parts of a request.
 type Parts = (
     State<Arc<Api>>,
     Result<Extension<Peer>, ExtensionRejection>,
@@ -68,36 +63,36 @@ type Parts = (
     Body,
 );
 
-/// `…/drain`
+/// The route `.../drain`.
 pub(super) async fn drain(parts: Parts) -> Result<Json<OverriddenInstance>, ApiError> {
     let (State(api), peer, method, uri, headers, body) = parts;
-    let by = admitted(&api, peer, &method, &uri, &headers).await?;
+    let by = authorized(&api, peer, &method, &uri, &headers).await?;
     if method == Method::DELETE {
         let request = Request::new(api, by, &uri)?;
-        return aside(move || request.undrain()).await?;
+        return run_blocking(move || request.undrain()).await?;
     }
-    let body = body::read(body, MOST_BYTES).await?;
+    let body = body::read(body, MAX_BYTES).await?;
     let order = if body.is_empty() {
         Order::by(&by)
     } else {
-        json_only(&headers)?;
+        require_json(&headers)?;
         let DrainBody { reason, ttl } = body::parse(&body)?;
         order(&by, reason.as_deref(), ttl.as_ref())?
     };
     let request = Request::new(api, by, &uri)?;
-    aside(move || request.drain(order)).await?
+    run_blocking(move || request.drain(order)).await?
 }
 
-/// `…/weight`
+/// The route `.../weight`.
 pub(super) async fn weight(parts: Parts) -> Result<Json<OverriddenInstance>, ApiError> {
     let (State(api), peer, method, uri, headers, body) = parts;
-    let by = admitted(&api, peer, &method, &uri, &headers).await?;
+    let by = authorized(&api, peer, &method, &uri, &headers).await?;
     if method == Method::DELETE {
         let request = Request::new(api, by, &uri)?;
-        return aside(move || request.clear_weight()).await?;
+        return run_blocking(move || request.clear_weight()).await?;
     }
-    json_only(&headers)?;
-    let body = body::read(body, MOST_BYTES).await?;
+    require_json(&headers)?;
+    let body = body::read(body, MAX_BYTES).await?;
     let WeightBody { weight, reason, ttl } = body::parse(&body)?;
     let refused = || ApiError::InvalidRequest(format!("weight {weight}: expected a whole number from 0 to 10000"));
     let weight = weight
@@ -106,11 +101,12 @@ pub(super) async fn weight(parts: Parts) -> Result<Json<OverriddenInstance>, Api
         .ok_or_else(refused)?;
     let order = order(&by, reason.as_deref(), ttl.as_ref())?;
     let request = Request::new(api, by, &uri)?;
-    aside(move || request.set_weight(weight, order)).await?
+    run_blocking(move || request.set_weight(weight, order)).await?
 }
 
-/// Checks the method, the right and the parameters, in this order, and says who asks.
-async fn admitted(
+/// Checks the method, the authorization and the parameters, in this order. Returns the address of
+/// the client, for the log.
+async fn authorized(
     api: &Api,
     peer: Result<Extension<Peer>, ExtensionRejection>,
     method: &Method,
@@ -120,14 +116,14 @@ async fn admitted(
     if method != Method::PUT && method != Method::DELETE {
         return Err(ApiError::MethodNotAllowed { allow: "PUT, DELETE" });
     }
-    // A listener that does not say who asks lets nobody.
-    let Extension(peer) = peer.map_err(|_| ApiError::Forbidden("who asks is not known"))?;
-    rights::check(&peer, headers, &api.admin.token).await?;
+    // Without a peer from the listener, authorization is not possible.
+    let Extension(peer) = peer.map_err(|_| ApiError::Forbidden("the client is not known"))?;
+    authorization::check(&peer, headers, &api.admin.token).await?;
     query::no_parameters(uri)?;
-    Ok(peer.name.to_string())
+    Ok(peer.address.to_string())
 }
 
-fn json_only(headers: &HeaderMap) -> Result<(), ApiError> {
+fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     match body::is_json(headers) {
         true => Ok(()),
         false => Err(ApiError::UnsupportedMediaType),
@@ -153,8 +149,8 @@ fn order(by: &str, reason: Option<&str>, ttl: Option<&Value>) -> Result<Order, A
     order.for_the_next(duration).map_err(refused)
 }
 
-/// The service and the instance in a path `…/{service}/instances/{id}/…`.
-fn named(uri: &Uri) -> Result<(Cow<'_, str>, InstanceId), ApiError> {
+/// The service and the instance in a path `.../{service}/instances/{id}/...`.
+fn service_and_instance(uri: &Uri) -> Result<(Cow<'_, str>, InstanceId), ApiError> {
     let mut segments = uri.path().rsplit('/').skip(1);
     let id = query::segment(segments.next().unwrap_or_default())?;
     let service = query::segment(segments.nth(1).unwrap_or_default())?;
@@ -163,11 +159,8 @@ fn named(uri: &Uri) -> Result<(Cow<'_, str>, InstanceId), ApiError> {
 
 impl Request {
     fn new(api: Arc<Api>, by: String, uri: &Uri) -> Result<Self, ApiError> {
-        let (service, id) = named(uri)?;
-        let Some(balancer) = api.directory.get(&service) else {
-            let service: ServiceName = service.parse()?;
-            return Err(api.directory.why_unknown(service).into());
-        };
+        let (service, id) = service_and_instance(uri)?;
+        let balancer = api.balancer(&service)?;
         Ok(Self { api, by, balancer, id })
     }
 
@@ -205,7 +198,7 @@ impl Request {
         Ok(self.state())
     }
 
-    /// What follows from it.
+    /// The answer: the state of the instance after the change.
     fn state(&self) -> Json<OverriddenInstance> {
         self.api.admin.ordered.notify_one();
         Json(OverriddenInstance::of(&self.balancer, &self.id, self.api.clock.now()))
@@ -218,9 +211,9 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn an_id_is_one_segment_whatever_it_holds() {
+    fn an_id_is_one_segment_of_the_path() {
         let named = |path: &str| {
-            named(&path.parse().unwrap())
+            service_and_instance(&path.parse().unwrap())
                 .map(|(service, id)| format!("{service} {id}"))
                 .ok()
         };

@@ -1,4 +1,4 @@
-//! What went wrong, as RFC 9457 problem documents. The only file that names a failing status.
+//! Failures, as RFC 9457 problem documents. The only file that names a failing status.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -8,54 +8,55 @@ use serde_json::Value;
 
 use crate::balancer::{InvalidInstance, PickError, UnknownInstance};
 
-/// Why a request is not answered as asked.
+/// Why a request fails.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// No instance: unknown, not synced, empty, none available.
+    /// No instance: the service is unknown or empty, a source has not synced, or no instance is
+    /// available.
     #[error(transparent)]
     Pick(#[from] PickError),
-    /// The service's name in the path is none.
+    /// The name of the service or the instance in the path is invalid.
     #[error(transparent)]
     Name(#[from] InvalidInstance),
-    /// A parameter, or the path, has a value that cannot be used.
+    /// A parameter, the path or the body has an invalid value.
     #[error("{0}")]
     InvalidRequest(String),
-    /// A parameter that this route does not know.
+    /// A parameter that the route does not know.
     #[error("parameter {name:?} is unknown here; known are: {known}")]
     UnknownParameter { name: String, known: &'static str },
-    /// No such route.
+    /// A path without a route.
     #[error("no such route; see /v1/services, /v1/pick/SERVICE, /healthz, /readyz, /metrics")]
     NotFound,
-    /// The route does not know this method.
+    /// A method that the route does not allow.
     #[error("this route answers {allow} only")]
     MethodNotAllowed { allow: &'static str },
-    /// A body, or a list in it, that is larger than this route takes.
+    /// A body, or a list in it, that is larger than the route allows.
     #[error("{0}")]
     TooLarge(String),
-    /// A body that does not come.
+    /// A body that did not arrive within the time limit.
     #[error("the body did not arrive in time")]
     TooSlow,
-    /// A body that does not call itself JSON.
+    /// A body that is not declared as JSON.
     #[error("expected a body of Content-Type application/json")]
     UnsupportedMediaType,
-    /// An id that the service does not list.
+    /// The service has no instance with this id.
     #[error(transparent)]
     Instance(#[from] UnknownInstance),
-    /// An override by somebody who may not.
+    /// The client may not change overrides.
     #[error("{0}")]
     Forbidden(&'static str),
-    /// A Host header that a browser page of another origin may have sent.
+    /// A Host header that is not accepted: a web page of another origin may have sent the request.
     #[error("host {0:?} is not served here; list it in api.allowed_hosts")]
     Misdirected(String),
     /// Required sources have not synced, or the agent is shutting down.
     #[error("{detail}")]
     NotReady { detail: String, sources: Value },
-    /// A defect of ours.
+    /// A defect of pickd.
     #[error("internal error; the log says more")]
     Internal,
 }
 
-/// The document, with our stable `code`.
+/// The problem document. `code` is stable.
 #[derive(Serialize)]
 struct Problem {
     r#type: &'static str,
@@ -69,7 +70,7 @@ struct Problem {
     sources: Option<Value>,
 }
 
-/// Seconds after which another try may go better.
+/// Seconds after which a retry may succeed.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 impl ApiError {
@@ -140,7 +141,7 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         if status == StatusCode::REQUEST_TIMEOUT {
-            // What is left of the body would be taken for the next request.
+            // The rest of the body would be read as the next request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(allow) = allow {

@@ -1,6 +1,4 @@
-//! `GET /explain/{service}`: why picks go where they go. And the layers of health as every answer has them.
-//!
-//! Times are ages: `since_seconds` ago something began, in `until_seconds` it ends.
+//! `GET /explain/{service}`: why each instance of a service is picked or not.
 
 use std::sync::Arc;
 
@@ -9,15 +7,17 @@ use axum::extract::State;
 use axum::http::Uri;
 use serde::Serialize;
 
+use super::blocking::run_blocking;
 use super::error::ApiError;
+use super::layers::{LayersState, OrderState, OrderedWeight};
 use super::query;
-use super::{Api, aside};
+use super::state::Api;
 use crate::balancer::{
-    ActiveState, BreakerState, DegradedReason, ExplainedInstance, Explanation, InstanceId, Layers, LoadBalancer,
-    PassiveState, RegistryStatus, Score, ServiceName, Since, StandingOrder, Timestamp, UnavailableReason, WeightOrder,
+    DegradedReason, ExplainedInstance, Explanation, InstanceId, Layers, LoadBalancer, PassiveState, RegistryStatus,
+    Score, ServiceName, Timestamp, UnavailableReason,
 };
 
-/// The route. Query: `key`, to be told where it leads.
+/// The route. With the query parameter `key`, the answer says which instance the key leads to.
 pub(super) async fn explain(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<ExplainedService>, ApiError> {
     let service = query::last_segment(&uri)?;
     let mut key = None;
@@ -28,36 +28,36 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, uri: Uri) -> Result<Jso
         }
     }
     let key = key.filter(|key| !key.is_empty());
-    let Some(balancer) = api.directory.get(&service) else {
-        let service: ServiceName = service.parse()?;
-        return Err(api.directory.why_unknown(service).into());
-    };
+    let balancer = api.balancer(&service)?;
     let explained = move || {
         let explanation = balancer.explain(key.as_deref());
         ExplainedService::of(balancer.service(), explanation, key.is_some(), api.clock.now())
     };
-    Ok(Json(aside(explained).await?))
+    Ok(Json(run_blocking(explained).await?))
 }
 
-/// `GET /explain/{service}`
+/// The body of the answer.
 #[derive(Serialize)]
 pub(super) struct ExplainedService {
     service: String,
     strategy: &'static str,
-    /// What the strategy does at present.
+    /// The current mode of the strategy.
     mode: &'static str,
-    /// So few instances are usable that all are candidates that only local judgement has taken out.
+    /// Whether the pool is in panic mode: too few instances are usable, so all eligible instances
+    /// are candidates.
     panic: bool,
-    /// Instances that can be picked without panic.
+    /// Instances that can be picked outside of panic mode.
     available_instances: usize,
-    /// Instances that only local judgement can take out: cap and panic are shares of these.
+    /// Instances of weight above 0 that are neither drained nor rejected by the registry. The
+    /// ejection cap and the panic threshold are shares of this number.
     eligible_instances: usize,
     total_instances: usize,
-    /// How long the present view took to build.
+    /// The time it took to build the current view.
     view_build_seconds: f64,
     /// By id.
     instances: Vec<InstanceState>,
-    /// Where the key leads; left out without a key, null if the strategy does not heed keys.
+    /// The instance that the key leads to. Left out if the request has no key; null if the strategy
+    /// ignores keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Option<KeyState>>,
 }
@@ -101,11 +101,12 @@ struct InstanceState {
     address: String,
     status: &'static str,
     available: bool,
-    /// In stable words: what takes it out, or what lets it in and holds it back.
+    /// Stable words: why the instance is unavailable, or why it is available and what reduces its
+    /// weight.
     why: Vec<&'static str>,
     effective_weight: f64,
     factors: FactorsState,
-    /// What the strategy compares; null for one that cannot be picked.
+    /// The value that the strategy compares. Null for an instance that cannot be picked.
     score: Option<ScoreState>,
     layers: LayersState,
 }
@@ -114,15 +115,16 @@ struct InstanceState {
 struct FactorsState {
     /// The registered weight.
     weight: u16,
-    /// The operator's in its place.
+    /// The weight that an operator has set in place of the registered weight.
     weight_override: Option<OrderedWeight>,
-    /// What the factors apply to: at most 1 in strategies that are not weighted.
+    /// The weight to which the factors apply. At most 1 in strategies that ignore weights.
     base: u16,
     degraded: f64,
-    /// The registry's, while it warns: `degraded` is its share of the weight then.
+    /// The warning weight of the registry, while the registry status is warning. `degraded` is then
+    /// its share of the weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning_weight: Option<u16>,
-    /// Below 1 for a while after it recovered, or joined a pool that served.
+    /// Below 1 for a while after the instance has recovered, or has joined a pool in use.
     slow_start: f64,
 }
 
@@ -163,7 +165,7 @@ impl InstanceState {
     }
 }
 
-/// Why one can be picked or not, in words.
+/// The words of `why`: why the instance can be picked or not.
 fn why(explained: &ExplainedInstance, panic: bool) -> Vec<&'static str> {
     let layers = &explained.layers;
     if !explained.unavailable_reasons.is_empty() {
@@ -172,14 +174,14 @@ fn why(explained: &ExplainedInstance, panic: bool) -> Vec<&'static str> {
             .iter()
             .copied()
             .map(UnavailableReason::as_str);
-        // In a pool that panics it is picked all the same.
+        // In panic mode the instance is picked although it is unavailable.
         return words
             .chain((panic && explained.score.is_some()).then_some("panic"))
             .collect();
     }
-    let mut words = vec![let_in(layers)];
-    if let Some(PassiveState::Degraded(grievance)) = layers.passive.map(|said| said.state) {
-        words.push(match grievance {
+    let mut words = vec![reason_for_availability(layers)];
+    if let Some(PassiveState::Degraded(reason)) = layers.passive.map(|layer| layer.state) {
+        words.push(match reason {
             DegradedReason::Failing => "passive_failing",
             DegradedReason::Slow => "passive_slow",
         });
@@ -190,148 +192,16 @@ fn why(explained: &ExplainedInstance, panic: bool) -> Vec<&'static str> {
     words
 }
 
-/// Who has an opinion on one that nobody objects to, in a word.
-fn let_in(layers: &Layers) -> &'static str {
+/// The first word of `why` for an available instance: the layer that speaks for the instance.
+fn reason_for_availability(layers: &Layers) -> &'static str {
     match layers.registry.state {
         RegistryStatus::Unknown if layers.active.is_some() => "checks_passing",
         RegistryStatus::Unknown => "nobody_objects",
         RegistryStatus::Passing => "registry_passing",
         RegistryStatus::Warning => "registry_warning",
-        // These object, and are not asked.
+        // An instance with these statuses is unavailable, so this function is not called for it.
         RegistryStatus::Critical => "registry_critical",
         RegistryStatus::Maintenance => "registry_maintenance",
-    }
-}
-
-/// What each layer of health says.
-#[derive(Serialize)]
-pub(super) struct LayersState {
-    admin: AdminState,
-    registry: LayerState,
-    /// Null before the first check.
-    active: Option<LayerState>,
-    /// Null before there were enough outcomes.
-    passive: Option<LayerState>,
-    /// Null before the first outcome.
-    breaker: Option<BreakerLayer>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    address_refused: bool,
-}
-
-#[derive(Serialize)]
-struct AdminState {
-    state: &'static str,
-    #[serde(flatten)]
-    order: Option<OrderState>,
-}
-
-/// What one layer says, since when, and why if it objects.
-#[derive(Serialize)]
-struct LayerState {
-    state: &'static str,
-    since_seconds: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-}
-
-impl LayerState {
-    fn of<T: Copy>(
-        said: Since<T>,
-        word: impl Fn(T) -> &'static str,
-        reason: impl Fn(T) -> Option<String>,
-        now: Timestamp,
-    ) -> Self {
-        Self {
-            state: word(said.state),
-            since_seconds: now.since(said.since).as_secs_f64(),
-            reason: reason(said.state),
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct BreakerLayer {
-    #[serde(flatten)]
-    layer: LayerState,
-    /// When trials begin; left out unless it is open.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    until_seconds: Option<f64>,
-    /// Its pool cannot do without it: picked all the same.
-    held_by_cap: bool,
-}
-
-impl LayersState {
-    pub(super) fn of(layers: &Layers, now: Timestamp) -> Self {
-        let order = layers.admin.as_deref().map(|standing| OrderState::of(standing, now));
-        let check_failure = |state| match state {
-            ActiveState::Up => None,
-            ActiveState::Down(why) => Some(why.to_string()),
-        };
-        let grievance = |state| match state {
-            PassiveState::Ok => None,
-            PassiveState::Degraded(grievance) => Some(grievance.to_string()),
-        };
-        let trip = |state: BreakerState| state.because().map(|because| because.to_string());
-        let breaker = |said: Since<BreakerState>| BreakerLayer {
-            layer: LayerState::of(said, BreakerState::as_str, trip, now),
-            until_seconds: match said.state {
-                BreakerState::Open { until, .. } => Some(until.since(now).as_secs_f64()),
-                BreakerState::Closed | BreakerState::HalfOpen { .. } => None,
-            },
-            held_by_cap: layers.held_by_cap,
-        };
-        Self {
-            admin: AdminState {
-                state: if order.is_some() { "drained" } else { "in_service" },
-                order,
-            },
-            registry: LayerState::of(layers.registry, RegistryStatus::as_str, |_| None, now),
-            active: layers
-                .active
-                .map(|said| LayerState::of(said, ActiveState::as_str, check_failure, now)),
-            passive: layers
-                .passive
-                .map(|said| LayerState::of(said, PassiveState::as_str, grievance, now)),
-            breaker: layers.breaker.map(breaker),
-            address_refused: layers.address_refused,
-        }
-    }
-}
-
-/// Who ordered it, why, and for how long still.
-#[derive(Serialize)]
-struct OrderState {
-    by: String,
-    reason: Option<String>,
-    since_seconds: f64,
-    /// Null until it is lifted.
-    until_seconds: Option<f64>,
-}
-
-impl OrderState {
-    fn of(standing: &StandingOrder, now: Timestamp) -> Self {
-        Self {
-            by: standing.order().who().to_owned(),
-            reason: standing.order().reason().map(str::to_owned),
-            since_seconds: now.since(standing.since()).as_secs_f64(),
-            until_seconds: standing.until().map(|until| until.since(now).as_secs_f64()),
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct OrderedWeight {
-    weight: u16,
-    #[serde(flatten)]
-    order: OrderState,
-}
-
-impl OrderedWeight {
-    fn of(order: &WeightOrder, now: Timestamp) -> Self {
-        Self {
-            weight: order.weight.get(),
-            order: OrderState::of(&order.standing, now),
-        }
     }
 }
 
@@ -340,11 +210,11 @@ impl OrderedWeight {
 pub(super) struct OverriddenInstance {
     service: String,
     id: String,
-    /// The order that drains it.
+    /// The override that drains the instance.
     drain: Option<OrderState>,
-    /// The weight in place of the registered one.
+    /// The weight in place of the registered weight.
     weight_override: Option<OrderedWeight>,
-    /// As it is now; null while it is not registered.
+    /// The current state of the instance. Null while the instance is not registered.
     instance: Option<InstanceState>,
 }
 

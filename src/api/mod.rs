@@ -1,7 +1,8 @@
-//! The HTTP API: parse, ask the core, answer.
+//! The HTTP API: parse the request, ask the core, answer.
 //!
-//! Thin on purpose. Decisions are the core's, failing statuses are [`error`]'s, bodies are [`wire`]'s; a handler holds no
-//! state and starts nothing. Knows nothing of registries: what it says of a source is what the core has on record.
+//! A handler holds no state and starts nothing. The core decides, [`error`] knows the status of
+//! each failure, and [`wire`] knows the bodies of answers. Knows nothing of registries: the state
+//! of a source comes from the core.
 //!
 //! | route | file |
 //! |---|---|
@@ -9,27 +10,37 @@
 //! | `POST /report` | [`report`] |
 //! | `GET /services`, `GET /services/{service}` | [`services`] |
 //! | `GET /explain/{service}` | [`explain`] |
-//! | `PUT`, `DELETE /services/{service}/instances/{id}/drain`, `…/weight` | [`admin`], who may: [`rights`] |
+//! | `PUT`, `DELETE /services/{service}/instances/{id}/drain`, `/weight` | [`admin`] |
 //! | `GET /healthz`, `GET /readyz` | [`ready`] |
 //! | `GET /metrics` | here, from [`metrics`](crate::metrics) |
 //!
-//! Every route also exists under `/v1`. Connections are accepted, bounded and closed by [`server`].
+//! Every route also exists under `/v1`. Imports inside this folder point down:
+//!
+//! ```text
+//! mod                                        the table of routes
+//! admin                                      routes; the instance as explain shows it
+//! pick  report  services  explain  ready     routes
+//! state  wire                                what routes share; bodies of answers
+//! layers  query  body  readiness             parts of answers and requests; readiness
+//! server/                                    listeners and connections; knows nothing of routes
+//! blocking                                   work that would hold up picks
+//! error                                      the status of each failure
+//! ```
 
 mod admin;
+mod blocking;
 mod body;
-mod connection;
 mod error;
 mod explain;
-mod hosts;
+mod layers;
 mod pick;
 mod query;
+mod readiness;
 mod ready;
 mod report;
-mod rights;
 pub mod server;
 mod services;
-mod socket;
-mod wake;
+mod state;
 mod wire;
 
 use std::any::Any;
@@ -38,49 +49,21 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{Method, Uri, header};
-use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use tokio::sync::Notify;
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub use self::admin::Admin;
+use self::blocking::run_blocking;
 use self::error::ApiError;
-pub use self::hosts::AllowedHosts;
-pub use self::ready::Readiness;
-pub use self::rights::AdminToken;
+pub use self::readiness::Readiness;
+pub use self::server::allowed_hosts::AllowedHosts;
+pub use self::server::authorization::AdminToken;
+pub use self::state::{Admin, Api};
 pub use self::wire::JsonBodies;
-use crate::balancer::{Clock, Directory};
-use crate::metrics::Metrics;
-
-/// What the routes look at.
-#[derive(Clone)]
-pub struct Api {
-    /// The services.
-    pub directory: Arc<Directory>,
-    /// For ages.
-    pub clock: Arc<dyn Clock>,
-    /// Whether `/readyz` says yes.
-    pub readiness: Arc<Readiness>,
-    /// What `/metrics` encodes.
-    pub metrics: Arc<Metrics>,
-    /// What overrides need besides.
-    pub admin: Admin,
-    /// Told when a lease is taken while none was open: from then on there is something to expire.
-    pub leases_begin: Arc<Notify>,
-}
-
-impl std::fmt::Debug for Api {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Api")
-            .field("directory", &self.directory)
-            .finish_non_exhaustive()
-    }
-}
 
 impl Api {
-    /// The routes. `hosts` are checked where they are given, which is on loopback listeners.
-    pub fn router(self, hosts: Option<AllowedHosts>) -> Router {
+    /// The routes.
+    pub fn router(self) -> Router {
         let routes = Router::new()
             .route("/pick/{service}", any(pick::pick))
             .route("/report", any(report::report))
@@ -92,21 +75,17 @@ impl Api {
             .route("/healthz", get(ready::healthz))
             .route("/readyz", get(ready::readyz))
             .route("/metrics", get(metrics));
-        let router = Router::new()
+        Router::new()
             .nest("/v1", routes.clone())
             .merge(routes)
             .fallback(|| async { ApiError::NotFound })
             .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed { allow: "GET, HEAD" } })
-            .layer(CatchPanicLayer::custom(internal));
-        let router = match hosts {
-            Some(hosts) => router.layer(middleware::from_fn_with_state(hosts, hosts::check)),
-            None => router,
-        };
-        router.with_state(Arc::new(self))
+            .layer(CatchPanicLayer::custom(answer_panic))
+            .with_state(Arc::new(self))
     }
 }
 
-/// All series as text.
+/// `GET /metrics`: all series as text.
 async fn metrics(State(api): State<Arc<Api>>, method: Method, uri: Uri) -> Result<Response, ApiError> {
     query::no_parameters(&uri)?;
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
@@ -118,7 +97,7 @@ async fn metrics(State(api): State<Arc<Api>>, method: Method, uri: Uri) -> Resul
         let ready = api.readiness.is_reached(&api.directory.sources(), now);
         api.metrics.encode(&api.directory, ready, now)
     };
-    let encoded = aside(encode).await?;
+    let encoded = run_blocking(encode).await?;
     match encoded {
         Ok(text) => Ok((content_type, text).into_response()),
         Err(error) => {
@@ -128,13 +107,8 @@ async fn metrics(State(api): State<Arc<Api>>, method: Method, uri: Uri) -> Resul
     }
 }
 
-/// Does work that grows with the number of instances where it does not hold up picks.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::Internal)
-}
-
-/// The answer of a handler that panicked. The panic itself is logged by the panic hook.
-fn internal(_panic: Box<dyn Any + Send>) -> Response {
+/// The answer to a request whose handler panicked. The panic hook logs the panic itself.
+fn answer_panic(_panic: Box<dyn Any + Send>) -> Response {
     ApiError::Internal.into_response()
 }
 
@@ -153,7 +127,7 @@ mod tests {
         }
         let router: Router = Router::new()
             .route("/", get(broken))
-            .layer(CatchPanicLayer::custom(internal));
+            .layer(CatchPanicLayer::custom(answer_panic));
         let response = router
             .oneshot(Request::get("/").body(Body::empty()).unwrap())
             .await

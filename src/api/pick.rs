@@ -1,4 +1,5 @@
-//! `GET /pick/{service}`: which instance should take the next request? `POST` asks the same and takes a lease on the answer.
+//! `GET /pick/{service}`: which instance should take the next request? `POST` picks as well, and
+//! takes a lease on the instance.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -9,19 +10,21 @@ use axum::extract::{self, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 
-use super::Api;
 use super::error::ApiError;
 use super::query;
+use super::state::Api;
 use crate::balancer::{Context, Lease, LeaseDenied, Pick, ServiceName, Source};
 
-const KNOWN: &str = "key, n, exclude, tag, format";
-const KNOWN_TO_POST: &str = "key, n, exclude, tag, format, ttl";
-/// Where a text answer has its lease.
+/// The parameters of `GET`.
+const GET_PARAMETERS: &str = "key, n, exclude, tag, format";
+/// The parameters of `POST`.
+const POST_PARAMETERS: &str = "key, n, exclude, tag, format, ttl";
+/// The header that carries the lease of a text answer.
 const LEASE_HEADER: HeaderName = HeaderName::from_static("x-pickd-lease");
-/// Most instances in one answer, the primary included.
-const MOST: usize = 16;
+/// The most instances in one answer, including the first.
+const MAX_INSTANCES: usize = 16;
 
-/// What a caller may ask.
+/// The parameters of a pick.
 #[derive(Debug, Default, PartialEq)]
 struct Request {
     key: Option<Vec<u8>>,
@@ -32,20 +35,20 @@ struct Request {
     ttl: Option<Duration>,
 }
 
-/// Whether the answer is to be in flight.
+/// Whether the pick takes a lease.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
-    /// `GET`
+    /// `GET`: no lease.
     Plain,
-    /// `POST`
+    /// `POST`: with a lease.
     Leased,
 }
 
 impl Kind {
-    fn known(self) -> &'static str {
+    fn parameters(self) -> &'static str {
         match self {
-            Self::Plain => KNOWN,
-            Self::Leased => KNOWN_TO_POST,
+            Self::Plain => GET_PARAMETERS,
+            Self::Leased => POST_PARAMETERS,
         }
     }
 }
@@ -67,7 +70,7 @@ impl Request {
                 "tag" => query::extend(&mut request.tags, "tag", raw)?,
                 "format" => query::once(&mut request.format, "format", format(raw)?)?,
                 "ttl" if kind == Kind::Leased => query::once(&mut request.ttl, "ttl", ttl(raw)?)?,
-                other => return Err(query::unknown(other, kind.known())),
+                other => return Err(query::unknown(other, kind.parameters())),
             }
         }
         request.key = request.key.filter(|key| !key.is_empty());
@@ -85,11 +88,11 @@ impl Request {
 }
 
 fn count(raw: &str) -> Result<usize, ApiError> {
-    let count = raw.parse().ok().filter(|count| (1..=MOST).contains(count));
-    count.ok_or_else(|| ApiError::InvalidRequest(format!("n must be a number from 1 to {MOST}")))
+    let count = raw.parse().ok().filter(|count| (1..=MAX_INSTANCES).contains(count));
+    count.ok_or_else(|| ApiError::InvalidRequest(format!("n must be a number from 1 to {MAX_INSTANCES}")))
 }
 
-/// Seconds, fractions of them included.
+/// Seconds, with or without a fraction.
 fn ttl(raw: &str) -> Result<Duration, ApiError> {
     let seconds = raw.parse().ok().filter(|seconds| (0.1..=3_600.0).contains(seconds));
     seconds
@@ -105,7 +108,7 @@ fn format(raw: &str) -> Result<Format, ApiError> {
     }
 }
 
-/// Whether the first media type asked for is plain text.
+/// Whether the first media type of the Accept header is plain text.
 fn prefers_text(headers: &HeaderMap) -> bool {
     let accept = headers
         .get(header::ACCEPT)
@@ -117,7 +120,8 @@ fn prefers_text(headers: &HeaderMap) -> bool {
         .is_some_and(|first| first.trim().eq_ignore_ascii_case("text/plain"))
 }
 
-/// The route, without `HEAD`: axum would answer it with `GET`, and a pick without its answer is a pick for nothing.
+/// The route. `HEAD` is refused: axum would answer it like `GET`, and count a pick that the caller
+/// never sees.
 pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request) -> Result<Response, ApiError> {
     let (uri, headers) = (request.uri(), request.headers());
     let kind = match *request.method() {
@@ -180,14 +184,14 @@ fn respond(content_type: &'static str, body: Vec<u8>) -> Response {
     response
 }
 
-/// A pick on its way out.
+/// The answer to a pick.
 struct Answer<'a> {
     api: &'a Api,
     pick: &'a Pick,
     context: &'a Context<'a>,
-    /// How many alternates were asked for.
+    /// The number of alternates that the caller asked for.
     alternates: Option<usize>,
-    /// What became of the lease, if one was asked for.
+    /// The lease, or its refusal. `None` for picks without a lease.
     lease: Option<Result<Lease, LeaseDenied>>,
 }
 
@@ -200,7 +204,7 @@ impl Answer<'_> {
         body
     }
 
-    /// The rendered body, then the fields of this answer alone, then the brace.
+    /// The rendered instance, then the fields of this answer, then the closing brace.
     fn json(&self) -> Vec<u8> {
         let rendered = &self.pick.bodies().json;
         let mut body = Vec::with_capacity(rendered.len() + 96);
@@ -209,7 +213,7 @@ impl Answer<'_> {
             None => {}
             Some(Ok(lease)) => {
                 let milliseconds = lease.ttl.as_millis();
-                // Writing to memory does not fail.
+                // Writing to memory cannot fail.
                 let _ok = write!(body, ",\"lease\":\"{}\",\"lease_ttl_ms\":{milliseconds}", lease.id);
             }
             Some(Err(LeaseDenied)) => body.extend_from_slice(b",\"lease_denied\":true"),
@@ -237,7 +241,7 @@ impl Answer<'_> {
 }
 
 impl Api {
-    /// How long the source has been away, in whole seconds; `None` while it is up.
+    /// How long the source has been away, in whole seconds. `None` while the source is up.
     fn stale_seconds(&self, source: Source) -> Option<u64> {
         let sources = self.directory.sources();
         let status = sources.get(source)?;
@@ -257,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_has_a_time_and_a_plain_pick_has_none() {
+    fn only_picks_with_a_lease_have_a_ttl() {
         let parse = |uri: &str| Request::parse(Kind::Leased, &uri.parse().unwrap(), &HeaderMap::new());
         assert_eq!(parse("/pick/a").unwrap().ttl, None);
         for (uri, milliseconds) in [("?ttl=30", 30_000), ("?ttl=0.25&n=2", 250), ("?ttl=3600", 3_600_000)] {
@@ -282,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn each_parameter_is_understood() {
+    fn each_parameter_is_read() {
         let request = parse("/pick/a?key=s%201&n=3&exclude=x%2Cy,z&tag=v1&tag=eu&format=text").unwrap();
         assert_eq!(request.key.as_deref(), Some(&b"s 1"[..]));
         assert_eq!(request.instances, Some(3));
@@ -299,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused() {
+    fn unknown_parameters_and_invalid_values_are_refused() {
         for uri in [
             "?n=0",
             "?n=17",
@@ -324,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_gives_the_key_and_the_format_unless_the_query_does() {
+    fn the_query_overrides_the_headers_for_key_and_format() {
         let mut headers = HeaderMap::new();
         headers.insert("x-pickd-key", HeaderValue::from_static("from-header"));
         headers.insert(header::ACCEPT, HeaderValue::from_static("text/plain, */*"));

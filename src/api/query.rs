@@ -1,7 +1,8 @@
-//! Paths and query strings, taken apart strictly: what is not understood is refused, never ignored.
+//! Paths and query strings. A parameter that is not understood is refused, never ignored.
 //!
-//! Lists are split on raw commas before decoding, so an id with a comma in it is written `%2C`. As in forms, `+` in a query is
-//! a space. An empty value counts as not given, so that `?key=$SESSION` works with an unset variable.
+//! Lists are split at raw commas before decoding, so a comma inside an id is written `%2C`. As in
+//! forms, `+` in a query is a space. An empty value counts as not given, so that `?key=$SESSION`
+//! works with an unset variable.
 
 use std::borrow::Cow;
 
@@ -10,22 +11,22 @@ use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
 
-/// Most ids or tags in one request.
-const MOST_ENTRIES: usize = 64;
+/// The most ids or tags in one request.
+const MAX_ENTRIES: usize = 64;
 
-/// The last segment of the path, decoded once.
+/// The last segment of the path, percent-decoded once.
 pub(super) fn last_segment(uri: &Uri) -> Result<Cow<'_, str>, ApiError> {
     segment(uri.path().rsplit('/').next().unwrap_or_default())
 }
 
-/// One segment of a path, decoded once.
+/// One segment of a path, percent-decoded once.
 pub(super) fn segment(raw: &str) -> Result<Cow<'_, str>, ApiError> {
     percent_decode_str(raw)
         .decode_utf8()
         .map_err(|_| ApiError::InvalidRequest("the path is not UTF-8 once decoded".to_owned()))
 }
 
-/// Parameters in the order in which they came: raw names, raw values.
+/// The parameters in the order of the query: raw names, raw values.
 pub(super) fn parameters(uri: &Uri) -> impl Iterator<Item = (&str, &str)> {
     let pairs = uri
         .query()
@@ -43,6 +44,8 @@ pub(super) fn no_parameters(uri: &Uri) -> Result<(), ApiError> {
     }
 }
 
+/// The error for a parameter that the route does not know. `known` lists the parameters that it
+/// knows.
 pub(super) fn unknown(name: &str, known: &'static str) -> ApiError {
     ApiError::UnknownParameter {
         name: name.chars().take(64).collect(),
@@ -50,18 +53,18 @@ pub(super) fn unknown(name: &str, known: &'static str) -> ApiError {
     }
 }
 
-/// A value as bytes.
+/// The decoded value, as bytes.
 pub(super) fn bytes(raw: &str) -> Vec<u8> {
     let spaced = raw.replace('+', " ");
     percent_decode_str(&spaced).collect()
 }
 
-/// A value as text.
+/// The decoded value, as text.
 pub(super) fn text(name: &str, raw: &str) -> Result<String, ApiError> {
     String::from_utf8(bytes(raw)).map_err(|_| ApiError::InvalidRequest(format!("{name} is not UTF-8 once decoded")))
 }
 
-/// Adds the entries of a list.
+/// Adds the entries of a list parameter. Equal entries are added once.
 pub(super) fn extend(list: &mut Vec<String>, name: &str, raw: &str) -> Result<(), ApiError> {
     for entry in raw.split(',').filter(|entry| !entry.is_empty()) {
         let entry = text(name, entry)?;
@@ -69,15 +72,15 @@ pub(super) fn extend(list: &mut Vec<String>, name: &str, raw: &str) -> Result<()
             list.push(entry);
         }
     }
-    if list.len() > MOST_ENTRIES {
+    if list.len() > MAX_ENTRIES {
         return Err(ApiError::InvalidRequest(format!(
-            "{name} has more than {MOST_ENTRIES} entries"
+            "{name} has more than {MAX_ENTRIES} entries"
         )));
     }
     Ok(())
 }
 
-/// Sets a parameter that may be given once.
+/// Sets a parameter that may be given only once.
 pub(super) fn once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), ApiError> {
     match slot.replace(value) {
         Some(_) => Err(ApiError::InvalidRequest(format!("{name} is given more than once"))),

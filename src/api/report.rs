@@ -1,55 +1,57 @@
-//! `POST /report`: how requests went.
+//! `POST /report`: the outcomes of requests.
 //!
-//! One report or a list of them, each judged for itself. What a report says is checked here; whether it counts is the core's
-//! to decide. A field that is not known makes a report invalid: a misspelt `latency_ms` must not be lost in silence.
+//! The body is one report or a list of reports; each is accepted or rejected on its own. This file
+//! checks the form of a report, and the core decides whether the report counts. An unknown field
+//! makes a report invalid, so that a misspelt `latency_ms` is not ignored silently.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, header};
+use axum::http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::body;
 use super::error::ApiError;
 use super::query;
-use super::{Api, body};
+use super::state::Api;
 use crate::balancer::{Directory, Outcome, ReportError};
 
-/// Most reports in one request.
-const MOST: usize = 1_000;
-/// Most bytes in one request: that many reports of ordinary names.
-const MOST_BYTES: usize = 1 << 20;
-/// Latencies above this are mistakes, such as microseconds or a point in time.
-const MOST_LATENCY_MS: f64 = 3_600_000.0;
+/// The most reports in one request.
+const MAX_REPORTS: usize = 1_000;
+/// The most bytes in one request: enough for [`MAX_REPORTS`] with names of ordinary length.
+const MAX_BYTES: usize = 1 << 20;
+/// A larger latency is a mistake, such as microseconds or a point in time.
+const MAX_LATENCY_MS: f64 = 3_600_000.0;
 
-/// A report as written.
+/// A report as it stands in the body.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct RawReport {
     lease: Option<String>,
     service: Option<String>,
     instance: Option<String>,
-    outcome: Word,
+    outcome: RawOutcome,
     latency_ms: Option<f64>,
 }
 
-/// Outcomes as written.
+/// The outcome as it stands in the body.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Word {
+enum RawOutcome {
     Success,
     Failure,
     Timeout,
     ConnectError,
     Rejected,
     Cancelled,
-    /// Still running: renews the lease.
+    /// The request is still running: renews the lease.
     Open,
 }
 
-/// A report as meant.
+/// A valid report.
 enum Report {
     Ended {
         subject: Subject,
@@ -61,15 +63,15 @@ enum Report {
     },
 }
 
-/// Whom it is about.
+/// What a report is about.
 enum Subject {
     Lease(String),
     Instance { service: String, instance: String },
 }
 
-/// What became of the reports.
+/// The answer: how many reports were accepted, and which were rejected.
 #[derive(Serialize)]
-pub(super) struct Judged {
+pub(super) struct Summary {
     accepted: usize,
     rejected: Vec<Rejected>,
 }
@@ -81,33 +83,34 @@ struct Rejected {
 }
 
 /// The route.
-pub(super) async fn report(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Judged>, ApiError> {
+pub(super) async fn report(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Summary>, ApiError> {
     let (head, body) = request.into_parts();
     if head.method != Method::POST {
         return Err(ApiError::MethodNotAllowed { allow: "POST" });
     }
     query::no_parameters(&head.uri)?;
-    if !is_json(&head.headers) {
+    if !body::is_any_json(&head.headers) {
         return Err(ApiError::UnsupportedMediaType);
     }
-    let body = body::read(body, MOST_BYTES).await?;
-    let mut judged = Judged {
+    let body = body::read(body, MAX_BYTES).await?;
+    let mut summary = Summary {
         accepted: 0,
         rejected: Vec::new(),
     };
-    if let Some(written) = alone(&body) {
-        judged.note(0, judge(&api, written.meant()));
+    if let Some(raw) = single_report(&body) {
+        summary.record(0, accept(&api, raw.validate()));
     } else {
         for (index, item) in items(&body)?.into_iter().enumerate() {
-            judged.note(index, judge(&api, parse(item.get())));
+            summary.record(index, accept(&api, parse(item.get())));
         }
     }
-    Ok(Json(judged))
+    Ok(Json(summary))
 }
 
-fn judge(api: &Api, report: Option<Report>) -> Result<(), &'static str> {
+/// Hands a valid report to the core, and counts an invalid one.
+fn accept(api: &Api, report: Option<Report>) -> Result<(), &'static str> {
     match report {
-        Some(report) => report.hand_to(&api.directory).map_err(code),
+        Some(report) => report.apply(&api.directory).map_err(code),
         None => {
             api.metrics.count_invalid_report();
             Err("invalid")
@@ -115,8 +118,8 @@ fn judge(api: &Api, report: Option<Report>) -> Result<(), &'static str> {
     }
 }
 
-impl Judged {
-    fn note(&mut self, index: usize, result: Result<(), &'static str>) {
+impl Summary {
+    fn record(&mut self, index: usize, result: Result<(), &'static str>) {
         match result {
             Ok(()) => self.accepted += 1,
             Err(code) => self.rejected.push(Rejected { index, code }),
@@ -124,36 +127,16 @@ impl Judged {
     }
 }
 
-/// `application/json`, or another type that says it is JSON underneath. A browser sends neither to a stranger without asking.
-fn is_json(headers: &HeaderMap) -> bool {
-    let written = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    if written == "application/json" {
-        return true;
-    }
-    let essence = written
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
-    let Some((kind, subtype)) = essence.split_once('/') else {
-        return false;
-    };
-    (kind == "application" && subtype == "json") || (!kind.is_empty() && subtype.ends_with("+json"))
-}
-
-/// One report and nothing else, which is what most bodies are: read in one go. What this cannot read, [`items`] takes apart.
-fn alone(body: &[u8]) -> Option<Written> {
+/// Reads a body that is one valid report, as most bodies are, in one pass. [`items`] splits all
+/// other bodies.
+fn single_report(body: &[u8]) -> Option<RawReport> {
     if body.first() != Some(&b'{') {
         return None;
     }
     serde_json::from_slice(body).ok()
 }
 
-/// The reports one by one, not looked into yet: a mistake in one must not cost the others.
+/// The reports of a body, not parsed yet: an invalid report must not invalidate the others.
 fn items(body: &[u8]) -> Result<Vec<&RawValue>, ApiError> {
     let broken = |error: serde_json::Error| ApiError::InvalidRequest(format!("the body is not JSON: {error}"));
     let whole: &RawValue = serde_json::from_slice(body).map_err(broken)?;
@@ -161,8 +144,8 @@ fn items(body: &[u8]) -> Result<Vec<&RawValue>, ApiError> {
         Some(b'{') => Ok(vec![whole]),
         Some(b'[') => {
             let items: Vec<&RawValue> = serde_json::from_str(whole.get()).map_err(broken)?;
-            if items.len() > MOST {
-                let detail = format!("{} reports: at most {MOST} at a time", items.len());
+            if items.len() > MAX_REPORTS {
+                let detail = format!("{} reports: at most {MAX_REPORTS} at a time", items.len());
                 return Err(ApiError::TooLarge(detail));
             }
             Ok(items)
@@ -174,29 +157,29 @@ fn items(body: &[u8]) -> Result<Vec<&RawValue>, ApiError> {
 }
 
 fn parse(item: &str) -> Option<Report> {
-    serde_json::from_str::<Written>(item).ok()?.meant()
+    serde_json::from_str::<RawReport>(item).ok()?.validate()
 }
 
-impl Written {
-    /// `None`: it cannot be meant.
-    fn meant(self) -> Option<Report> {
+impl RawReport {
+    /// `None` if the report is invalid.
+    fn validate(self) -> Option<Report> {
         let subject = match (self.lease, self.service, self.instance) {
             (Some(lease), None, None) => Subject::Lease(lease),
             (None, Some(service), Some(instance)) => Subject::Instance { service, instance },
             _ => return None,
         };
         let latency = match self.latency_ms {
-            Some(latency) if !(0.0..=MOST_LATENCY_MS).contains(&latency) => return None,
+            Some(latency) if !(0.0..=MAX_LATENCY_MS).contains(&latency) => return None,
             latency => latency.map(|latency| Duration::from_secs_f64(latency / 1e3)),
         };
         let outcome = match self.outcome {
-            Word::Success => Outcome::Success,
-            Word::Failure => Outcome::Failure,
-            Word::Timeout => Outcome::Timeout,
-            Word::ConnectError => Outcome::ConnectError,
-            Word::Rejected => Outcome::Rejected,
-            Word::Cancelled => Outcome::Cancelled,
-            Word::Open => {
+            RawOutcome::Success => Outcome::Success,
+            RawOutcome::Failure => Outcome::Failure,
+            RawOutcome::Timeout => Outcome::Timeout,
+            RawOutcome::ConnectError => Outcome::ConnectError,
+            RawOutcome::Rejected => Outcome::Rejected,
+            RawOutcome::Cancelled => Outcome::Cancelled,
+            RawOutcome::Open => {
                 let Subject::Lease(lease) = subject else { return None };
                 return Some(Report::Open { lease });
             }
@@ -210,7 +193,8 @@ impl Written {
 }
 
 impl Report {
-    fn hand_to(&self, directory: &Directory) -> Result<(), ReportError> {
+    /// Reports the outcome to the core, or renews the lease.
+    fn apply(&self, directory: &Directory) -> Result<(), ReportError> {
         match self {
             Self::Open { lease } => directory.renew(directory.read_lease(lease)?),
             Self::Ended {
@@ -239,38 +223,9 @@ fn code(error: ReportError) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::http::HeaderValue;
 
     #[test]
-    fn only_what_calls_itself_json_is_taken() {
-        let taken = |written: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(written));
-            is_json(&headers)
-        };
-        for good in [
-            "application/json",
-            "Application/JSON; charset=utf-8",
-            "application/vnd.acme+json",
-        ] {
-            assert!(taken(good), "{good}");
-        }
-        for bad in [
-            "",
-            "json",
-            "text/plain",
-            "application/x-www-form-urlencoded",
-            "text/json",
-            "+json",
-            "/+json",
-        ] {
-            assert!(!taken(bad), "{bad}");
-        }
-        assert!(!is_json(&HeaderMap::new()));
-    }
-
-    #[test]
-    fn a_report_that_cannot_be_meant_is_invalid() {
+    fn contradictory_and_out_of_range_reports_are_invalid() {
         let lease = "0123456789abcdef0123456789abcdef";
         let with = |rest: &str| parse(&format!(r#"{{"lease":"{lease}",{rest}}}"#)).is_some();
         for good in [
@@ -315,8 +270,8 @@ mod tests {
     }
 
     #[test]
-    fn a_report_alone_is_read_in_one_go_and_anything_else_is_not() {
-        let read = |body: &str| alone(body.as_bytes()).is_some();
+    fn only_a_single_valid_report_is_read_in_one_pass() {
+        let read = |body: &str| single_report(body.as_bytes()).is_some();
         assert!(read(r#"{"lease":"x","outcome":"success"} "#));
         for other in [
             "",
@@ -332,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_taken_apart_without_looking_into_the_reports() {
+    fn a_body_is_split_without_parsing_its_reports() {
         let count = |body: &str| items(body.as_bytes()).map(|items| items.len()).ok();
         assert_eq!(count(" {} "), Some(1));
         assert_eq!(count("[]"), Some(0));

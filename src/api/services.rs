@@ -1,4 +1,4 @@
-//! `GET /services`, `GET /services/{service}`: what is known.
+//! `GET /services`, `GET /services/{service}`: the known services and their instances.
 
 use std::sync::Arc;
 
@@ -6,13 +6,13 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::Uri;
 
-use super::Api;
+use super::blocking::run_blocking;
 use super::error::ApiError;
 use super::query;
+use super::state::Api;
 use super::wire::{ServiceDetail, ServiceList, ServiceSummary, SourceState};
-use crate::balancer::ServiceName;
 
-/// Every known service, by name.
+/// `GET /services`: all known services, sorted by name.
 pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<ServiceList>, ApiError> {
     query::no_parameters(&uri)?;
     let list = move || ServiceList {
@@ -24,22 +24,14 @@ pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<S
             .collect(),
         sources: SourceState::all(&api.directory.sources(), api.clock.now()),
     };
-    Ok(Json(super::aside(list).await?))
+    Ok(Json(run_blocking(list).await?))
 }
 
-/// One service with its instances.
+/// `GET /services/{service}`: one service with its instances.
 pub(super) async fn show(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<ServiceDetail>, ApiError> {
     let service = query::last_segment(&uri)?;
     query::no_parameters(&uri)?;
-    match api.directory.get(&service) {
-        Some(balancer) => Ok(Json(ServiceDetail::of(
-            &balancer,
-            &api.directory.sources(),
-            api.clock.now(),
-        ))),
-        None => {
-            let service: ServiceName = service.parse()?;
-            Err(api.directory.why_unknown(service).into())
-        }
-    }
+    let balancer = api.balancer(&service)?;
+    let sources = api.directory.sources();
+    Ok(Json(ServiceDetail::of(&balancer, &sources, api.clock.now())))
 }

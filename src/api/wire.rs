@@ -1,21 +1,21 @@
-//! Bodies as promised to clients.
+//! The bodies of answers. Their fields are a promise to clients.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::explain::LayersState;
+use super::layers::LayersState;
 use crate::balancer::{
     Bodies, Described, HealthStatus, InstanceStatistics, LoadBalancer, Mode, Render, ServiceInstance, Source,
     SourceStatus, Sources, Timestamp,
 };
 
-/// Renders instances as answers carry them.
+/// Renders each instance once, as the answers to picks carry it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct JsonBodies;
 
-/// One picked instance.
+/// An instance in the answer to a pick.
 #[derive(Serialize)]
 struct PickedInstance<'a> {
     service: &'a str,
@@ -45,7 +45,7 @@ impl Render for JsonBodies {
             metadata: instance.metadata(),
             source: instance.source().as_str(),
         };
-        // Strings, numbers and string maps: nothing that could fail to serialize.
+        // Strings, numbers and maps of strings always serialize.
         let mut json = serde_json::to_vec(&picked).unwrap_or_default();
         json.pop();
         Bodies {
@@ -55,14 +55,14 @@ impl Render for JsonBodies {
     }
 }
 
-/// `GET /services`.
+/// The body of `GET /services`.
 #[derive(Serialize)]
 pub(crate) struct ServiceList {
     pub(crate) services: Vec<ServiceSummary>,
     pub(crate) sources: Vec<SourceState>,
 }
 
-/// One service in the list.
+/// One service in the list of services.
 #[derive(Serialize)]
 pub(crate) struct ServiceSummary {
     service: String,
@@ -73,18 +73,19 @@ pub(crate) struct ServiceSummary {
     failure_rate: f64,
     available_instances: usize,
     total_instances: usize,
-    /// Too few can be picked: all are candidates that only local judgement has taken out.
+    /// Whether the pool is in panic mode: too few instances are usable, so all eligible instances
+    /// are candidates.
     panic: bool,
-    /// Names of the sources that its instances were learned from.
+    /// The names of the sources that list instances of the service.
     sources: Vec<&'static str>,
 }
 
-/// `GET /services/{service}`.
+/// The body of `GET /services/{service}`.
 #[derive(Serialize)]
 pub(crate) struct ServiceDetail {
     #[serde(flatten)]
     summary: ServiceSummary,
-    /// What the strategy does at present.
+    /// The current mode of the strategy.
     mode: &'static str,
     instances: BTreeMap<String, InstanceDetail>,
     source_states: Vec<SourceState>,
@@ -95,7 +96,7 @@ pub(crate) struct ServiceDetail {
 struct InstanceDetail {
     status: &'static str,
     available: bool,
-    /// Why it cannot be picked.
+    /// Why the instance cannot be picked.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
     layers: LayersState,
@@ -114,22 +115,22 @@ struct InstanceDetail {
     response_seconds: Option<f64>,
     tags: Vec<String>,
     metadata: BTreeMap<String, String>,
-    /// Which gave its id and attributes.
+    /// The source of the id and the attributes.
     source: &'static str,
-    /// All that list its address, by priority.
+    /// All sources that list the address, by priority.
     sources: Vec<&'static str>,
 }
 
-/// What is known of a source.
+/// The state of a source.
 #[derive(Serialize)]
 pub(crate) struct SourceState {
     source: &'static str,
     required: bool,
     up: bool,
     synced: bool,
-    /// Since its last good answer; null before the first.
+    /// The time since the last good answer of the source. Null before the first good answer.
     age_seconds: Option<f64>,
-    /// How long it has been away; null while it is up.
+    /// How long the source has been away. Null while the source is up.
     away_seconds: Option<f64>,
     held_removals: u64,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,4 @@
-//! Asks a running agent, as any other client would.
+//! The HTTP client of the commands: sends requests to a running agent, as any other client does.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,25 +12,27 @@ use crate::balancer::Address;
 use crate::config;
 use crate::http_client::{self, HttpError, Tls};
 
-/// An agent that listens connects at once; one that is not there must not hold a script up.
-const CONNECT: Duration = Duration::from_secs(1);
-const TOTAL: Duration = Duration::from_secs(5);
+/// The time limit of a connection. A listening agent accepts at once, and a missing agent must not
+/// hold up a script.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The time limit of a request and its answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// 100,000 services fit.
-const LARGEST_ANSWER: usize = 64 * 1024 * 1024;
+/// The most bytes of an answer: 100,000 services fit.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
-/// All but what RFC 3986 calls unreserved.
+/// All characters that RFC 3986 does not call unreserved.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Text as one path segment or one value of a query.
+/// Encodes text as one segment of a path or one value of a query.
 pub(super) fn encoded(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
-/// Which agent to ask.
+/// The agent that a command talks to.
 #[derive(Debug, clap::Args)]
 pub(super) struct AgentArguments {
-    /// The agent to ask
+    /// The address of the agent
     #[arg(
         long = "agent",
         value_name = "URL",
@@ -41,7 +43,8 @@ pub(super) struct AgentArguments {
     pub(super) url: AgentUrl,
 }
 
-/// Where an agent listens: `http(s)://host:port`, `host:port` for plain HTTP, or `unix:/path`. Kept without a slash at its end.
+/// The address of an agent: `http(s)://host:port`, `host:port` for plain HTTP, or `unix:/path`.
+/// Stored without a slash at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AgentUrl(String);
 
@@ -50,12 +53,12 @@ pub(super) struct AgentUrl(String);
 pub(super) struct InvalidAgentUrl;
 
 impl AgentUrl {
-    /// The socket, if it is one.
+    /// The path of the Unix socket, if the address is one.
     fn socket(&self) -> Option<&str> {
         self.0.strip_prefix("unix:")
     }
 
-    /// What paths are appended to.
+    /// The URL to which paths are appended.
     fn base(&self) -> &str {
         match self.socket() {
             Some(_) => "http://localhost",
@@ -83,29 +86,30 @@ impl FromStr for AgentUrl {
     }
 }
 
-/// Why a question has no answer.
+/// Why a request to an agent has failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AgentError {
-    /// Nobody there, or too slow.
+    /// No server listens at the address, or the server is too slow.
     #[error("no agent answers at {agent}: {detail}")]
     Unreachable { agent: String, detail: String },
-    /// Somebody there, but not an agent: another server on that port, or a proxy before it.
-    #[error("what answers at {agent} is no pickd agent: {detail}")]
+    /// The server at the address is not an agent: another server has the port, or a proxy is in
+    /// between.
+    #[error("the server at {agent} is not a pickd agent: {detail}")]
     NotAnAgent { agent: String, detail: String },
-    /// The agent's own refusal.
+    /// The agent refused the request.
     #[error("{detail}")]
     Problem { code: String, detail: String },
-    /// No question could be asked at all.
-    #[error("cannot ask an agent: {0}")]
-    Here(String),
+    /// The request could not be sent, because of a failure in this process.
+    #[error("cannot send a request: {0}")]
+    Local(String),
 }
 
 impl AgentError {
-    /// What it means to a script.
+    /// The exit code for this error.
     pub(super) fn exit(&self) -> Exit {
         match self {
             Self::Unreachable { .. } | Self::NotAnAgent { .. } => Exit::Unreachable,
-            Self::Here(_) => Exit::Failed,
+            Self::Local(_) => Exit::Failed,
             Self::Problem { code, .. } => match code.as_str() {
                 "unknown_service" | "unknown_instance" => Exit::UnknownService,
                 "no_instances" | "none_available" => Exit::NothingToPick,
@@ -117,7 +121,7 @@ impl AgentError {
     }
 }
 
-/// What an agent said, whatever its status.
+/// An answer of an agent, with any status.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -125,51 +129,52 @@ pub(super) struct Answer {
     pub(super) body: String,
 }
 
-/// Something to change.
+/// A request to change something.
 pub(super) struct Change<'a> {
-    /// Begins with a slash, encoded.
+    /// The encoded path, with a slash at its start.
     pub(super) path: &'a str,
-    /// What it shall be; `None` takes it back.
+    /// The body of a PUT request. `None` sends a DELETE request.
     pub(super) body: Option<Value>,
-    /// The admin token, if one is to be shown.
+    /// The admin token, if the request needs a token.
     pub(super) token: Option<&'a str>,
 }
 
-/// Asks one agent.
+/// A client of one agent.
 pub(super) struct AgentClient {
     agent: AgentUrl,
     http: reqwest::Client,
     runtime: tokio::runtime::Runtime,
-    total: Duration,
+    timeout: Duration,
 }
 
 impl AgentClient {
     pub(super) fn new(arguments: &AgentArguments) -> Result<Self, AgentError> {
-        Self::with_deadline(&arguments.url, TOTAL)
+        Self::with_timeout(&arguments.url, TIMEOUT)
     }
 
-    fn with_deadline(agent: &AgentUrl, total: Duration) -> Result<Self, AgentError> {
+    fn with_timeout(agent: &AgentUrl, timeout: Duration) -> Result<Self, AgentError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let here = |error: &dyn std::fmt::Display| AgentError::Here(error.to_string());
-        let builder = http_client::builder(CONNECT, &Tls::default()).map_err(|error| here(&error))?;
+        let local = |error: &dyn std::fmt::Display| AgentError::Local(error.to_string());
+        let builder = http_client::builder(CONNECT_TIMEOUT, &Tls::default()).map_err(|error| local(&error))?;
         let builder = match agent.socket() {
             Some(path) => builder.unix_socket(path),
             None => builder,
         };
         Ok(Self {
             agent: agent.clone(),
-            http: builder.build().map_err(|error| here(&error))?,
-            runtime: runtime.map_err(|error| AgentError::Here(error.to_string()))?,
-            total,
+            http: builder.build().map_err(|error| local(&error))?,
+            runtime: runtime.map_err(|error| AgentError::Local(error.to_string()))?,
+            timeout,
         })
     }
 
-    /// The body of a success; `path` begins with a slash and is encoded already.
+    /// Sends a GET request and returns the body of a successful answer. `path` is encoded, with a
+    /// slash at its start.
     pub(super) fn get(&self, path: &str) -> Result<String, AgentError> {
-        self.success(self.ask(path)?)
+        self.success(self.request(path)?)
     }
 
-    /// Has something changed, and gives the body of a success.
+    /// Sends a change and returns the body of a successful answer.
     pub(super) fn change(&self, change: &Change<'_>) -> Result<String, AgentError> {
         let (method, body) = match &change.body {
             Some(body) => (Method::PUT, Some(body)),
@@ -187,30 +192,31 @@ impl AgentClient {
         self.success(self.send(request)?)
     }
 
+    /// The body of a successful answer, or the error for any other answer.
     fn success(&self, answer: Answer) -> Result<String, AgentError> {
         match answer.status {
             200..=299 => Ok(answer.body),
-            status => Err(problem(&answer).unwrap_or_else(|| self.not_an_agent(format!("it answered {status}")))),
+            status => Err(problem(&answer).unwrap_or_else(|| self.not_an_agent(format!("the status is {status}")))),
         }
     }
 
-    /// The same as JSON.
+    /// Parses the body of an answer as JSON.
     pub(super) fn parsed(&self, body: &str) -> Result<Value, AgentError> {
-        serde_json::from_str(body).map_err(|error| self.not_an_agent(format!("its answer is not JSON: {error}")))
+        serde_json::from_str(body).map_err(|error| self.not_an_agent(format!("the answer is not JSON: {error}")))
     }
 
-    /// Whatever comes back.
-    pub(super) fn ask(&self, path: &str) -> Result<Answer, AgentError> {
+    /// Sends a GET request and returns its answer, with any status.
+    pub(super) fn request(&self, path: &str) -> Result<Answer, AgentError> {
         self.send(self.http.get(format!("{}{path}", self.agent.base())))
     }
 
     fn send(&self, request: RequestBuilder) -> Result<Answer, AgentError> {
         let answer = async {
-            let response = request.timeout(self.total).send().await?;
+            let response = request.timeout(self.timeout).send().await?;
             let status = response.status().as_u16();
             let media_type = response.headers().get(reqwest::header::CONTENT_TYPE);
             let is_problem = media_type.is_some_and(|value| value.as_bytes().starts_with(b"application/problem+json"));
-            let body = http_client::body(response, LARGEST_ANSWER).await?;
+            let body = http_client::body(response, MAX_ANSWER_BYTES).await?;
             Ok(Answer {
                 status,
                 is_problem,
@@ -220,7 +226,7 @@ impl AgentClient {
         self.runtime.block_on(answer).map_err(|error: HttpError| match error {
             HttpError::TooLarge { .. } => self.not_an_agent(error.to_string()),
             HttpError::Request(error) if error.is_timeout() && !error.is_connect() => {
-                self.unreachable(format!("no answer within {} s", self.total.as_secs_f32()))
+                self.unreachable(format!("no answer within {} s", self.timeout.as_secs_f32()))
             }
             error => self.unreachable(innermost(&error)),
         })
@@ -241,7 +247,8 @@ impl AgentClient {
     }
 }
 
-/// What the agent's problem+json says, if that is what it is. Lenient: an agent may be newer than this command.
+/// The problem document of the answer, if the answer is one. Unknown fields are ignored: the agent
+/// may be newer than this command.
 pub(super) fn problem(answer: &Answer) -> Option<AgentError> {
     if !answer.is_problem {
         return None;
@@ -255,7 +262,7 @@ pub(super) fn problem(answer: &Answer) -> Option<AgentError> {
     })
 }
 
-/// Text that cannot move a terminal's cursor.
+/// Replaces control characters, which could move the cursor of a terminal, by spaces.
 pub(super) fn one_line(text: &str) -> String {
     text.trim()
         .chars()
@@ -263,7 +270,7 @@ pub(super) fn one_line(text: &str) -> String {
         .collect()
 }
 
-/// The cause at the bottom: "Connection refused" says more than "error sending request".
+/// The innermost cause of an error: "Connection refused" says more than "error sending request".
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
@@ -280,7 +287,8 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A server that gives this answer to one request, and hands its first line back.
+    /// Starts a server that sends this answer to one request. The thread returns the first line of
+    /// the request.
     pub(in crate::cli) fn answering(
         status: u16,
         media_type: &'static str,
@@ -294,7 +302,7 @@ pub(super) mod tests {
             let mut buffer = [0; 4096];
             while !request.windows(4).any(|window| window == b"\r\n\r\n") {
                 let read = stream.read(&mut buffer).unwrap();
-                assert_ne!(read, 0, "the request broke off");
+                assert_ne!(read, 0, "the request is incomplete");
                 request.extend_from_slice(&buffer[..read]);
             }
             let length = body.len();
@@ -311,7 +319,7 @@ pub(super) mod tests {
 
     const PROBLEM: &str = "application/problem+json; charset=utf-8";
 
-    fn asked(status: u16, media_type: &'static str, body: &'static str) -> Result<String, AgentError> {
+    fn get(status: u16, media_type: &'static str, body: &'static str) -> Result<String, AgentError> {
         let (arguments, server) = answering(status, media_type, body);
         let answer = AgentClient::new(&arguments).unwrap().get("/pick/a?key=b%20c");
         assert_eq!(server.join().unwrap(), "GET /pick/a?key=b%20c HTTP/1.1");
@@ -320,12 +328,12 @@ pub(super) mod tests {
 
     #[test]
     fn a_success_is_its_body() {
-        assert_eq!(asked(200, "application/json", "{}\n").unwrap(), "{}\n");
+        assert_eq!(get(200, "application/json", "{}\n").unwrap(), "{}\n");
     }
 
     #[test]
-    fn a_problem_says_its_detail_and_its_code_decides_the_exit() {
-        let error = asked(
+    fn a_problem_shows_its_detail_and_its_code_gives_the_exit_code() {
+        let error = get(
             404,
             PROBLEM,
             r#"{"code":"unknown_service","title":"T","detail":"no\nsuch"}"#,
@@ -335,12 +343,12 @@ pub(super) mod tests {
             (error.to_string().as_str(), error.exit()),
             ("no such", Exit::UnknownService)
         );
-        let error = asked(503, PROBLEM, r#"{"code":"not_synced","title":"T"}"#).unwrap_err();
+        let error = get(503, PROBLEM, r#"{"code":"not_synced","title":"T"}"#).unwrap_err();
         assert_eq!((error.to_string().as_str(), error.exit()), ("T", Exit::NotSynced));
     }
 
     #[test]
-    fn every_code_of_the_contract_has_its_exit() {
+    fn every_problem_code_has_an_exit_code() {
         for (code, exit) in [
             ("unknown_service", Exit::UnknownService),
             ("unknown_instance", Exit::UnknownService),
@@ -362,21 +370,21 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn another_server_on_that_port_is_no_agent() {
+    fn another_server_at_the_address_is_not_an_agent() {
         for (status, media_type, body) in [
             (404, "text/html", "<h1>nginx</h1>"),
             (302, "text/html", ""),
             (500, PROBLEM, "not JSON"),
             (500, PROBLEM, r#"{"title":"of another API"}"#),
         ] {
-            let error = asked(status, media_type, body).unwrap_err();
+            let error = get(status, media_type, body).unwrap_err();
             assert!(matches!(error, AgentError::NotAnAgent { .. }), "{error}");
             assert_eq!(error.exit(), Exit::Unreachable);
         }
     }
 
     #[test]
-    fn no_agent_is_unreachable_with_its_cause() {
+    fn a_missing_agent_is_unreachable_with_a_reason() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = AgentUrl(format!("http://{}", listener.local_addr().unwrap()));
         drop(listener);
@@ -394,18 +402,18 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_agent_that_never_answers_is_given_up_on() {
-        // Connections wait in the listener's queue for ever.
+    fn a_request_without_an_answer_times_out() {
+        // The connection waits in the queue of the listener, and is never accepted.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = AgentUrl(format!("http://{}", listener.local_addr().unwrap()));
-        let client = AgentClient::with_deadline(&url, Duration::from_millis(50)).unwrap();
+        let client = AgentClient::with_timeout(&url, Duration::from_millis(50)).unwrap();
         let error = client.get("/healthz").unwrap_err();
         assert!(error.to_string().ends_with(": no answer within 0.05 s"), "{error}");
         assert_eq!(error.exit(), Exit::Unreachable);
     }
 
     #[test]
-    fn an_agent_is_at_a_url_or_a_host_and_port() {
+    fn an_agent_address_is_a_url_a_host_and_port_or_a_socket() {
         let read = |text: &str| text.parse::<AgentUrl>().map(|url| url.0).ok();
         assert_eq!(read("localhost:7425").as_deref(), Some("http://localhost:7425"));
         assert_eq!(read("[::1]:7425").as_deref(), Some("http://[::1]:7425"));
@@ -427,7 +435,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn whatever_an_id_holds_is_one_segment() {
+    fn an_encoded_id_is_one_segment() {
         assert_eq!(encoded("user-1@node_a.~"), "user-1%40node_a.~");
         assert_eq!(encoded("a/b,c d?e&f=g+h%ä"), "a%2Fb%2Cc%20d%3Fe%26f%3Dg%2Bh%25%C3%A4");
     }

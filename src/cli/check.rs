@@ -1,10 +1,10 @@
-//! `pickd check`: is this file right? Without an agent, without a network, and without the environment, so that it says the
-//! same on every machine.
+//! `pickd check`: whether a file is valid. The command uses no agent, no network and no environment
+//! variables, so its result is the same on every machine.
 
 use std::path::{Path, PathBuf};
 
 use super::Exit;
-use super::output::{self, say_plainly};
+use super::output::{self, bare_message};
 use crate::config::{Config, ConfigError, Layers, SourceConfig};
 use crate::discovery::file;
 
@@ -17,7 +17,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(
     before_help = EXAMPLES,
-    after_help = "Exit codes: 0 it is right, 1 it is not, and stderr says file:line:column and why"
+    after_help = "Exit codes: 0 the file is valid, 1 the file is not valid; stderr has file:line:column and the reason"
 )]
 pub(super) struct CheckArguments {
     /// The file
@@ -28,13 +28,13 @@ pub(super) fn execute(arguments: &CheckArguments) -> Exit {
     match checked(&arguments.file) {
         Ok(summary) => output::data(&summary),
         Err(refusal) => {
-            say_plainly(refusal);
+            bare_message(refusal);
             Exit::Failed
         }
     }
 }
 
-/// One line about a file that is right, or why it is not.
+/// One line about a valid file, or the reason for which the file is invalid.
 fn checked(path: &Path) -> Result<String, String> {
     let shown = path.display();
     let bytes = read(path)?;
@@ -43,10 +43,10 @@ fn checked(path: &Path) -> Result<String, String> {
     }
     let config = match Config::parse(path, &bytes, &Layers::default()) {
         Ok(config) => config,
-        // Flags may still add one, so nothing is wrong with the file.
+        // Flags may still add a registry, so the file is valid.
         Err(ConfigError::NoSource) => {
             return Ok(format!(
-                "{shown}: fine, but names no registry: `pickd run` will need --consul, --etcd or --file, too"
+                "{shown}: fine, but names no registry: `pickd run` also needs --consul, --etcd or --file"
             ));
         }
         Err(error) => return Err(error.to_string()),
@@ -67,7 +67,8 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Registries are known by their content, since both kinds of file are TOML: a configuration has no `[[service]]`.
+/// Whether the file is a file registry. A TOML file may be a registry or a configuration: only a
+/// registry has `[[service]]`.
 fn is_registry(path: &Path, bytes: &[u8]) -> bool {
     let extension = path
         .extension()
@@ -115,19 +116,19 @@ mod tests {
             self.0.path().join(name)
         }
 
-        /// What `check` says of this file, without the folder's name.
+        /// The result of `check` for this file, without the name of the folder.
         fn checked(&self, name: &str, text: &str) -> Result<String, String> {
             let path = self.path(name);
             std::fs::write(&path, text).unwrap();
             let folder = format!("{}/", self.0.path().display());
             checked(&path)
-                .map(|said| said.replace(&folder, ""))
-                .map_err(|said| said.replace(&folder, ""))
+                .map(|text| text.replace(&folder, ""))
+                .map_err(|text| text.replace(&folder, ""))
         }
     }
 
     #[test]
-    fn a_configuration_that_is_right_is_one_line() {
+    fn a_valid_configuration_is_summed_up_in_one_line() {
         let folder = Folder::new();
         assert_eq!(
             folder.checked("p.toml", "[consul]").unwrap(),
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_is_wrong_is_told_with_its_place() {
+    fn mistakes_are_reported_with_their_line_and_column() {
         let refusal = Folder::new()
             .checked("p.toml", "[consul]\nwait = \"x\"\nrefresh = 0")
             .unwrap_err();
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_registry_that_a_configuration_names_is_checked_too() {
+    fn the_file_registry_of_a_configuration_is_checked_too() {
         let folder = Folder::new();
         let config = "[file]\npath = \"s.toml\"";
         let refusal = folder.checked("p.toml", config).unwrap_err();
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_is_known_by_its_content_or_its_extension() {
+    fn a_registry_is_recognized_by_content_or_extension() {
         let folder = Folder::new();
         assert_eq!(
             folder.checked("any.TOML", REGISTRY).unwrap(),
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_named() {
+    fn a_missing_file_is_named() {
         let refusal = checked(Path::new("/nowhere/p.toml")).unwrap_err();
         assert!(refusal.starts_with("/nowhere/p.toml: No such file"), "{refusal}");
     }

@@ -1,8 +1,9 @@
-//! `pickd demo`: a small world to try the agent in.
+//! `pickd demo`: a complete setup to try the agent in.
 //!
-//! Five real HTTP backends of two services, a file registry in a temporary folder that names them, and an agent that watches
-//! it and checks them. Each backend can be stopped and started again with a request to the demo. Nobody tells the agent: its
-//! checks find out, and one that is back comes to its share slowly.
+//! The demo starts five real HTTP backends of two services, a file registry of them in a temporary
+//! folder, and an agent that watches the registry and checks the backends. Requests to the demo
+//! stop and start each backend. The agent is not told: its health checks detect the change, and a
+//! backend that is back gets its full share of picks slowly.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -26,7 +27,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use super::Exit;
-use super::output::{data, say};
+use super::output::{data, message};
 use super::run::{self, LogArguments};
 use crate::agent::{Agent, AgentError};
 use crate::balancer::{Context, Directory, HealthStatus};
@@ -36,22 +37,22 @@ const EXAMPLES: &str = "\
 Example:
   pickd demo";
 
-/// The port that spells PICK; the next free one is taken if it is not to be had.
+/// The port that spells PICK on a phone. If the port is taken, the demo uses the next free port.
 const FIRST_PORT: u16 = 7425;
 const LAST_PORT: u16 = 7525;
 
-/// Start small backends and an agent that picks among them, and print what to try.
+/// Start small backends and an agent that picks among them, and print commands to try.
 #[derive(Debug, clap::Args)]
 #[command(before_help = EXAMPLES)]
 pub(super) struct DemoArguments {
-    /// Listen here; without it, on 127.0.0.1:7425 or the next port that is free
+    /// Listen on this address [default: 127.0.0.1:7425 or the next free port]
     #[arg(long, value_name = "ADDR", value_parser = config::listen_tcp)]
     listen: Option<SocketAddr>,
     #[command(flatten)]
     log: LogArguments,
 }
 
-/// Service, id, weight, milliseconds an answer takes.
+/// Service, id, weight, and milliseconds until the backend answers.
 const BACKENDS: [(&str, &str, u16, u64); 5] = [
     ("user-service", "user-1", 1, 20),
     ("user-service", "user-2", 2, 5),
@@ -60,7 +61,8 @@ const BACKENDS: [(&str, &str, u16, u64); 5] = [
     ("order-service", "order-2", 3, 10),
 ];
 
-/// How long the agent takes to find out, and one that is back to come to its share: short, since somebody is watching.
+/// Settings of the agent. Checks and slow start are faster than by default, because a person
+/// watches the demo.
 const SETTINGS: &str = r#"
 [file]
 path = "services.toml"
@@ -82,27 +84,27 @@ struct Backend {
     weight: u16,
     latency: Duration,
     address: SocketAddr,
-    /// Ends it; `None` while it is stopped.
+    /// Stops the backend. `None` while the backend is stopped.
     stop: Option<CancellationToken>,
 }
 
-/// The backends, and the files that name them.
+/// The backends, and the folder with the registry and the configuration.
 #[derive(Debug)]
 struct World {
     folder: PathBuf,
     backends: Mutex<Vec<Backend>>,
-    /// Backends that were started again, and want to be served.
+    /// Backends that have a listener and are to be served.
     started: mpsc::UnboundedSender<(TcpListener, &'static str)>,
 }
 
 pub(super) fn execute(arguments: &DemoArguments) -> Exit {
     if let Err(error) = arguments.log.start() {
-        say(error);
+        message(error);
         return Exit::Usage;
     }
     let folder = std::env::temp_dir().join(format!("pickd-demo-{}", std::process::id()));
     let exit = run::in_runtime(demo(arguments, folder.clone()));
-    // What is left of it if the folder could not be made, or not be removed, is a few files in the system's own attic.
+    // If the removal fails, a few small files remain in the temporary folder of the system.
     drop(std::fs::remove_dir_all(&folder));
     exit
 }
@@ -136,7 +138,7 @@ async fn demo(arguments: &DemoArguments, folder: PathBuf) -> anyhow::Result<()> 
         .addresses()
         .into_iter()
         .next()
-        .context("the agent listens nowhere")?;
+        .context("the agent has no listener")?;
     let controls = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let controls_at = controls.local_addr()?;
     let serving = Controls {
@@ -148,9 +150,9 @@ async fn demo(arguments: &DemoArguments, folder: PathBuf) -> anyhow::Result<()> 
         .route("/start/{id}", post(start))
         .with_state(serving);
     let mut backends = JoinSet::new();
-    let play = async {
+    let introduce = async {
         for (service, ..) in BACKENDS {
-            all_well(&directory, service).await;
+            wait_until_healthy(&directory, service).await;
         }
         data(&world.introduction(&address, controls_at));
         axum::serve(controls, router).await
@@ -169,12 +171,12 @@ async fn demo(arguments: &DemoArguments, folder: PathBuf) -> anyhow::Result<()> 
     };
     tokio::select! {
         outcome = run::run(agent, Layers::default()) => outcome,
-        outcome = play => Ok(outcome?),
+        outcome = introduce => Ok(outcome?),
         () = serve => Ok(()),
     }
 }
 
-/// Binds the agent where asked, or on the first free port.
+/// Binds the agent to the given address, or to the first free port.
 async fn agent(listen: Option<SocketAddr>, config: &Path) -> anyhow::Result<Agent> {
     let bind = async |address: SocketAddr| {
         let overrides = Overrides {
@@ -194,7 +196,7 @@ async fn agent(listen: Option<SocketAddr>, config: &Path) -> anyhow::Result<Agen
     for port in FIRST_PORT..=LAST_PORT {
         match bind((Ipv4Addr::LOCALHOST, port).into()).await {
             Ok(agent) => return Ok(agent),
-            Err(error) if is_taken(&error) => say(format_args!("127.0.0.1:{port} is taken, trying the next port")),
+            Err(error) if is_taken(&error) => message(format_args!("127.0.0.1:{port} is taken, trying the next port")),
             Err(error) => return Err(error),
         }
     }
@@ -208,12 +210,12 @@ fn is_taken(error: &anyhow::Error) -> bool {
     }
 }
 
-/// Waits until the agent has checked every instance of the service.
-async fn all_well(directory: &Directory, service: &str) {
-    let well = |(_, status): &(_, HealthStatus)| *status == HealthStatus::Healthy;
+/// Waits until all instances of the service are healthy.
+async fn wait_until_healthy(directory: &Directory, service: &str) {
+    let healthy = |(_, status): &(_, HealthStatus)| *status == HealthStatus::Healthy;
     while directory.get(service).is_none_or(|balancer| {
         let instances = balancer.instances();
-        instances.is_empty() || !instances.iter().all(well)
+        instances.is_empty() || !instances.iter().all(healthy)
     }) {
         time::sleep(Duration::from_millis(5)).await;
     }
@@ -228,7 +230,7 @@ impl World {
         self.folder.join("services.toml")
     }
 
-    /// Marks a backend as running, and gives what ends it.
+    /// Marks a backend as running, and returns the token that stops the backend.
     fn begin(&self, id: &str) -> Option<(Backend, CancellationToken)> {
         let stop = CancellationToken::new();
         let mut backends = self.lock();
@@ -246,7 +248,8 @@ impl World {
         })
     }
 
-    /// Writes the registry and the agent's configuration. Gives the path of that.
+    /// Writes the registry and the configuration of the agent. Returns the path of the
+    /// configuration.
     fn register(&self) -> io::Result<PathBuf> {
         let mut text = String::new();
         let mut settings = SETTINGS.to_owned();
@@ -261,7 +264,7 @@ impl World {
         {
             if last != *service {
                 last = service;
-                // Writing to a string does not fail.
+                // Writing to a string cannot fail.
                 let _ = writeln!(text, "[[service]]\nname = \"{service}\"\n");
                 let check = "{ type = \"http\", path = \"/healthz\" }";
                 let _ = writeln!(settings, "\n[services.{service}]\nhealth_check = {check}");
@@ -282,20 +285,23 @@ impl World {
         let commands = [
             (
                 format!("curl {agent}/pick/user-service"),
-                "who should take the next request?",
+                "which instance takes the next request?",
             ),
             (
                 format!("curl '{agent}/pick/user-service?n=3&format=text'"),
-                "and who if that one fails?",
+                "and which instances if the first fails?",
             ),
             (
                 format!("curl -X POST {controls}/stop/user-2"),
-                "stop user-2: checks find out",
+                "stop user-2: health checks detect it",
             ),
-            (format!("curl {agent}/explain/user-service"), "why is it not picked?"),
+            (
+                format!("curl {agent}/explain/user-service"),
+                "why is user-2 not picked?",
+            ),
             (
                 format!("curl -X POST {controls}/start/user-2"),
-                "start it again: slowly",
+                "start user-2: its share grows slowly",
             ),
         ];
         let width = commands
@@ -330,42 +336,46 @@ async fn hello(State(backend): State<Backend>) -> String {
     format!("hello from {} of {}\n", backend.id, backend.service)
 }
 
-/// What the demo's own routes look at.
+/// The state of the routes that stop and start backends.
 #[derive(Clone)]
 struct Controls {
     world: Arc<World>,
     directory: Arc<Directory>,
 }
 
-/// Stops a backend, waits until the agent has found out, and shows where picks go now.
+/// Stops a backend, waits until the agent has detected it, and shows the next picks.
 async fn stop(State(controls): State<Controls>, extract::Path(id): extract::Path<String>) -> String {
     let backend = match controls.world.find(&id) {
         Ok(backend) => backend,
-        Err(none) => return none,
+        Err(message) => return message,
     };
     let Some(stop) = &backend.stop else {
-        return format!("{id} is stopped already\n");
+        return format!("{id} is already stopped\n");
     };
     stop.cancel();
     if let Some(found) = controls.world.lock().iter_mut().find(|found| found.id == id) {
         found.stop = None;
     }
-    let took = controls.until(&backend, HealthStatus::Unhealthy).await;
+    let took = controls.wait_for_status(&backend, HealthStatus::Unhealthy).await;
     let (service, took) = (backend.service, took.as_millis());
     let picks: Vec<String> = (0..4).map(|_| controls.pick(service)).collect();
-    told(format!(
+    print(format!(
         "{id} has stopped; a check found out after {took} ms.\nThe next picks of {service}: {}\n",
         picks.join(", ")
     ))
 }
 
-/// Starts a backend again, waits until the agent has found out, and shows how it comes to its share, line by line.
+/// Starts a backend, waits until the agent has detected it, and shows how its share of picks grows,
+/// line by line.
 async fn start(State(controls): State<Controls>, extract::Path(id): extract::Path<String>) -> Response {
     let backend = match controls.start(&id).await {
         Ok(backend) => backend,
-        Err(why) => return why.into_response(),
+        Err(message) => return message.into_response(),
     };
-    let took = controls.until(&backend, HealthStatus::Healthy).await.as_millis();
+    let took = controls
+        .wait_for_status(&backend, HealthStatus::Healthy)
+        .await
+        .as_millis();
     let line = move |second: u64| {
         let (controls, backend) = (controls.clone(), backend.clone());
         async move {
@@ -384,14 +394,14 @@ async fn start(State(controls): State<Controls>, extract::Path(id): extract::Pat
             }
             let own = (0..100).filter(|_| controls.pick(backend.service) == backend.id);
             let _ = writeln!(text, "Of 100 picks it gets {:2} after {second} s", own.count());
-            Some((Ok::<_, Infallible>(told(text)), second + 4))
+            Some((Ok::<_, Infallible>(print(text)), second + 4))
         }
     };
     Body::from_stream(stream::unfold(0, line)).into_response()
 }
 
-/// The demo's own window shows it, too.
-fn told(text: String) -> String {
+/// Prints the text in the terminal of the demo as well.
+fn print(text: String) -> String {
     data(&text);
     text
 }
@@ -400,26 +410,27 @@ impl Controls {
     async fn start(&self, id: &str) -> Result<Backend, String> {
         let backend = self.world.find(id)?;
         if backend.stop.is_some() {
-            return Err(format!("{id} runs already\n"));
+            return Err(format!("{id} is already running\n"));
         }
         let listener = TcpListener::bind(backend.address)
             .await
             .map_err(|error| format!("{id} cannot be started again: {error}\n"))?;
         match self.world.started.send((listener, backend.id)) {
             Ok(()) => Ok(backend),
-            Err(_) => Err("the demo ends\n".to_owned()),
+            Err(_) => Err("the demo is ending\n".to_owned()),
         }
     }
 
-    /// Waits until the agent takes a backend for this, for at most ten seconds.
-    async fn until(&self, backend: &Backend, status: HealthStatus) -> Duration {
+    /// Waits until the agent gives a backend this status, for at most ten seconds. Returns the time
+    /// that it took.
+    async fn wait_for_status(&self, backend: &Backend, status: HealthStatus) -> Duration {
         let started = time::Instant::now();
-        let is_so = || {
+        let has_status = || {
             let balancer = self.directory.get(backend.service)?;
             let id = backend.id.parse().ok()?;
             Some(balancer.explain_instance(&id)?.status == status)
         };
-        while is_so() != Some(true) && started.elapsed() < Duration::from_secs(10) {
+        while has_status() != Some(true) && started.elapsed() < Duration::from_secs(10) {
             time::sleep(Duration::from_millis(2)).await;
         }
         started.elapsed()

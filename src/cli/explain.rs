@@ -1,32 +1,30 @@
-//! `pickd explain`: why picks go where they go, as a table or as the agent says it.
+//! `pickd explain`: why each instance of a service is picked or not, as a table or as the JSON of
+//! the agent.
 
 use serde_json::Value;
 
-use super::Exit;
 use super::agent_client::{AgentArguments, AgentClient, AgentError, encoded, one_line};
-use super::output::{self, Output, say};
-use super::table::{Column, aligned};
+use super::output::{self, Output};
+use super::table::{Column, aligned, decimal};
+use super::{Exit, QUERY_EXITS};
 use crate::balancer::ServiceName;
 
 const EXAMPLES: &str = "\
 Examples:
-  pickd explain user-service                    each instance, and why (not)
-  pickd explain user-service --key session-42   and where this key leads
+  pickd explain user-service                    why instances are picked or not
+  pickd explain user-service --key session-42   with the instance for this key
   pickd explain user-service --output json | jq .instances";
 
-const EXITS: &str = "Exit codes: 0 fine, 3 no such service, 69 the agent cannot be reached, 75 it has not heard of every \
-                     registry yet";
-
-/// Show why picks of a service go where they go.
+/// Show why the instances of a service are picked or not.
 #[derive(Debug, clap::Args)]
-#[command(before_help = EXAMPLES, after_help = EXITS)]
+#[command(before_help = EXAMPLES, after_help = QUERY_EXITS)]
 pub(super) struct ExplainArguments {
     /// The service
     service: ServiceName,
-    /// Show where this key leads, under consistent_hash
+    /// Show the instance for this key, under consistent_hash
     #[arg(long)]
     key: Option<String>,
-    /// A table, or the agent's answer
+    /// A table, or the JSON answer of the agent
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
     #[command(flatten)]
@@ -34,16 +32,10 @@ pub(super) struct ExplainArguments {
 }
 
 pub(super) fn execute(arguments: &ExplainArguments) -> Exit {
-    match explained(arguments) {
-        Ok(text) => output::data(&text),
-        Err(error) => {
-            say(&error);
-            error.exit()
-        }
-    }
+    output::answer(explained(arguments))
 }
 
-/// What to print.
+/// The text to print.
 pub(super) fn explained(arguments: &ExplainArguments) -> Result<String, AgentError> {
     let client = AgentClient::new(&arguments.agent)?;
     let mut path = format!("/explain/{}", encoded(arguments.service.as_str()));
@@ -67,7 +59,7 @@ fn text(answer: &Value, with_key: bool) -> String {
         answer["available_instances"],
         answer["total_instances"],
         if answer["panic"] == true {
-            "; PANIC: picked from all"
+            "; PANIC: all eligible instances are picked"
         } else {
             ""
         },
@@ -101,11 +93,11 @@ fn text(answer: &Value, with_key: bool) -> String {
                     .collect();
                 format!(
                     "the key leads to {}; ring order: {}\n",
-                    instance.as_deref().unwrap_or("nobody"),
+                    instance.as_deref().unwrap_or("no instance"),
                     order.join(", ")
                 )
             }
-            _ => "this strategy does not heed keys\n".to_owned(),
+            _ => "this strategy ignores keys\n".to_owned(),
         });
     }
     text
@@ -127,7 +119,7 @@ fn row(instance: &Value) -> [String; 10] {
     ]
 }
 
-/// The words, and what an operator, a check or a breaker said.
+/// The words of `why`, and the reasons that an operator, a check or a breaker has given.
 fn why(instance: &Value) -> String {
     let words: Vec<_> = instance["why"].as_array().into_iter().flatten().map(word).collect();
     let reasons = [
@@ -136,14 +128,14 @@ fn why(instance: &Value) -> String {
         &instance["layers"]["active"]["reason"],
         &instance["layers"]["breaker"]["reason"],
     ];
-    let said: Vec<_> = reasons
+    let given: Vec<_> = reasons
         .into_iter()
         .map(word)
         .filter(|reason| !reason.is_empty())
         .collect();
-    match said.is_empty() {
+    match given.is_empty() {
         true => words.join(", "),
-        false => format!("{} ({})", words.join(", "), said.join("; ")),
+        false => format!("{} ({})", words.join(", "), given.join("; ")),
     }
 }
 
@@ -151,13 +143,9 @@ fn word(value: &Value) -> String {
     one_line(value.as_str().unwrap_or_default())
 }
 
-/// At most four digits behind the point.
+/// A number with at most four digits behind the point. Other values are empty.
 fn number(value: &Value) -> String {
-    let Some(number) = value.as_f64() else {
-        return String::new();
-    };
-    let text = format!("{number:.4}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    value.as_f64().map(|number| decimal(number, 4)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -188,7 +176,7 @@ mod tests {
              \nthe key leads to a; ring order: b, a\n"
         );
         let answer = json!({"service": "web", "key": null});
-        assert!(text(&answer, true).ends_with("this strategy does not heed keys\n"));
+        assert!(text(&answer, true).ends_with("this strategy ignores keys\n"));
         assert!(!text(&answer, false).contains("key"));
     }
 }

@@ -1,13 +1,13 @@
-//! `pickd healthcheck`: for container health checks, where no curl is to be had.
+//! `pickd healthcheck`: the health check of containers, which often have no curl.
 
 use super::Exit;
 use super::agent_client::{AgentArguments, AgentClient, AgentError, Answer, one_line, problem};
-use super::output::{self, say};
+use super::output::{self, message};
 
 const EXAMPLES: &str = "\
 Examples:
-  pickd healthcheck         does the agent have what it needs?
-  pickd healthcheck --live  does it answer at all?
+  pickd healthcheck         is the agent ready?
+  pickd healthcheck --live  does the agent answer at all?
   HEALTHCHECK CMD [\"/pickd\", \"healthcheck\"]";
 
 /// Ask a running agent whether it is ready.
@@ -17,7 +17,7 @@ Examples:
     after_help = "Exit codes: 0 ready, 1 not ready, 69 the agent cannot be reached"
 )]
 pub(super) struct HealthcheckArguments {
-    /// Ask only whether it is alive
+    /// Ask only whether the agent is alive
     #[arg(long)]
     live: bool,
     #[command(flatten)]
@@ -29,14 +29,14 @@ pub(super) fn execute(arguments: &HealthcheckArguments) -> Exit {
         true => ("/healthz", "alive", "not alive"),
         false => ("/readyz", "ready", "not ready"),
     };
-    match AgentClient::new(&arguments.agent).and_then(|client| client.ask(path)) {
+    match AgentClient::new(&arguments.agent).and_then(|client| client.request(path)) {
         Ok(Answer { status: 200..=299, .. }) => output::data(yes),
         Ok(answer) => {
-            say(format_args!("{no}: {}", reason(&answer)));
+            message(format_args!("{no}: {}", reason(&answer)));
             Exit::Failed
         }
         Err(error) => {
-            say(&error);
+            message(&error);
             match error {
                 AgentError::Unreachable { .. } => Exit::Unreachable,
                 _ => Exit::Failed,
@@ -45,15 +45,15 @@ pub(super) fn execute(arguments: &HealthcheckArguments) -> Exit {
     }
 }
 
-/// The start of what it says, which for a container is all that anyone will see.
+/// The start of the answer. For a container, no other trace of the answer remains.
 fn reason(answer: &Answer) -> String {
-    let said = match problem(answer) {
+    let text = match problem(answer) {
         Some(problem) => problem.to_string(),
         None => one_line(&answer.body),
     };
-    match said.as_str() {
-        "" => format!("it answered {}", answer.status),
-        said => said.chars().take(500).collect(),
+    match text.as_str() {
+        "" => format!("the status is {}", answer.status),
+        text => text.chars().take(500).collect(),
     }
 }
 
@@ -62,20 +62,20 @@ mod tests {
     use super::super::agent_client::tests::answering;
     use super::*;
 
-    fn asked(live: bool, status: u16) -> (Exit, String) {
+    fn run(live: bool, status: u16) -> (Exit, String) {
         let (agent, server) = answering(status, "application/json", "{}");
         (execute(&HealthcheckArguments { live, agent }), server.join().unwrap())
     }
 
     #[test]
     fn ready_is_0_and_not_ready_is_1() {
-        assert_eq!(asked(false, 200), (Exit::Fine, "GET /readyz HTTP/1.1".to_owned()));
-        assert_eq!(asked(false, 503), (Exit::Failed, "GET /readyz HTTP/1.1".to_owned()));
-        assert_eq!(asked(true, 200), (Exit::Fine, "GET /healthz HTTP/1.1".to_owned()));
+        assert_eq!(run(false, 200), (Exit::Success, "GET /readyz HTTP/1.1".to_owned()));
+        assert_eq!(run(false, 503), (Exit::Failed, "GET /readyz HTTP/1.1".to_owned()));
+        assert_eq!(run(true, 200), (Exit::Success, "GET /healthz HTTP/1.1".to_owned()));
     }
 
     #[test]
-    fn no_agent_is_exit_code_69() {
+    fn a_missing_agent_is_69() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = listener.local_addr().unwrap().to_string().parse().unwrap();
         drop(listener);
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_is_the_detail_or_what_was_said() {
+    fn the_reason_is_the_problem_detail_or_the_body() {
         let answer = |is_problem, body: &str| Answer {
             status: 503,
             is_problem,
@@ -103,7 +103,7 @@ mod tests {
             "consul has not synced"
         );
         assert_eq!(reason(&answer(false, "{\"ready\":\nfalse}\n")), "{\"ready\": false}");
-        assert_eq!(reason(&answer(false, "")), "it answered 503");
+        assert_eq!(reason(&answer(false, "")), "the status is 503");
         assert_eq!(reason(&answer(false, &"x".repeat(10_000))).len(), 500);
     }
 }

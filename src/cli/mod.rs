@@ -1,7 +1,8 @@
-//! The command line: what is typed becomes a call, what comes of it becomes an exit code.
+//! The command line: arguments become calls, and results become exit codes.
 //!
-//! Data goes to stdout, talk to stderr. `run` and `demo` start an agent in this process; every other command but `check` asks
-//! one that is already running, over HTTP like any other client, and knows of it only what its answers say.
+//! Data goes to stdout, messages go to stderr. `run` and `demo` start an agent in this process.
+//! `check` needs no agent. All other commands send a request to a running agent, over HTTP like any
+//! other client, and rely only on its answers.
 
 mod agent_client;
 mod check;
@@ -22,22 +23,23 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::Environment;
 
-/// How a command ended. The numbers are a promise to scripts.
+/// The exit code of a command. Scripts rely on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Exit {
-    Fine = 0,
-    /// Something failed that has no number of its own; for `check` and `healthcheck`: no.
+    /// The command succeeded.
+    Success = 0,
+    /// A failure without a code of its own. For `check` and `healthcheck`: the answer is no.
     Failed = 1,
-    /// The command line, a setting or a request is wrong: trying again will not help.
+    /// The command line, a setting or a request is invalid: a retry will not help.
     Usage = 2,
-    /// No such service, or no such instance of it.
+    /// The service, or the instance of it, does not exist.
     UnknownService = 3,
-    /// The service is known, and none of its instances can be picked.
+    /// The service is known, but none of its instances can be picked.
     NothingToPick = 4,
-    /// `EX_UNAVAILABLE` of sysexits.h: no agent answered.
+    /// No agent answered: `EX_UNAVAILABLE` of sysexits.h.
     Unreachable = 69,
-    /// `EX_TEMPFAIL`: the agent has not heard of every registry yet.
+    /// A registry of the agent has not synced yet: `EX_TEMPFAIL` of sysexits.h.
     NotSynced = 75,
 }
 
@@ -47,17 +49,21 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// The exit codes of the commands that only read from an agent.
+const QUERY_EXITS: &str = "Exit codes: 0 success, 3 no such service, 69 the agent cannot be reached, 75 a registry of the \
+                           agent has not synced yet";
+
 const EXAMPLES: &str = "\
 Examples:
-  pickd demo                                a small world, and what to try in it
+  pickd demo                                small backends and an agent, to try
   pickd run --consul http://127.0.0.1:8500  an agent beside a Consul agent
   pickd run --config pickd.toml             an agent as configured
-  pickd pick user-service                   who should take the next request?
-  curl localhost:7425/pick/user-service     the same, from whatever speaks HTTP
-  pickd services                            what the agent knows
-  pickd explain user-service                why picks go where they go
-  pickd drain user-service user-1           no more picks of this instance
-  pickd check pickd.toml                    is this configuration right?";
+  pickd pick user-service                   the instance for the next request
+  curl localhost:7425/pick/user-service     the same over HTTP
+  pickd services                            the services that the agent knows
+  pickd explain user-service                why instances are picked or not
+  pickd drain user-service user-1           stop picking this instance
+  pickd check pickd.toml                    whether a configuration is valid";
 
 /// The pick daemon: which instance should take the next request?
 #[derive(Debug, Parser)]
@@ -82,7 +88,8 @@ enum Command {
 }
 
 impl Cli {
-    /// Reads the command line and the `PICKD_*` variables; ends the process when they are wrong, or ask for help only.
+    /// Reads the command line and the `PICKD_*` variables. Ends the process if they are invalid, or
+    /// ask only for help.
     #[must_use]
     pub fn read() -> Self {
         let command = without_empty_variables(Self::command(), &|name| std::env::var_os(name));
@@ -92,7 +99,7 @@ impl Cli {
         read.unwrap_or_else(|error| error.exit())
     }
 
-    /// Does what was asked, and says how it ended.
+    /// Runs the command, and returns its exit code.
     #[must_use]
     pub fn execute(self) -> ExitCode {
         match self.command {
@@ -110,19 +117,20 @@ impl Cli {
     }
 }
 
-/// Scripts "unset" a variable by setting it to nothing, where clap would read an empty value: forgets those variables.
+/// Makes clap ignore variables that are set to an empty value: scripts "unset" a variable in this
+/// way.
 fn without_empty_variables(command: clap::Command, variable: &dyn Fn(&OsStr) -> Option<OsString>) -> clap::Command {
-    let set_to_nothing = |name: &OsStr| variable(name).is_some_and(|value| value.is_empty());
+    let is_empty = |name: &OsStr| variable(name).is_some_and(|value| value.is_empty());
     command.mut_subcommands(|command| {
         command.mut_args(|argument| match argument.get_env() {
-            Some(name) if set_to_nothing(name) => argument.env(None::<&'static str>),
+            Some(name) if is_empty(name) => argument.env(None::<&'static str>),
             _ => argument,
         })
     })
 }
 
-/// The conventional variables of the registries, read here and nowhere else. Those of pickd itself belong to flags, and clap
-/// reads them.
+/// The conventional variables of the registries. No other code reads them. The variables of pickd
+/// itself belong to flags, and clap reads them.
 fn environment() -> Environment {
     let lossy = |text: OsString| text.to_string_lossy().into_owned();
     std::env::vars_os()

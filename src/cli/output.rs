@@ -1,28 +1,41 @@
-//! Where words go: data to stdout, talk to stderr.
+//! Output of the commands: data goes to stdout, messages go to stderr.
 
 use std::fmt;
 use std::io::{self, Write};
 
 use super::Exit;
+use super::agent_client::AgentError;
 
-/// The form of what a command prints.
+/// The format of the data that a command prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Output {
-    /// For people, and for shells: a table, or host:port lines.
+    /// A table, or host:port lines, for people and shells.
     Text,
-    /// The agent's own answer, on one line.
+    /// The answer of the agent, on one line.
     Json,
 }
 
-/// Prints text with exactly one line end behind it.
+/// Prints text to stdout, with exactly one line end behind it.
 ///
-/// A reader that has gone away (`pickd services | head -1`) has had what it wanted, and is no error.
+/// A closed pipe is not an error: in `pickd services | head -1`, the reader has read all that it
+/// wanted.
 pub(super) fn data(text: &str) -> Exit {
     match write(&mut io::stdout().lock(), text) {
-        Ok(()) => Exit::Fine,
+        Ok(()) => Exit::Success,
         Err(error) => {
-            say(format_args!("cannot write the answer: {error}"));
+            message(format_args!("cannot write the answer: {error}"));
             Exit::Failed
+        }
+    }
+}
+
+/// Prints the answer of an agent to stdout, or the error to stderr.
+pub(super) fn answer(answer: Result<String, AgentError>) -> Exit {
+    match answer {
+        Ok(text) => data(&text),
+        Err(error) => {
+            message(&error);
+            error.exit()
         }
     }
 }
@@ -34,15 +47,16 @@ fn write(out: &mut impl Write, text: &str) -> io::Result<()> {
     }
 }
 
-/// Tells a person something.
-pub(super) fn say(message: impl fmt::Display) {
-    // There is nobody left to tell when stderr is gone.
-    let _ = writeln!(io::stderr().lock(), "pickd: {message}");
+/// Prints a message for people to stderr, with the name of the program.
+pub(super) fn message(text: impl fmt::Display) {
+    // An error of stderr cannot be reported anywhere.
+    let _ = writeln!(io::stderr().lock(), "pickd: {text}");
 }
 
-/// Tells a person as it is: for messages that begin with `file:line:column`, which editors look for.
-pub(super) fn say_plainly(message: impl fmt::Display) {
-    let _ = writeln!(io::stderr().lock(), "{message}");
+/// Prints a message to stderr without the name of the program. Editors look for messages that begin
+/// with `file:line:column`.
+pub(super) fn bare_message(text: impl fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 #[cfg(test)]
@@ -71,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_left_is_no_error_and_a_full_disk_is() {
+    fn a_closed_pipe_is_not_an_error_and_a_full_disk_is() {
         assert!(write(&mut Broken(io::ErrorKind::BrokenPipe), "a").is_ok());
         assert!(write(&mut Broken(io::ErrorKind::StorageFull), "a").is_err());
     }

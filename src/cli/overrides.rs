@@ -1,4 +1,4 @@
-//! `pickd drain`, `undrain` and `weight`: what an operator overrides, at one agent.
+//! `pickd drain`, `undrain` and `weight`: overrides by an operator, at one agent.
 
 use std::path::PathBuf;
 
@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 
 use super::Exit;
 use super::agent_client::{AgentArguments, AgentClient, AgentError, Change, encoded, one_line};
-use super::output::{self, Output, say};
+use super::output::{self, Output};
 use crate::balancer::{InstanceId, Order, ServiceName};
 use crate::duration::with_unit;
 
 const EXITS: &str = "\
 Exit codes:
   0   done, in force from the next pick  3   no such service or instance
-  1   not allowed, or it failed          69  the agent cannot be reached
-  2   the request is wrong               75  the agent has not heard of every registry yet";
+  1   not allowed, or a failure          69  the agent cannot be reached
+  2   the request is invalid             75  a registry of the agent has not synced yet";
 
 const DRAIN: &str = "\
 Examples:
@@ -27,18 +27,18 @@ Example:
 
 const WEIGHT: &str = "\
 Examples:
-  pickd weight user-service user-1 3         in place of the registered weight
-  pickd weight user-service user-1 0         no more picks of it
-  pickd weight user-service user-1 --clear   the registered weight again";
+  pickd weight user-service user-1 3         replace the registered weight
+  pickd weight user-service user-1 0         stop picking the instance
+  pickd weight user-service user-1 --clear   restore the registered weight";
 
-/// Whom it is about, and whom to ask.
+/// The instance to change, and the agent to change it at.
 #[derive(Debug, clap::Args)]
 pub(super) struct Target {
     /// The service
     service: ServiceName,
-    /// The instance's id
+    /// The id of the instance
     instance: InstanceId,
-    /// The instance's state in a few words, or the agent's answer
+    /// The new state in a few words, or the JSON answer of the agent
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
     /// File with the admin token, for agents on other machines
@@ -48,18 +48,18 @@ pub(super) struct Target {
     agent: AgentArguments,
 }
 
-/// Why, and for how long.
+/// The reason and the duration of an override.
 #[derive(Debug, clap::Args)]
 struct OrderArguments {
-    /// Why, for the log and for others
+    /// Reason, for the log and for other operators
     #[arg(long, value_parser = reason)]
     reason: Option<String>,
-    /// For how long, such as 30s, 10m or 2h; until taken back without it
+    /// Duration, such as 30s, 10m or 2h; without it, until undone
     #[arg(long, value_name = "TIME", value_parser = ttl)]
     ttl: Option<String>,
 }
 
-/// Have an instance not picked any more, whatever the registry says.
+/// Stop picking an instance, whatever its registry says.
 #[derive(Debug, clap::Args)]
 #[command(before_help = DRAIN, after_help = EXITS)]
 pub(super) struct DrainArguments {
@@ -69,7 +69,7 @@ pub(super) struct DrainArguments {
     order: OrderArguments,
 }
 
-/// Have a drained instance picked again.
+/// End the drain of an instance.
 #[derive(Debug, clap::Args)]
 #[command(before_help = UNDRAIN, after_help = EXITS)]
 pub(super) struct UndrainArguments {
@@ -77,7 +77,7 @@ pub(super) struct UndrainArguments {
     target: Target,
 }
 
-/// Give an instance another weight than the registered one.
+/// Override the registered weight of an instance.
 #[derive(Debug, clap::Args)]
 #[command(before_help = WEIGHT, after_help = EXITS)]
 pub(super) struct WeightArguments {
@@ -86,7 +86,7 @@ pub(super) struct WeightArguments {
     /// The weight, 0 to 10000
     #[arg(value_parser = clap::value_parser!(i64).range(0..=10_000), required_unless_present = "clear")]
     weight: Option<i64>,
-    /// Go back to the registered weight
+    /// Restore the registered weight
     #[arg(long, conflicts_with_all = ["weight", "reason", "ttl"])]
     clear: bool,
     #[command(flatten)]
@@ -114,11 +114,11 @@ impl OrderArguments {
     }
 }
 
-/// What to ask of the agent.
+/// The request to the agent.
 pub(super) struct Request<'a> {
     target: &'a Target,
     /// The last segment of the path.
-    what: &'static str,
+    kind: &'static str,
     body: Option<Value>,
 }
 
@@ -126,7 +126,7 @@ impl DrainArguments {
     pub(super) fn request(&self) -> Request<'_> {
         Request {
             target: &self.target,
-            what: "drain",
+            kind: "drain",
             body: Some(Value::Object(self.order.body())),
         }
     }
@@ -136,7 +136,7 @@ impl UndrainArguments {
     pub(super) fn request(&self) -> Request<'_> {
         Request {
             target: &self.target,
-            what: "drain",
+            kind: "drain",
             body: None,
         }
     }
@@ -151,23 +151,17 @@ impl WeightArguments {
         };
         Request {
             target: &self.target,
-            what: "weight",
+            kind: "weight",
             body: self.weight.map(with_weight),
         }
     }
 }
 
 pub(super) fn execute(request: &Request<'_>) -> Exit {
-    match changed(request) {
-        Ok(text) => output::data(&text),
-        Err(error) => {
-            say(&error);
-            error.exit()
-        }
-    }
+    output::answer(changed(request))
 }
 
-/// Has the agent do it, and gives what to print.
+/// Sends the request, and returns the text to print.
 pub(super) fn changed(request: &Request<'_>) -> Result<String, AgentError> {
     let Target {
         service,
@@ -178,8 +172,8 @@ pub(super) fn changed(request: &Request<'_>) -> Result<String, AgentError> {
     } = request.target;
     let token = match admin_token_file {
         Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
-            // The file's name, never what is in it.
-            AgentError::Here(format!("{}: {error}", path.display()))
+            // The message has the name of the file, never its content.
+            AgentError::Local(format!("{}: {error}", path.display()))
         })?),
         None => None,
     };
@@ -187,7 +181,7 @@ pub(super) fn changed(request: &Request<'_>) -> Result<String, AgentError> {
         "/services/{}/instances/{}/{}",
         encoded(service.as_str()),
         encoded(instance.as_str()),
-        request.what
+        request.kind
     );
     let client = AgentClient::new(agent)?;
     let body = client.change(&Change {
@@ -202,12 +196,12 @@ pub(super) fn changed(request: &Request<'_>) -> Result<String, AgentError> {
     })
 }
 
-/// `user-1: unhealthy (drained), effective weight 0`
+/// The state of the instance: `user-1: unhealthy (drained), effective weight 0`.
 fn state(answer: &Value) -> String {
     let id = one_line(answer["id"].as_str().unwrap_or_default());
     let instance = &answer["instance"];
     if instance.is_null() {
-        return format!("{id}: not registered at present; the order waits for it");
+        return format!("{id}: not registered; the override applies when the instance registers");
     }
     let words: Vec<_> = instance["why"]
         .as_array()
@@ -258,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_override_is_asked_for_as_it_was_typed() {
+    fn arguments_become_the_body_of_the_request() {
         let body = |line: &str| parsed(line).unwrap().request().body;
         assert_eq!(body("drain web a"), Some(json!({})));
         assert_eq!(
@@ -271,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_ordered_is_refused_before_asking() {
+    fn invalid_arguments_are_refused_without_a_request() {
         for line in [
             "drain web",
             "drain a/b c",
@@ -291,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agents_answer_decides_what_is_printed_and_the_exit() {
+    fn the_answer_gives_the_text_and_the_exit_code() {
         const PROBLEM: &str = "application/problem+json";
         for (status, media_type, body, expected) in [
             (
@@ -304,7 +298,7 @@ mod tests {
                 200,
                 "application/json",
                 r#"{"id":"a/b","instance":null}"#,
-                Ok("a/b: not registered at present; the order waits for it"),
+                Ok("a/b: not registered; the override applies when the instance registers"),
             ),
             (
                 404,

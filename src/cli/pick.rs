@@ -1,22 +1,22 @@
-//! `pickd pick`: one question to a running agent.
+//! `pickd pick`: one pick at a running agent.
 
 use super::Exit;
 use super::agent_client::{AgentArguments, AgentClient, AgentError, encoded};
-use super::output::{self, Output, say};
+use super::output::{self, Output};
 use crate::balancer::{Address, InstanceId, ServiceName};
 
 const EXAMPLES: &str = "\
 Examples:
   pickd pick user-service                   10.0.1.10:8080
   pickd pick user-service --key session-42  the same key, the same instance
-  pickd pick user-service --n 3 --tag v2    up to three of them, best first
+  pickd pick user-service --n 3 --tag v2    up to three instances, best first
   curl http://$(pickd pick user-service)/";
 
 const EXITS: &str = "\
 Exit codes:
   0   an instance was picked         3   no such service
-  2   the request is wrong           4   the service has no instance that can be picked
-  69  the agent cannot be reached    75  the agent has not heard of every registry yet";
+  2   the request is invalid         4   the service has no instance that can be picked
+  69  the agent cannot be reached    75  a registry of the agent has not synced yet";
 
 /// Ask a running agent which instance should take the next request.
 #[derive(Debug, clap::Args)]
@@ -24,19 +24,19 @@ Exit codes:
 pub(super) struct PickArguments {
     /// The service
     service: ServiceName,
-    /// Equal keys are given the same instance, under consistent_hash
+    /// Key of the request; equal keys get the same instance, under consistent_hash
     #[arg(long)]
     key: Option<String>,
-    /// This many different instances, in the order in which to try them [1 to 16]
+    /// Number of different instances, in the order in which to try them [1 to 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     n: Option<u8>,
-    /// Not this instance; may be repeated
+    /// Exclude this instance; may be repeated
     #[arg(long, value_name = "ID")]
     exclude: Vec<InstanceId>,
-    /// Only instances with this tag; may be repeated, then all must match
+    /// Only instances with this tag; if repeated, with all of the tags
     #[arg(long)]
     tag: Vec<String>,
-    /// host:port lines, or the agent's answer
+    /// host:port lines, or the JSON answer of the agent
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
     #[command(flatten)]
@@ -44,22 +44,17 @@ pub(super) struct PickArguments {
 }
 
 pub(super) fn execute(arguments: &PickArguments) -> Exit {
-    match picked(arguments) {
-        Ok(body) => output::data(&body),
-        Err(error) => {
-            say(&error);
-            error.exit()
-        }
-    }
+    output::answer(picked(arguments))
 }
 
-/// The agent's answer, checked: scripts connect to what is printed.
+/// The answer of the agent. A text answer must be a list of addresses, since scripts connect to
+/// them.
 pub(super) fn picked(arguments: &PickArguments) -> Result<String, AgentError> {
     let client = AgentClient::new(&arguments.agent)?;
     let body = client.get(&arguments.path())?;
     match arguments.output {
         Output::Text if body.lines().all(|line| line.parse::<Address>().is_ok()) => {}
-        Output::Text => return Err(client.not_an_agent("its answer is not a list of addresses")),
+        Output::Text => return Err(client.not_an_agent("the answer is not a list of addresses")),
         Output::Json => client.parsed(&body).map(drop)?,
     }
     Ok(body)
@@ -79,7 +74,8 @@ impl PickArguments {
             path.push_str(&format!("&n={n}"));
         }
         if !self.exclude.is_empty() {
-            // One list: the agent splits it at raw commas before it decodes, so an id may hold one.
+            // The agent splits the list at raw commas before it decodes the ids, so an id may have
+            // a comma.
             let ids: Vec<_> = self.exclude.iter().map(|id| encoded(id.as_str())).collect();
             path.push_str(&format!("&exclude={}", ids.join(",")));
         }
@@ -92,24 +88,13 @@ impl PickArguments {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::super::agent_client::tests::answering;
+    use super::super::tests::parsed;
     use super::*;
 
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        arguments: PickArguments,
-    }
-
-    fn parsed(words: &[&str]) -> Result<PickArguments, clap::Error> {
-        Line::try_parse_from([&["pick"], words].concat()).map(|line| line.arguments)
-    }
-
     #[test]
-    fn a_pick_is_asked_for_as_it_was_typed() {
-        let path = |words: &[&str]| parsed(words).unwrap().path();
+    fn arguments_become_the_path_of_the_request() {
+        let path = |words: &[&str]| parsed::<PickArguments>(words).unwrap().path();
         assert_eq!(path(&["user-service"]), "/pick/user-service?format=text");
         assert_eq!(
             path(&[
@@ -134,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_asked_is_refused_before_asking() {
+    fn invalid_arguments_are_refused_without_a_request() {
         for words in [
             &["a/b"][..],
             &[".."],
@@ -143,16 +128,16 @@ mod tests {
             &["a", "--exclude", ""],
             &[],
         ] {
-            let error = parsed(words).err().unwrap();
+            let error = parsed::<PickArguments>(words).err().unwrap();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{words:?}");
         }
     }
 
     #[test]
-    fn the_agents_answer_decides_the_exit() {
+    fn the_answer_gives_the_exit_code() {
         const PROBLEM: &str = "application/problem+json";
         for (status, media_type, body, exit) in [
-            (200, "text/plain", "10.0.0.1:80\n", Exit::Fine),
+            (200, "text/plain", "10.0.0.1:80\n", Exit::Success),
             (
                 503,
                 PROBLEM,

@@ -1,4 +1,4 @@
-//! `pickd run`: the agent, until it is told to stop.
+//! `pickd run`: runs an agent until a signal stops it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Exit;
-use super::output::{say, say_plainly};
+use super::output::{bare_message, message};
 use crate::agent::{Agent, Reload};
 use crate::balancer::LoadBalancingStrategy;
 use crate::config::{self, Config, ConsulAddress, EtcdAddress, Layers, Listen, Overrides};
@@ -19,15 +19,15 @@ const EXAMPLES: &str = "\
 Examples:
   pickd run --consul http://127.0.0.1:8500  beside a Consul agent
   pickd run --etcd http://127.0.0.1:2379 --etcd-prefix /services/
-  pickd run --file services.toml            from a file, read when it changes
+  pickd run --file services.toml            from a file, read again on changes
   pickd run --config pickd.toml             as configured; SIGHUP reloads
   pickd run --config pickd.toml --listen 127.0.0.1:0";
 
 const LAYERS: &str = "\
-Flags beat the environment, which beats the file. At least one registry is needed: --consul, --etcd, --file, or a [consul], \
-[etcd] or [file] table. CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_AUTH, CONSUL_HTTP_SSL, CONSUL_CACERT, \
-CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY are heeded when Consul is configured, ETCDCTL_ENDPOINTS, ETCDCTL_USER, \
-ETCDCTL_PASSWORD, ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY when etcd is; they do not switch it on.";
+Flags override the environment, and the environment overrides the file. At least one registry is needed: --consul, --etcd, \
+--file, or a [consul], [etcd] or [file] table. If Consul is configured, pickd also reads CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_AUTH, CONSUL_HTTP_SSL, CONSUL_CACERT, \
+CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY. If etcd is configured, pickd also reads ETCDCTL_ENDPOINTS, ETCDCTL_USER, \
+ETCDCTL_PASSWORD, ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY. These variables alone do not configure a registry.";
 
 /// Run an agent.
 #[derive(Debug, clap::Args)]
@@ -36,13 +36,13 @@ pub(super) struct RunArguments {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE", env = "PICKD_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
-    /// Listen here in place of api.listen; may be repeated
+    /// Listen on this address instead of api.listen; may be repeated
     #[arg(long, value_name = "ADDR", env = "PICKD_LISTEN", hide_env_values = true, value_delimiter = ',', value_parser = config::listen)]
     listen: Vec<Listen>,
-    /// Watch the Consul agent here
+    /// Watch the Consul agent at this address
     #[arg(long, value_name = "URL", env = "PICKD_CONSUL", hide_env_values = true)]
     consul: Option<ConsulAddress>,
-    /// Watch only services of this name or glob in Consul; may be repeated
+    /// Watch only Consul services that match this name or glob; may be repeated
     #[arg(
         long,
         value_name = "GLOB",
@@ -51,7 +51,7 @@ pub(super) struct RunArguments {
         value_delimiter = ','
     )]
     consul_service: Vec<String>,
-    /// Watch the etcd cluster with this member; may be repeated
+    /// Watch the etcd cluster of this member; may be repeated
     #[arg(
         long,
         value_name = "URL",
@@ -60,7 +60,7 @@ pub(super) struct RunArguments {
         value_delimiter = ','
     )]
     etcd: Vec<EtcdAddress>,
-    /// Watch the keys below this one in etcd, as <PREFIX>/<service>/<instance>; may be repeated
+    /// Watch the etcd keys <PREFIX>/<service>/<instance>; may be repeated
     #[arg(
         long,
         value_name = "PREFIX",
@@ -72,17 +72,17 @@ pub(super) struct RunArguments {
     /// Watch this file registry (TOML, JSON or YAML)
     #[arg(long, value_name = "PATH", env = "PICKD_FILE", hide_env_values = true)]
     file: Option<PathBuf>,
-    /// Strategy of services whose configuration names none
+    /// Strategy of services without a configured strategy
     #[arg(long, value_name = "NAME", env = "PICKD_STRATEGY", hide_env_values = true, value_parser = strategies())]
     strategy: Option<LoadBalancingStrategy>,
     #[command(flatten)]
     pub(crate) log: LogArguments,
 }
 
-/// What is logged, and how.
+/// The level and the format of log lines.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct LogArguments {
-    /// What to log: a level, or levels by module
+    /// Log level, or levels by module
     #[arg(
         long = "log",
         value_name = "FILTER",
@@ -91,7 +91,7 @@ pub(crate) struct LogArguments {
         default_value = "info"
     )]
     pub(crate) filter: String,
-    /// How to log; auto is human on a terminal, else JSON lines
+    /// Log format; auto is human on a terminal, else JSON lines
     #[arg(
         long = "log-format",
         value_name = "FORMAT",
@@ -103,7 +103,7 @@ pub(crate) struct LogArguments {
     pub(crate) format: LogFormat,
 }
 
-/// The form of log lines.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LogFormat {
     Auto,
@@ -117,7 +117,7 @@ fn strategies() -> impl TypedValueParser<Value = LoadBalancingStrategy> {
 }
 
 impl LogArguments {
-    /// Starts logging as asked.
+    /// Starts logging with these settings.
     pub(super) fn start(&self) -> Result<(), TelemetryError> {
         let format = match self.format {
             LogFormat::Auto => telemetry::Format::Auto,
@@ -129,7 +129,8 @@ impl LogArguments {
 }
 
 impl RunArguments {
-    /// What the agent's settings are made of: these flags, the environment, and the file they name.
+    /// The layers of the agent's configuration: the flags, the environment and the configuration
+    /// file.
     pub(crate) fn layers(&self) -> Layers {
         Layers {
             overrides: Overrides {
@@ -149,14 +150,14 @@ impl RunArguments {
 
 pub(super) fn execute(arguments: &RunArguments) -> Exit {
     if let Err(error) = arguments.log.start() {
-        say(error);
+        message(error);
         return Exit::Usage;
     }
     let layers = arguments.layers();
     let config = match Config::load(&layers) {
         Ok(config) => config,
         Err(error) => {
-            say_plainly(error);
+            bare_message(error);
             return Exit::Usage;
         }
     };
@@ -166,7 +167,7 @@ pub(super) fn execute(arguments: &RunArguments) -> Exit {
     })
 }
 
-/// Runs an agent until SIGTERM or SIGINT; SIGHUP has it read its configuration again.
+/// Runs an agent until SIGTERM or SIGINT. SIGHUP makes the agent read its configuration again.
 pub(super) async fn run(agent: Agent, layers: Layers) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let (requests, inbox) = mpsc::channel(1);
@@ -183,27 +184,28 @@ pub(super) async fn run(agent: Agent, layers: Layers) -> anyhow::Result<()> {
             outcome = &mut running => return Ok(outcome?),
             _ = terminate.recv() => stop.cancel(),
             _ = interrupt.recv() => stop.cancel(),
-            // One request that waits stands for all that come while it does.
+            // While one request waits, further requests are dropped: one reload serves them all.
             _ = hangup.recv() => drop(requests.try_send(())),
         }
     }
 }
 
-/// Runs a future on a runtime of its own. What is stuck in it when the future ends does not keep the process.
+/// Runs a future on a runtime of its own. Blocked threads of the runtime do not keep the process
+/// alive when the future has ended.
 pub(super) fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> Exit {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            say(format_args!("cannot start threads: {error}"));
+            message(format_args!("cannot start threads: {error}"));
             return Exit::Failed;
         }
     };
     let outcome = runtime.block_on(work);
     runtime.shutdown_timeout(Duration::from_millis(500));
     match outcome {
-        Ok(()) => Exit::Fine,
+        Ok(()) => Exit::Success,
         Err(error) => {
-            say(format_args!("{error:#}"));
+            message(format_args!("{error:#}"));
             Exit::Failed
         }
     }
@@ -211,23 +213,12 @@ pub(super) fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> Exit
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
+    use super::super::tests::parsed;
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        arguments: RunArguments,
-    }
-
-    fn parsed(words: &[&str]) -> Result<RunArguments, clap::Error> {
-        Line::try_parse_from([&["run"], words].concat()).map(|line| line.arguments)
-    }
 
     #[test]
     fn flags_become_overrides() {
-        let arguments = parsed(&[
+        let arguments: RunArguments = parsed(&[
             "--config",
             "pickd.toml",
             "--listen",
@@ -274,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_flag_is_refused_with_what_would_do() {
+    fn an_invalid_flag_is_refused_with_the_valid_values() {
         for (words, expected) in [
             (["--listen", ":7425"], "localhost:port"),
             (["--listen", "unix:pickd.sock"], "absolute path"),
@@ -283,7 +274,7 @@ mod tests {
             (["--strategy", "fastest"], "least_response_time"),
             (["--log-format", "xml"], "human"),
         ] {
-            let error = parsed(&words).err().unwrap();
+            let error = parsed::<RunArguments>(&words).err().unwrap();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8));
             assert!(error.to_string().contains(expected), "{error}");
         }

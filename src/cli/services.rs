@@ -1,31 +1,30 @@
-//! `pickd services`: what a running agent knows, as a table or as it says it.
+//! `pickd services`: the services that a running agent knows, as a table or as the JSON of the
+//! agent.
 //!
-//! Read leniently: a field that is missing is a dash, one that is new is not shown, and JSON is passed on untouched.
+//! The agent may be older or newer than this command: the table shows a dash for a missing field,
+//! and leaves out an unknown field. JSON is printed unchanged.
 
 use serde_json::Value;
 
-use super::Exit;
 use super::agent_client::{AgentArguments, AgentClient, AgentError, encoded, one_line};
-use super::output::{self, Output, say};
-use super::table::{Column, aligned};
+use super::output::{self, Output, message};
+use super::table::{Column, aligned, decimal};
+use super::{Exit, QUERY_EXITS};
 use crate::balancer::ServiceName;
 
 const EXAMPLES: &str = "\
 Examples:
-  pickd services                              all of them
-  pickd services user-service                 the instances of one
-  pickd services --output json | jq .sources  where from, and how old";
+  pickd services                              all services
+  pickd services user-service                 the instances of one service
+  pickd services --output json | jq .sources  the sources, and their ages";
 
-const EXITS: &str = "Exit codes: 0 fine, 3 no such service, 69 the agent cannot be reached, 75 it has not heard of every \
-                     registry yet";
-
-/// Show what a running agent knows: all services, or the instances of one.
+/// Show the services that a running agent knows, or the instances of one service.
 #[derive(Debug, clap::Args)]
-#[command(before_help = EXAMPLES, after_help = EXITS)]
+#[command(before_help = EXAMPLES, after_help = QUERY_EXITS)]
 pub(super) struct ServicesArguments {
     /// Only this service, with its instances
     service: Option<ServiceName>,
-    /// A table, or the agent's answer
+    /// A table, or the JSON answer of the agent
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
     #[command(flatten)]
@@ -34,21 +33,16 @@ pub(super) struct ServicesArguments {
 
 pub(super) fn execute(arguments: &ServicesArguments) -> Exit {
     match shown(arguments) {
-        Ok((data, talk)) => {
+        Ok((data, messages)) => {
             let exit = output::data(&data);
-            for line in talk {
-                say(line);
-            }
+            messages.into_iter().for_each(message);
             exit
         }
-        Err(error) => {
-            say(&error);
-            error.exit()
-        }
+        Err(error) => output::answer(Err(error)),
     }
 }
 
-/// What to print, and what to say beside it.
+/// The data to print, and messages about sources with problems.
 pub(super) fn shown(arguments: &ServicesArguments) -> Result<(String, Vec<String>), AgentError> {
     let client = AgentClient::new(&arguments.agent)?;
     let path = match &arguments.service {
@@ -59,8 +53,8 @@ pub(super) fn shown(arguments: &ServicesArguments) -> Result<(String, Vec<String
     let answer = client.parsed(&body)?;
     Ok(match (arguments.output, &arguments.service) {
         (Output::Json, _) => (body, Vec::new()),
-        (Output::Text, Some(_)) => (instances(&answer), troubles(&answer["source_states"])),
-        (Output::Text, None) => (services(&answer), troubles(&answer["sources"])),
+        (Output::Text, Some(_)) => (instances(&answer), source_problems(&answer["source_states"])),
+        (Output::Text, None) => (services(&answer), source_problems(&answer["sources"])),
     })
 }
 
@@ -116,7 +110,7 @@ fn instances(answer: &Value) -> String {
                 text(&instance["weight"]),
                 instance["effective_weight"]
                     .as_f64()
-                    .map(two_digits)
+                    .map(|number| decimal(number, 2))
                     .unwrap_or_default(),
                 text(&instance["total_requests"]),
                 text(&instance["failed_requests"]),
@@ -133,12 +127,12 @@ fn instances(answer: &Value) -> String {
     aligned(columns, &rows)
 }
 
-/// One line for each source that is not as it should be.
-fn troubles(sources: &Value) -> Vec<String> {
-    list(sources).filter_map(trouble).collect()
+/// One line for each source that has not synced, is away, or has held removals.
+fn source_problems(sources: &Value) -> Vec<String> {
+    list(sources).filter_map(source_problem).collect()
 }
 
-fn trouble(source: &Value) -> Option<String> {
+fn source_problem(source: &Value) -> Option<String> {
     let name = one_line(&text(&source["source"]));
     let mut facts = Vec::new();
     if source["synced"] == Value::Bool(false) {
@@ -159,7 +153,7 @@ fn trouble(source: &Value) -> Option<String> {
     (!facts.is_empty()).then(|| format!("source {name}: {}", facts.join(", ")))
 }
 
-/// The status, and why it cannot be picked.
+/// The status of an instance, with the reason if the instance cannot be picked.
 fn status(instance: &Value) -> String {
     match (text(&instance["status"]), text(&instance["reason"])) {
         (status, reason) if reason.is_empty() => status,
@@ -171,7 +165,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// A scalar as text, without quotes; anything else is nothing.
+/// A scalar as text, without quotes. Other values are empty.
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -184,13 +178,7 @@ fn joined(value: &Value) -> String {
     list(value).map(text).collect::<Vec<_>>().join(",")
 }
 
-/// At most two digits behind the point, and none that say nothing: 2, 0.25.
-fn two_digits(number: f64) -> String {
-    let text = format!("{number:.2}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// Nothing for 0, which says that nobody has reported any.
+/// A time in milliseconds. Empty for 0: no outcome with a latency was reported.
 fn milliseconds(seconds: f64) -> String {
     if seconds == 0.0 {
         return String::new();
@@ -221,7 +209,7 @@ mod tests {
              user-service  round_robin          2      3      1200       3  consul,file\n\
              a             random               -      -         -       -  -\n"
         );
-        assert!(troubles(&answer["sources"]).is_empty());
+        assert!(source_problems(&answer["sources"]).is_empty());
     }
 
     #[test]
@@ -242,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_another_shape_is_an_empty_table() {
+    fn an_answer_of_another_form_is_an_empty_table() {
         for answer in [json!([]), json!(null), json!({"services": {}, "instances": []})] {
             assert_eq!(services(&answer).lines().count(), 1);
             assert_eq!(instances(&answer).lines().count(), 1);
@@ -250,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_in_trouble_is_told() {
+    fn a_source_with_a_problem_is_reported() {
         let answer = json!({"sources": [
             {"source": "consul", "up": false, "synced": true, "age_seconds": 12.4, "away_seconds": 12.4,
              "held_removals": 3, "last_error": "connection\nrefused"},
@@ -258,7 +246,7 @@ mod tests {
             {"source": "file", "up": true, "synced": true, "last_error": "long ago"},
         ]});
         assert_eq!(
-            troubles(&answer["sources"]),
+            source_problems(&answer["sources"]),
             [
                 "source consul: away for 12 s, connection refused, 3 removals held back",
                 "source etcd: not synced yet",
@@ -267,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn the_right_question_is_asked() {
+    fn the_request_has_the_right_path() {
         for (service, path) in [(None, "/services"), (Some("a@b"), "/services/a%40b")] {
             let (agent, server) = answering(200, "application/json", "{}");
             let service = service.map(|name| name.parse().unwrap());

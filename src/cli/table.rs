@@ -1,17 +1,19 @@
-//! Text in columns.
+//! Tables of text.
 
-/// A column's heading, and the side its cells lean to.
+/// The heading of a column, and the alignment of its cells.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Column {
-    /// Words.
+    /// Aligned to the left, for words.
     Left(&'static str),
-    /// Numbers.
+    /// Aligned to the right, for numbers.
     Right(&'static str),
 }
 
-/// Lays rows out below their headings, two spaces apart, without spaces at line ends.
+/// Lays out rows below their headings. Columns are two spaces apart, and lines have no spaces at
+/// their ends.
 ///
-/// Cells come from registries by way of the agent: what could move a terminal's cursor is shown as `?`.
+/// The text of cells may come from registries, so control characters, which could move the cursor
+/// of a terminal, are shown as `?`.
 pub(super) fn aligned<const N: usize>(columns: [Column; N], rows: &[[String; N]]) -> String {
     let headings = columns.map(|column| match column {
         Column::Left(heading) | Column::Right(heading) => heading.to_owned(),
@@ -42,6 +44,13 @@ pub(super) fn aligned<const N: usize>(columns: [Column; N], rows: &[[String; N]]
     text
 }
 
+/// A number with at most this many digits behind the point, without zeros at its end: 2, 0.25.
+pub(super) fn decimal(number: f64, digits: usize) -> String {
+    let text = format!("{number:.digits$}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// The text of a cell: a dash for an empty cell.
 fn shown(cell: &str) -> String {
     if cell.is_empty() {
         return "-".to_owned();
@@ -54,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_lean_left_and_numbers_right() {
+    fn words_are_aligned_left_and_numbers_right() {
         let row = |name: &str, count: &str, note: &str| [name.to_owned(), count.to_owned(), note.to_owned()];
         assert_eq!(
             aligned(

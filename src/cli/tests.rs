@@ -1,12 +1,22 @@
 use super::*;
 
+/// Parses the arguments of one command.
+pub(super) fn parsed<A: clap::Args>(words: &[&str]) -> Result<A, clap::Error> {
+    #[derive(Parser)]
+    struct Line<A: clap::Args> {
+        #[command(flatten)]
+        arguments: A,
+    }
+    Line::try_parse_from([&["pickd"], words].concat()).map(|line| line.arguments)
+}
+
 #[test]
 fn the_command_line_is_consistent() {
     Cli::command().debug_assert();
 }
 
 #[test]
-fn help_opens_with_examples() {
+fn help_starts_with_examples() {
     let help = Cli::command().render_help().to_string();
     assert!(help.starts_with("Examples:\n  pickd demo "), "{help}");
     for command in Cli::command().get_subcommands_mut() {
@@ -28,9 +38,9 @@ fn help_fits_a_terminal() {
 }
 
 #[test]
-fn a_variable_set_to_nothing_is_not_set() {
-    let nothing = |name: &OsStr| (name == "PICKD_CONSUL").then(OsString::new);
-    let command = without_empty_variables(Cli::command(), &nothing);
+fn an_empty_variable_is_ignored() {
+    let empty = |name: &OsStr| (name == "PICKD_CONSUL").then(OsString::new);
+    let command = without_empty_variables(Cli::command(), &empty);
     let run = command.find_subcommand("run").unwrap();
     let variable = |id: &str| {
         run.get_arguments()
@@ -43,9 +53,9 @@ fn a_variable_set_to_nothing_is_not_set() {
 }
 
 #[test]
-fn exit_codes_are_those_of_the_documentation() {
+fn exit_codes_are_the_documented_numbers() {
     let codes = [
-        Exit::Fine,
+        Exit::Success,
         Exit::Failed,
         Exit::Usage,
         Exit::UnknownService,
@@ -74,7 +84,8 @@ mod with_an_agent {
     use clap::Parser;
     use tokio_util::sync::CancellationToken;
 
-    /// An agent that knows `web` (one healthy instance, one critical), and nothing else yet from its second source.
+    /// An agent with the service `web` (one healthy instance, one critical). Its second source has
+    /// not synced yet.
     struct Agent {
         url: String,
         late: Arc<SourceStatus>,
@@ -112,7 +123,7 @@ mod with_an_agent {
             };
 
             let stop = CancellationToken::new();
-            let (told, address) = std::sync::mpsc::channel();
+            let (sender, address) = std::sync::mpsc::channel();
             let stopped = stop.clone();
             let server = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
@@ -121,8 +132,8 @@ mod with_an_agent {
                     .unwrap();
                 runtime.block_on(async {
                     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-                    told.send(listener.address()).unwrap();
-                    listener.serve(api, AllowedHosts::new([]), stopped).await.unwrap();
+                    sender.send(listener.address()).unwrap();
+                    listener.serve(api.router(), AllowedHosts::new([]), stopped).await;
                 });
             });
             Self {
@@ -138,7 +149,7 @@ mod with_an_agent {
             Cli::try_parse_from(line).unwrap().command
         }
 
-        /// What `pick` prints, or how it ends.
+        /// The output of `pick`, or its exit code.
         fn pick(&self, words: &[&str]) -> Result<String, Exit> {
             match self.command(&[&["pick"], words].concat()) {
                 Command::Pick(arguments) => pick::picked(&arguments).map_err(|error| error.exit()),
@@ -190,12 +201,12 @@ mod with_an_agent {
     }
 
     #[test]
-    fn services_are_shown_with_the_sources_that_are_waited_for() {
+    fn services_are_shown_with_the_sources_that_have_not_synced() {
         let agent = Agent::start();
-        let (table, talk) = agent.services(&[]).unwrap();
+        let (table, messages) = agent.services(&[]).unwrap();
         let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(rows[1], ["web", "round_robin", "1", "2", "0", "0", "library"]);
-        assert_eq!(talk, ["source late: not synced yet, away for 0 s"]);
+        assert_eq!(messages, ["source late: not synced yet, away for 0 s"]);
 
         let (table, _) = agent.services(&["web"]).unwrap();
         assert!(
@@ -207,11 +218,11 @@ mod with_an_agent {
     }
 
     #[test]
-    fn the_healthcheck_tells_alive_from_ready() {
+    fn the_healthcheck_distinguishes_alive_from_ready() {
         let agent = Agent::start();
-        assert_eq!(agent.healthcheck(&["--live"]), Exit::Fine);
+        assert_eq!(agent.healthcheck(&["--live"]), Exit::Success);
         assert_eq!(agent.healthcheck(&[]), Exit::Failed);
         agent.late.mark_synced();
-        assert_eq!(agent.healthcheck(&[]), Exit::Fine);
+        assert_eq!(agent.healthcheck(&[]), Exit::Success);
     }
 }

@@ -412,7 +412,7 @@ async fn every_documented_route_is_one_and_every_route_is_documented() {
                     .header("content-type", "application/json")
                     .body(Body::from(if method == "POST" { "[]" } else { "" }))
                     .unwrap();
-                let response = api().router(None).oneshot(request).await.unwrap();
+                let response = api().router().oneshot(request).await.unwrap();
                 // Without a listener the peer is unknown, and unknown peers are not authorized.
                 let expected = if method == "PUT" { 403 } else { 200 };
                 assert_eq!(response.status(), expected, "{page}: {method} {path}");
@@ -421,7 +421,7 @@ async fn every_documented_route_is_one_and_every_route_is_documented() {
         assert_eq!(documented, made, "{page}");
     }
     let stranger = Request::get("/no-such-route").body(Body::empty()).unwrap();
-    assert_eq!(api().router(None).oneshot(stranger).await.unwrap().status(), 404);
+    assert_eq!(api().router().oneshot(stranger).await.unwrap().status(), 404);
 }
 
 #[test]
@@ -535,6 +535,31 @@ fn every_series_is_documented_with_its_type_and_labels() {
         .find(|cells| cells[0] == "`pickd_source_relists_total`")
         .unwrap();
     assert_eq!(quoted(row[3]).map(str::to_owned).collect::<BTreeSet<_>>(), made);
+}
+
+/// The text of all source files below a folder.
+fn sources(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text.push_str(&sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+    text
+}
+
+#[test]
+fn every_documented_log_message_is_logged() {
+    let sources = sources(&root().join("src"));
+    let page = read("docs/operations.md");
+    let rows = rows(&page, "## Logs");
+    assert!(rows.len() > 30, "{}", rows.len());
+    for message in rows.iter().flat_map(|cells| quoted(cells[0])) {
+        assert!(sources.contains(&format!("\"{message}\"")), "{message:?} is not logged");
+    }
 }
 
 #[test]

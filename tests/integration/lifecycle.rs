@@ -159,10 +159,7 @@ fn a_changed_file_acts_by_itself_and_sighup_at_once() {
     folder.write("pickd.toml", &format!("{FILE}[services.web]\nstrategy = \"random\"\n"));
     reloaded(&agent, 1);
     assert_eq!(strategy(&agent), "random");
-    assert_eq!(
-        agent.program.logged("configuration reloaded")[0]["why"],
-        "its file changed"
-    );
+    assert_eq!(agent.program.logged("configuration reloaded")[0]["why"], "file changed");
     let configuration = format!("{FILE}[defaults]\nstrategy = \"consistent_hash\"\n");
     folder.write("pickd.toml", &configuration);
     agent.program.signal("HUP");
@@ -195,7 +192,7 @@ fn a_changed_file_acts_by_itself_and_sighup_at_once() {
 #[test]
 fn a_wrong_configuration_is_refused_with_its_place_and_everything_goes_on() {
     let Configured { folder, config, agent } = configured(FILE, &["10.0.0.1:80"]);
-    let refusal = "configuration refused, going on with the last one";
+    let refusal = "configuration rejected, keeping the previous one";
     folder.write("pickd.toml", &format!("{FILE}[services.web]\nstrategy = \"fastest\"\n"));
     agent.program.signal("HUP");
     let line = agent.program.wait_for_log(refusal, |_| true);
@@ -348,7 +345,7 @@ fn listeners_come_and_go_with_the_configuration() {
     agent.program.signal("HUP");
     let line = agent
         .program
-        .wait_for_log("configuration refused, going on with the last one", |_| true);
+        .wait_for_log("configuration rejected, keeping the previous one", |_| true);
     assert!(
         line["error"]
             .as_str()

@@ -820,7 +820,7 @@ fn a_socket_in_use_is_refused_and_an_abandoned_socket_is_replaced() {
     let (code, said) = refused(&world.folder, &listen);
     assert_eq!(code, Some(1));
     assert!(
-        said.contains(&format!("cannot listen on {listen}: somebody answers on it")),
+        said.contains(&format!("cannot listen on {listen}: a process listens on this socket")),
         "{said}"
     );
     assert!(
@@ -853,8 +853,8 @@ fn what_is_no_socket_is_refused_and_left_alone() {
     std::fs::write(&file, "precious").unwrap();
     std::os::unix::fs::symlink(&file, &link).unwrap();
     for (path, expected) in [
-        (&file, "a file that is no socket is in its place"),
-        (&link, "a symbolic link is in its place"),
+        (&file, "the path exists and is not a socket"),
+        (&link, "the path is a symbolic link"),
         (
             &folder.path("missing/p.sock"),
             "the folder of the socket does not exist",
@@ -899,7 +899,7 @@ fn a_reload_adds_and_removes_sockets_and_changes_their_mode() {
     world
         .agent
         .program
-        .wait_for_log("configuration refused, going on with the last one", |line| {
+        .wait_for_log("configuration rejected, keeping the previous one", |line| {
             line["error"]
                 .as_str()
                 .is_some_and(|error| error.contains("no-such-group"))
@@ -945,7 +945,7 @@ fn every_client_command_speaks_over_a_unix_socket() {
         ),
         ("weight web c/3,x --clear", 0, "effective weight 2.0"),
         ("explain cache --key 7", 0, "the key leads to "),
-        ("explain plain --key 7", 0, "does not heed keys"),
+        ("explain plain --key 7", 0, "ignores keys"),
         ("explain absent", 3, "unknown"),
         ("drain web absent", 3, "no instance"),
         ("drain absent a", 3, "unknown"),

@@ -75,7 +75,7 @@ impl Served {
                 let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
                 let listener = listener.with_limits(limits);
                 told.send(listener.address()).unwrap();
-                listener.serve(api, AllowedHosts::new([]), stopped).await.unwrap();
+                listener.serve(api.router(), AllowedHosts::new([]), stopped).await;
             });
         });
         let Listen::Tcp(address) = address.recv().unwrap() else {

@@ -1,8 +1,9 @@
 //! Which Host headers a loopback listener accepts.
 //!
-//! A web page can have its own name resolve to 127.0.0.1 and then read from a local port as if that were its own origin (DNS
-//! rebinding). It cannot forge the Host header, which carries the page's name: on loopback listeners only `localhost`, IP
-//! addresses and configured names are served.
+//! The owner of a web page can make the page's name resolve to 127.0.0.1. The page can then read
+//! from a local port as if the port were its own origin (DNS rebinding). The page cannot forge the
+//! Host header, which carries the page's name. So a loopback listener serves only `localhost`, IP
+//! addresses and configured names.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,14 +15,15 @@ use axum::http::uri::Authority;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::error::ApiError;
+use crate::api::error::ApiError;
 
-/// The names accepted besides `localhost` and IP addresses. Clones share them, so that a reload reaches every listener.
+/// The names that are accepted besides `localhost` and IP addresses. Clones share the names, so
+/// that a reload reaches every listener.
 #[derive(Clone, Debug, Default)]
 pub struct AllowedHosts(Arc<ArcSwap<Vec<String>>>);
 
 impl AllowedHosts {
-    /// Accepts these names, in any case.
+    /// Accepts these names. Case does not matter.
     #[must_use]
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
         let hosts = Self::default();
@@ -29,7 +31,7 @@ impl AllowedHosts {
         hosts
     }
 
-    /// Accepts these names from now on, in place of those before.
+    /// Replaces the accepted names.
     pub fn replace(&self, names: impl IntoIterator<Item = String>) {
         self.0.store(Arc::new(
             names.into_iter().map(|name| name.to_ascii_lowercase()).collect(),
@@ -49,7 +51,8 @@ impl AllowedHosts {
     }
 }
 
-/// Refuses requests whose Host is none of ours. HTTP/1.0 needs no Host, and browsers always send one.
+/// Refuses requests with a Host header that is not accepted. A request without the header is
+/// served: HTTP/1.0 does not need it, and browsers always send it.
 pub(super) async fn check(State(allowed): State<AllowedHosts>, request: Request, next: Next) -> Response {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let refused = hosts.find(|host| !host.to_str().is_ok_and(|host| allowed.accepts(host)));
@@ -67,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_this_machine_are_accepted_and_no_others() {
+    fn only_localhost_addresses_and_configured_names_are_accepted() {
         let allowed = AllowedHosts::new(["Pickd.internal".to_owned()]);
         for host in [
             "localhost",

@@ -1,9 +1,12 @@
-//! A Unix socket in the file system: bound without replacing what is not ours, and removed when it is no longer served.
+//! A Unix socket in the file system: bound without replacing a file of another owner, and removed
+//! when it is no longer served.
 //!
-//! It is bound under a name that nobody knows, given its group and mode, and only then linked to its path. So it is never to be
-//! seen there with the mode that the umask left (setting the umask would need unsafe code, and would be the whole process's),
-//! and the link refuses to replace what came in between. A socket file that nobody answers on is what a process that was killed
-//! leaves behind: it is removed first. Anything else in that place is refused, symbolic links above all.
+//! The socket is bound under a random temporary name, given its group and mode, and only then
+//! linked to its path. So the socket never appears at its path with the mode that the umask left.
+//! (Setting the umask would need unsafe code, and would change the whole process.) The link fails
+//! if another file has appeared at the path in the meantime. A socket file that no process listens
+//! on is stale: a killed process left it behind, and it is removed first. Any other file at the
+//! path is refused, above all a symbolic link.
 
 use std::fs::Metadata;
 use std::io;
@@ -14,21 +17,24 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time;
 
-/// Who does not take a connection for so long has a full queue, which is somebody, too.
-const ANSWER: Duration = Duration::from_secs(1);
+/// The time limit of the connection that tests for a stale socket. A listener that accepts nothing
+/// for so long counts as in use: its queue is full.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The system's list of groups.
 const GROUPS: &str = "/etc/group";
 
-/// Who may connect.
+/// Which users may connect to a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketAccess {
     /// Permission bits, 0..=0o777.
     pub mode: u32,
-    /// A group's name or number in place of the process's own.
+    /// The name or number of the socket's group. Without it, the socket has the group of the
+    /// process.
     pub group: Option<String>,
 }
 
 impl Default for SocketAccess {
-    /// The user and the group of the process.
+    /// Only the user and the group of the process may connect.
     fn default() -> Self {
         Self {
             mode: 0o660,
@@ -37,7 +43,8 @@ impl Default for SocketAccess {
     }
 }
 
-/// The file of a bound socket. Removed when dropped, unless somebody else has put something in its place.
+/// The file of a bound socket. Dropping the value removes the file, unless another file has taken
+/// its path.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -47,13 +54,14 @@ pub(super) struct SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|found| found == self.identity) {
-            // Whoever comes next finds a socket that nobody answers on, and removes it.
+            // If the removal fails, the next process finds a stale socket and removes it.
             drop(std::fs::remove_file(&self.path));
         }
     }
 }
 
-/// Device, inode and when it was made: a number is given to another file once its own is gone.
+/// Device, inode and modification time of a file. The system reuses the inode number of a removed
+/// file, so the time is needed.
 type Identity = (u64, u64, i64, i64);
 
 fn identity(path: &Path) -> io::Result<Identity> {
@@ -64,34 +72,39 @@ fn identity_of(found: &Metadata) -> Identity {
     (found.dev(), found.ino(), found.mtime(), found.mtime_nsec())
 }
 
+/// Binds a socket at this path, with this access.
+///
+/// # Errors
+///
+/// See [`Listener::bind_unix`](super::Listener::bind_unix).
 pub(super) async fn bind(path: &Path, access: &SocketAccess) -> io::Result<(UnixListener, SocketFile)> {
     let folder = path.parent().filter(|folder| folder.is_dir());
     let folder = folder.ok_or_else(|| refused(io::ErrorKind::NotFound, "the folder of the socket does not exist"))?;
-    make_way(path).await?;
-    let hidden = Hidden(folder.join(format!(".pickd-{:06x}", fastrand::u32(..1 << 24))));
-    let listener = UnixListener::bind(&hidden.0)?;
-    set_access(&hidden.0, access)?;
-    let identity = identity(&hidden.0)?;
-    std::fs::hard_link(&hidden.0, path).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => refused(io::ErrorKind::AddrInUse, "somebody else has just bound it"),
+    remove_stale(path).await?;
+    let temporary = TemporaryName(folder.join(format!(".pickd-{:06x}", fastrand::u32(..1 << 24))));
+    let listener = UnixListener::bind(&temporary.0)?;
+    set_access(&temporary.0, access)?;
+    let identity = identity(&temporary.0)?;
+    std::fs::hard_link(&temporary.0, path).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => refused(io::ErrorKind::AddrInUse, "another process has just bound it"),
         _ => error,
     })?;
     let path = path.to_owned();
     Ok((listener, SocketFile { path, identity }))
 }
 
-/// The name under which a socket is bound first.
-struct Hidden(PathBuf);
+/// The temporary name under which a socket is bound. Dropping the value removes the name.
+struct TemporaryName(PathBuf);
 
-impl Drop for Hidden {
+impl Drop for TemporaryName {
     fn drop(&mut self) {
-        // What is left of it if this fails is a name for a socket that is in use or gone.
+        // If the removal fails, an unused second name of the socket remains, which does no harm.
         drop(std::fs::remove_file(&self.0));
     }
 }
 
-/// Removes a socket that nobody answers on, and refuses everything else.
-async fn make_way(path: &Path) -> io::Result<()> {
+/// Removes a stale socket, on which no process listens. Refuses any other file.
+async fn remove_stale(path: &Path) -> io::Result<()> {
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -99,36 +112,41 @@ async fn make_way(path: &Path) -> io::Result<()> {
     };
     let kind = found.file_type();
     if kind.is_symlink() {
-        return Err(refused(io::ErrorKind::AlreadyExists, "a symbolic link is in its place"));
+        return Err(refused(io::ErrorKind::AlreadyExists, "the path is a symbolic link"));
     }
     if !kind.is_socket() {
         return Err(refused(
             io::ErrorKind::AlreadyExists,
-            "a file that is no socket is in its place",
+            "the path exists and is not a socket",
         ));
     }
-    match time::timeout(ANSWER, UnixStream::connect(path)).await {
+    match time::timeout(CONNECT_TIMEOUT, UnixStream::connect(path)).await {
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
         Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
-        _ => return Err(refused(io::ErrorKind::AddrInUse, "somebody answers on it")),
+        _ => return Err(refused(io::ErrorKind::AddrInUse, "a process listens on this socket")),
     }
     if identity(path)? != identity_of(&found) {
-        return Err(refused(io::ErrorKind::AddrInUse, "somebody else has just bound it"));
+        return Err(refused(io::ErrorKind::AddrInUse, "another process has just bound it"));
     }
     std::fs::remove_file(path)
 }
 
-/// Sets who may connect. The group first: until then the mode admits nobody whom it should not.
+/// Sets the group and the mode of a socket file. The group is set first, so that the mode never
+/// admits the wrong group.
 ///
 /// # Errors
 ///
-/// When there is no such group, or this process may not give the file to it.
+/// When the group does not exist, or this process may not give the file to the group.
 pub fn set_access(path: &Path, access: &SocketAccess) -> io::Result<()> {
     if let Some(group) = &access.group {
         let number = group_number(group)?;
-        lchown(path, None, Some(number))
-            .map_err(|error| refused(error.kind(), &format!("it cannot be given to group {group}: {error}")))?;
+        lchown(path, None, Some(number)).map_err(|error| {
+            refused(
+                error.kind(),
+                &format!("the socket cannot be given to group {group}: {error}"),
+            )
+        })?;
     }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(access.mode))
 }
@@ -138,11 +156,11 @@ fn group_number(group: &str) -> io::Result<u32> {
         return Ok(number);
     }
     let groups = std::fs::read_to_string(GROUPS)?;
-    numbered(&groups, group)
+    group_number_in(&groups, group)
         .ok_or_else(|| refused(io::ErrorKind::NotFound, &format!("{GROUPS} lists no group {group:?}")))
 }
 
-fn numbered(groups: &str, group: &str) -> Option<u32> {
+fn group_number_in(groups: &str, group: &str) -> Option<u32> {
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next()? == group).then(|| fields.nth(1)?.parse().ok())?
@@ -174,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_has_its_mode_and_goes_with_its_listener() {
+    async fn a_socket_has_its_mode_and_is_removed_with_its_listener() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         for mode in [0o600, 0o660, 0o666] {
@@ -189,21 +207,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_nobody_answers_on_is_replaced_and_a_live_one_is_not() {
+    async fn a_stale_socket_is_replaced_and_a_socket_in_use_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let live = Blocking::bind(&path).unwrap();
-        assert_eq!(refusal(&path).await, "somebody answers on it");
-        drop(live);
-        assert!(path.exists(), "what a killed process leaves behind");
+        let in_use = Blocking::bind(&path).unwrap();
+        assert_eq!(refusal(&path).await, "a process listens on this socket");
+        drop(in_use);
+        assert!(path.exists(), "a killed process leaves its socket behind");
         let bound = bind(&path, &access(0o660)).await.unwrap();
-        assert_eq!(refusal(&path).await, "somebody answers on it");
+        assert_eq!(refusal(&path).await, "a process listens on this socket");
         drop(bound);
         assert!(!path.exists());
     }
 
     #[tokio::test]
-    async fn what_is_no_socket_is_refused_and_stays() {
+    async fn a_file_that_is_not_a_socket_is_refused_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let (file, link, socket) = (
             folder.path().join("f"),
@@ -211,12 +229,12 @@ mod tests {
             folder.path().join("s"),
         );
         std::fs::write(&file, "precious").unwrap();
-        assert_eq!(refusal(&file).await, "a file that is no socket is in its place");
-        // Even to a socket that nobody answers on.
+        assert_eq!(refusal(&file).await, "the path exists and is not a socket");
+        // A link is refused even if it leads to a stale socket.
         drop(Blocking::bind(&socket).unwrap());
         for target in [&file, &socket, &folder.path().join("nowhere")] {
             std::os::unix::fs::symlink(target, &link).unwrap();
-            assert_eq!(refusal(&link).await, "a symbolic link is in its place");
+            assert_eq!(refusal(&link).await, "the path is a symbolic link");
             std::fs::remove_file(&link).unwrap();
         }
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
@@ -228,23 +246,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_somebody_else_put_in_its_place_is_not_removed() {
+    async fn a_file_that_has_replaced_the_socket_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let bound = bind(&path, &access(0o660)).await.unwrap();
         std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "another's").unwrap();
+        std::fs::write(&path, "of another process").unwrap();
         drop(bound);
         assert!(path.exists());
     }
 
     #[test]
-    fn a_group_is_a_number_or_a_name_of_the_list() {
+    fn a_group_is_a_number_or_a_name_in_the_list_of_groups() {
         let groups = "root:x:0:\nstaff:x:50:a,b\nbroken\nodd:x:z:\n";
-        assert_eq!(numbered(groups, "staff"), Some(50));
-        assert_eq!(numbered(groups, "root"), Some(0));
+        assert_eq!(group_number_in(groups, "staff"), Some(50));
+        assert_eq!(group_number_in(groups, "root"), Some(0));
         assert_eq!(
-            (numbered(groups, "odd"), numbered(groups, "a"), numbered(groups, "")),
+            (
+                group_number_in(groups, "odd"),
+                group_number_in(groups, "a"),
+                group_number_in(groups, "")
+            ),
             (None, None, None)
         );
         assert_eq!(group_number("123").unwrap(), 123);

@@ -1,74 +1,42 @@
-//! Who may change what picks do.
+//! Which clients may change what picks do.
 //!
-//! Whoever can reach a loopback listener or a Unix socket runs on this machine, and may. Over any other listener the admin token
-//! is needed, and without one configured nobody may. It is the *listener* that counts, not the peer's address: a proxy on this
-//! machine that passes requests on from elsewhere has a loopback address, too.
+//! Clients of a loopback listener or a Unix socket run on this machine, and may make changes.
+//! Clients of any other listener need the admin token; if no token is configured, they are refused.
+//! The listener decides, not the client's address: a proxy on this machine that forwards requests
+//! from other machines has a loopback address as well.
 //!
-//! Nobody may from a web page of another origin, whatever the listener: a browser on this machine is within everybody's reach.
+//! Requests from web pages of another origin are refused on every listener: any web page can make a
+//! browser on this machine send them.
 
 use std::fmt;
 use std::io::Read;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 
-use super::aside;
-use super::error::ApiError;
+use super::peer::{Peer, Reach};
+use crate::api::blocking::run_blocking;
+use crate::api::error::ApiError;
 
-/// A longer token file is some other file.
-const LONGEST_TOKEN: u64 = 4_096;
+/// A larger file is not a token file: its path must be a mistake.
+const MAX_TOKEN_BYTES: u64 = 4_096;
 
 const NO_TOKEN: &str = "overrides over this listener need api.admin_token_file, which is not set or cannot be read; loopback \
                         listeners and Unix sockets need none";
 
-/// Whom a listener can be reached by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// Processes on this machine only.
-    ThisMachine,
-    /// Others, too.
-    Network,
-}
-
-/// Who asks. Set for requests that may change something.
-#[derive(Clone, Debug)]
-pub(crate) struct Peer {
-    pub(crate) reach: Reach,
-    pub(crate) name: PeerName,
-}
-
-/// Whom the log names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PeerName {
-    /// Over TCP.
-    Address(SocketAddr),
-    /// Over a Unix socket, with the user if the system told.
-    Unix(Option<u32>),
-}
-
-impl fmt::Display for PeerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => address.fmt(f),
-            Self::Unix(Some(user)) => write!(f, "unix, uid {user}"),
-            Self::Unix(None) => f.write_str("unix"),
-        }
-    }
-}
-
-/// The token that overrides over the network need. Clones share it, so that a reload reaches every listener.
+/// The token that clients of a network listener need for overrides. Clones share the token, so that
+/// a reload reaches every listener.
 #[derive(Clone, Default)]
 pub struct AdminToken(Arc<Mutex<Option<TokenFile>>>);
 
 struct TokenFile {
     path: PathBuf,
-    /// What it held when it was last good.
+    /// The content of the file when it could last be used.
     token: Option<Box<[u8]>>,
-    /// Whether it has been told that the file cannot be used.
-    told: bool,
+    /// Whether the log has a warning that the file cannot be used.
+    warned: bool,
 }
 
 impl fmt::Debug for AdminToken {
@@ -81,14 +49,14 @@ impl fmt::Debug for AdminToken {
 }
 
 impl AdminToken {
-    /// The token is what this file holds, white space around it apart. `None`: nobody has it.
+    /// Reads the token from this file, without white space around it. `None`: no token is accepted.
     pub fn set_file(&self, path: Option<&Path>) {
         let mut file = self.lock();
         if file.as_ref().map(|file| &*file.path) != path {
             *file = path.map(|path| TokenFile {
                 path: path.to_owned(),
                 token: None,
-                told: false,
+                warned: false,
             });
             if let Some(file) = &mut *file {
                 file.refresh();
@@ -104,8 +72,9 @@ impl AdminToken {
         self.lock().is_some()
     }
 
-    /// Whether this is the token, as the file has it now. The time it takes tells nothing of how much of it is right.
-    fn is(&self, given: &[u8]) -> Option<bool> {
+    /// Whether `given` is the token that the file holds now; `None` if there is no token. The
+    /// comparison takes constant time, so its duration does not show how much of `given` is right.
+    fn matches(&self, given: &[u8]) -> Option<bool> {
         let mut file = self.lock();
         let file = file.as_mut()?;
         file.refresh();
@@ -115,16 +84,16 @@ impl AdminToken {
 }
 
 impl TokenFile {
-    /// Reads the file again, since it may be replaced at any time. One that is away or empty is one that is being written: what
-    /// it held before still counts.
+    /// Reads the file again, since it may be replaced at any time. A missing or empty file is
+    /// being written, so the previous token stays valid.
     fn refresh(&mut self) {
         match read(&self.path) {
             Ok(token) => {
                 self.token = Some(token);
-                self.told = false;
+                self.warned = false;
             }
-            Err(detail) if !self.told => {
-                self.told = true;
+            Err(detail) if !self.warned => {
+                self.warned = true;
                 let kept = self.token.is_some();
                 tracing::warn!(file = %self.path.display(), detail, kept, "the admin token cannot be read");
             }
@@ -136,17 +105,17 @@ impl TokenFile {
 fn read(path: &Path) -> Result<Box<[u8]>, String> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)
-        .and_then(|file| file.take(LONGEST_TOKEN + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(MAX_TOKEN_BYTES + 1).read_to_end(&mut bytes))
         .map_err(|error| error.to_string())?;
     match bytes.trim_ascii() {
-        [] => Err("it is empty".to_owned()),
-        _ if bytes.len() as u64 > LONGEST_TOKEN => Err(format!("it is larger than {LONGEST_TOKEN} bytes")),
+        [] => Err("the file is empty".to_owned()),
+        _ if bytes.len() as u64 > MAX_TOKEN_BYTES => Err(format!("the file is larger than {MAX_TOKEN_BYTES} bytes")),
         token => Ok(token.into()),
     }
 }
 
-/// Whether this request may change what picks do.
-pub(super) async fn check(peer: &Peer, headers: &HeaderMap, token: &AdminToken) -> Result<(), ApiError> {
+/// Refuses a request that may not change what picks do.
+pub(in crate::api) async fn check(peer: &Peer, headers: &HeaderMap, token: &AdminToken) -> Result<(), ApiError> {
     if is_from_another_origin(headers) {
         return Err(ApiError::Forbidden(
             "overrides are not taken from web pages of another origin",
@@ -162,13 +131,14 @@ pub(super) async fn check(peer: &Peer, headers: &HeaderMap, token: &AdminToken) 
         }));
     };
     let token = token.clone();
-    match aside(move || token.is(&given)).await? {
+    match run_blocking(move || token.matches(&given)).await? {
         Some(true) => Ok(()),
         Some(false) => Err(ApiError::Forbidden("this is not the admin token")),
         None => Err(ApiError::Forbidden(NO_TOKEN)),
     }
 }
 
+/// The token of the Authorization header. None if there are two such headers.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let (value, None) = (given.next()?.as_bytes(), given.next()) else {
@@ -178,14 +148,15 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
-/// A browser says where a page is from that asks for anything but a simple GET.
+/// Whether a web page of another origin sent the request. Browsers name the page's origin in all
+/// requests but simple GETs.
 fn is_from_another_origin(headers: &HeaderMap) -> bool {
     let site_is_foreign = headers
         .get_all("sec-fetch-site")
         .iter()
         .any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"));
     let host = headers.get(header::HOST).map(|host| host.as_bytes());
-    let is_ours = |origin: &[u8]| {
+    let is_own = |origin: &[u8]| {
         let authority = origin
             .strip_prefix(b"http://")
             .or_else(|| origin.strip_prefix(b"https://"));
@@ -194,11 +165,12 @@ fn is_from_another_origin(headers: &HeaderMap) -> bool {
             .is_some_and(|(authority, host)| authority.eq_ignore_ascii_case(host))
     };
     let mut origins = headers.get_all(header::ORIGIN).iter();
-    site_is_foreign || origins.any(|origin| !is_ours(origin.as_bytes()))
+    site_is_foreign || origins.any(|origin| !is_own(origin.as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::peer::PeerAddress;
     use super::*;
     use axum::http::{HeaderName, HeaderValue};
 
@@ -212,7 +184,7 @@ mod tests {
     fn peer(reach: Reach) -> Peer {
         Peer {
             reach,
-            name: PeerName::Unix(None),
+            address: PeerAddress::Unix(None),
         }
     }
 
@@ -246,35 +218,41 @@ mod tests {
             assert!(!may(Reach::Network, wrong, &token).await, "{wrong:?}");
             assert!(!may(Reach::Network, wrong, &none).await, "{wrong:?}");
         }
-        assert!(!may(Reach::Network, &right, &none).await, "without a token nobody may");
+        assert!(
+            !may(Reach::Network, &right, &none).await,
+            "without a token all are refused"
+        );
         assert!(!format!("{token:?}").contains("canary"));
     }
 
     #[test]
-    fn the_token_is_read_again_and_one_that_cannot_be_read_is_the_one_before() {
+    fn the_token_is_read_again_and_kept_while_its_file_is_unreadable() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         let token = AdminToken::default();
         token.set_file(Some(&path));
-        assert_eq!(token.is(b"one"), None, "the file is not there yet");
+        assert_eq!(token.matches(b"one"), None, "the file is not there yet");
         std::fs::write(&path, "one").unwrap();
-        assert_eq!(token.is(b"one"), Some(true));
+        assert_eq!(token.matches(b"one"), Some(true));
         std::fs::write(&path, "\n").unwrap();
-        assert_eq!((token.is(b""), token.is(b"one")), (Some(false), Some(true)));
+        assert_eq!((token.matches(b""), token.matches(b"one")), (Some(false), Some(true)));
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(token.is(b"one"), Some(true));
+        assert_eq!(token.matches(b"one"), Some(true));
         std::fs::write(&path, vec![b'x'; 5_000]).unwrap();
-        assert_eq!(token.is(b"one"), Some(true));
+        assert_eq!(token.matches(b"one"), Some(true));
         let other = folder.path().join("other");
         std::fs::write(&other, "two").unwrap();
         std::fs::rename(&other, &path).unwrap();
-        assert_eq!((token.is(b"one"), token.is(b"two")), (Some(false), Some(true)));
+        assert_eq!(
+            (token.matches(b"one"), token.matches(b"two")),
+            (Some(false), Some(true))
+        );
         token.set_file(None);
-        assert_eq!(token.is(b"two"), None);
+        assert_eq!(token.matches(b"two"), None);
     }
 
     #[tokio::test]
-    async fn web_pages_of_another_origin_may_not_whatever_the_listener() {
+    async fn web_pages_of_another_origin_are_refused_on_every_listener() {
         let none = AdminToken::default();
         let host = ("host", "localhost:7425");
         for (fine, lines) in [

@@ -1,13 +1,14 @@
-//! One connection: HTTP/1.1 by hyper, and bounds on clients that do not go on.
+//! One connection: HTTP/1.1 by hyper, and time limits for slow clients.
 //!
-//! | the client owes | for at most | then |
+//! | the server waits for | for at most | then |
 //! |---|---|---|
-//! | the rest of a head, or its first one | [`Limits::head`] | the connection is closed |
-//! | the rest of a body that somebody reads | [`Limits::body`] | 408 |
-//! | taking some of its answer | [`Limits::answer`] | the connection is closed |
-//! | the next request | for ever: a pool of connections is no attack | |
+//! | the first head, or the rest of a head | [`Limits::head`] | the connection is closed |
+//! | the rest of a body that a handler reads | [`Limits::body`] | the answer is 408 |
+//! | the client to read some of its answer | [`Limits::answer`] | the connection is closed |
+//! | the next request | without limit: clients keep connections open to reuse them | |
 //!
-//! A request that arrives whole pays for none of this: no timer is set before there is something to wait for.
+//! A timer is set only when the server has to wait. A request that arrives in one piece sets no
+//! timer.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -33,19 +34,20 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::body;
-use super::rights::Peer;
-use super::wake::OwnWakes;
+use super::peer::Peer;
+use super::wake::CoalescedWakes;
 
-/// What clients may ask of a listener's patience and memory.
+/// Limits on the time and the memory that clients of a listener may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// For the head of a request, from its first byte on; for the first one from the start of the connection on.
+    /// Time for the head of a request, from its first byte. For the first request: from the start
+    /// of the connection.
     pub head: Duration,
-    /// For the body of a request, from its head on.
+    /// Time for the body of a request, from the first read of a handler that has to wait for it.
     pub body: Duration,
-    /// For each piece of an answer that the system's buffers do not take.
+    /// Time for each piece of an answer, while the system's send buffer is full.
     pub answer: Duration,
-    /// Connections at a time. Those beyond wait for their turn.
+    /// Open connections. Further connections wait in the listener's queue.
     pub connections: usize,
 }
 
@@ -60,11 +62,13 @@ impl Default for Limits {
     }
 }
 
-/// Bytes of a head that is not whole yet, at most: with more of them it is refused with 431. The longest list of exclusions
-/// fits, every byte of it percent-encoded. A target that is longer than any URI fits as well, and is refused with 414.
-const LARGEST_HEAD: usize = 96 << 10;
+/// The most bytes of an incomplete head; a larger head is refused with 431. The longest list of
+/// exclusions fits, with every byte percent-encoded. A target longer than any valid URI fits as
+/// well, and is refused with 414.
+const MAX_HEAD_BYTES: usize = 96 << 10;
 
-/// Serves one connection until it is closed. Once stopped, it is closed as soon as no request is on its way.
+/// Serves one connection until it is closed. Once stopped, the connection closes when no request is
+/// being received or answered.
 ///
 /// Cancel safe: dropping the future closes the connection.
 pub(super) async fn serve<S>(stream: S, router: Router, peer: Peer, limits: Limits, stop: CancellationToken)
@@ -77,28 +81,29 @@ where
         let answer = route(&router, &peer, limits.body, request);
         answer.inspect(|_| progress.answer_made())
     });
-    let stream = Observed {
+    let stream = ObservedStream {
         stream,
         progress: Arc::clone(&progress),
     };
-    // hyper's own bound on heads would close idle connections, too.
+    // hyper's own time limit for heads would also close idle connections.
     let mut http = http1::Builder::new()
         .header_read_timeout(None)
-        .max_buf_size(LARGEST_HEAD)
+        .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service);
-    let mut patience = Patience::new(limits);
+    let mut timeout = ClientTimeout::new(limits);
     let mut stop = pin!(stop.cancelled());
     let mut stopping = false;
-    OwnWakes::new(poll_fn(|context| {
+    CoalescedWakes::new(poll_fn(|context| {
         if !stopping && stop.as_mut().poll(context).is_ready() {
             stopping = true;
             Pin::new(&mut http).graceful_shutdown();
         }
-        // A client that went away, or was told by hyper what is wrong with its request: nobody else has to know.
+        // An error means that the client has closed the connection, or that hyper has refused its
+        // request. Neither is worth a log line.
         if Pin::new(&mut http).poll(context).is_ready() {
             return Poll::Ready(());
         }
-        patience.poll_exhausted(progress.owed(), context)
+        timeout.poll_expired(progress.waiting_for(), context)
     }))
     .await;
 }
@@ -109,32 +114,33 @@ fn route(
     limit: Duration,
     request: hyper::Request<Incoming>,
 ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
-    let mut request: Request = request.map(|incoming| body::within(incoming, limit));
-    // Only overrides ask who it is; picks do not pay for it.
+    let mut request: Request = request.map(|incoming| body::with_timeout(incoming, limit));
+    // Only overrides need the peer. Picks are spared the cost.
     if matches!(*request.method(), Method::PUT | Method::DELETE) {
         request.extensions_mut().insert(peer.clone());
     }
     router.clone().call(request)
 }
 
-/// What the client owes. With a count of what it has done, so that one that goes on is told from one that does not.
+/// What the connection waits for. Each variant counts what the client has done so far: a count that
+/// changes restarts the timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owed {
-    /// The rest of a head; so many came whole.
+enum WaitingFor {
+    /// The rest of a head, after this many complete heads.
     Head(u64),
-    /// Taking some of its answers; it took so many bytes.
-    Answer(u64),
+    /// The client to read some of its answers, after this many bytes were written.
+    AnswerRead(u64),
 }
 
-/// How far the client has come. Written and read by one task alone.
+/// The progress of the client. Written and read by one task alone.
 #[derive(Debug)]
 struct Progress {
     heads: AtomicU64,
     answering: AtomicBool,
-    /// Whether anything was read since the last answer was made.
-    heard: AtomicBool,
-    taken: AtomicU64,
-    /// Whether the system's buffers are full.
+    /// Whether the client has sent anything since the last answer was made.
+    received: AtomicBool,
+    bytes_written: AtomicU64,
+    /// Whether the system's send buffer is full.
     blocked: AtomicBool,
 }
 
@@ -143,9 +149,9 @@ impl Default for Progress {
         Self {
             heads: AtomicU64::new(0),
             answering: AtomicBool::new(false),
-            // Who connects has something to say.
-            heard: AtomicBool::new(true),
-            taken: AtomicU64::new(0),
+            // A client that connects is expected to send a request.
+            received: AtomicBool::new(true),
+            bytes_written: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
         }
     }
@@ -163,57 +169,58 @@ impl Progress {
 
     fn answer_made(&self) {
         self.answering.store(false, Ordering::Relaxed);
-        self.heard.store(false, Ordering::Relaxed);
+        self.received.store(false, Ordering::Relaxed);
     }
 
-    fn owed(&self) -> Option<Owed> {
+    fn waiting_for(&self) -> Option<WaitingFor> {
         if self.blocked.load(Ordering::Relaxed) {
-            Some(Owed::Answer(self.taken.load(Ordering::Relaxed)))
-        } else if self.heard.load(Ordering::Relaxed) && !self.answering.load(Ordering::Relaxed) {
-            Some(Owed::Head(self.heads.load(Ordering::Relaxed)))
+            Some(WaitingFor::AnswerRead(self.bytes_written.load(Ordering::Relaxed)))
+        } else if self.received.load(Ordering::Relaxed) && !self.answering.load(Ordering::Relaxed) {
+            Some(WaitingFor::Head(self.heads.load(Ordering::Relaxed)))
         } else {
             None
         }
     }
 }
 
-/// Waits for what the client owes, and not for ever.
-struct Patience {
+/// The timer of a connection: limits the time that the connection waits for its client.
+struct ClientTimeout {
     limits: Limits,
-    waiting: Option<(Owed, Pin<Box<Sleep>>)>,
+    waiting: Option<(WaitingFor, Pin<Box<Sleep>>)>,
 }
 
-impl Patience {
+impl ClientTimeout {
     fn new(limits: Limits) -> Self {
         Self { limits, waiting: None }
     }
 
-    fn poll_exhausted(&mut self, owed: Option<Owed>, context: &mut Context<'_>) -> Poll<()> {
-        let Some(owed) = owed else {
+    /// Ready when the connection has waited for the same thing for too long.
+    fn poll_expired(&mut self, waiting_for: Option<WaitingFor>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(waiting_for) = waiting_for else {
             self.waiting = None;
             return Poll::Pending;
         };
         match &mut self.waiting {
-            Some((before, end)) if *before == owed => end.as_mut().poll(context),
+            Some((before, end)) if *before == waiting_for => end.as_mut().poll(context),
             _ => {
-                let limit = match owed {
-                    Owed::Head(_) => self.limits.head,
-                    Owed::Answer(_) => self.limits.answer,
+                let limit = match waiting_for {
+                    WaitingFor::Head(_) => self.limits.head,
+                    WaitingFor::AnswerRead(_) => self.limits.answer,
                 };
-                let (_, end) = self.waiting.insert((owed, Box::pin(time::sleep(limit))));
+                let (_, end) = self.waiting.insert((waiting_for, Box::pin(time::sleep(limit))));
                 end.as_mut().poll(context)
             }
         }
     }
 }
 
-/// A stream whose progress is noted.
-struct Observed<S> {
+/// A stream that records the progress of its client.
+struct ObservedStream<S> {
     stream: S,
     progress: Arc<Progress>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ObservedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -222,26 +229,26 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
-            self.progress.heard.store(true, Ordering::Relaxed);
+            self.progress.received.store(true, Ordering::Relaxed);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S> Observed<S> {
-    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+impl<S> ObservedStream<S> {
+    fn record(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.progress.blocked.store(written.is_pending(), Ordering::Relaxed);
         if let Poll::Ready(Ok(bytes)) = &written {
-            add(&self.progress.taken, *bytes);
+            add(&self.progress.bytes_written, *bytes);
         }
         written
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ObservedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note(written)
+        self.record(written)
     }
 
     fn poll_write_vectored(
@@ -250,7 +257,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.note(written)
+        self.record(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -269,7 +276,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::rights::{PeerName, Reach};
+    use crate::api::server::peer::{PeerAddress, Reach};
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::task::JoinHandle;
@@ -277,19 +284,19 @@ mod tests {
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-    /// A connection whose buffers hold 64 bytes, to one route.
+    /// A connection to a router, with buffers that hold 64 bytes.
     fn connected(router: Router) -> (DuplexStream, JoinHandle<()>) {
         let (client, server) = tokio::io::duplex(64);
         let peer = Peer {
             reach: Reach::ThisMachine,
-            name: PeerName::Unix(None),
+            address: PeerAddress::Unix(None),
         };
         let serving = serve(server, router, peer, Limits::default(), CancellationToken::new());
         (client, tokio::spawn(serving))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_a_little_at_a_time_gets_all_of_its_answer() {
+    async fn a_client_that_reads_slowly_gets_its_whole_answer() {
         let answer = "x".repeat(1_000);
         let expected = answer.clone();
         let (mut client, _serving) = connected(Router::new().route("/", get(|| async { answer })));
@@ -307,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_nothing_is_given_up() {
+    async fn a_client_that_reads_nothing_is_disconnected() {
         let (mut client, serving) = connected(Router::new().route("/", get(|| async { "x".repeat(1_000) })));
         let started = Instant::now();
         client.write_all(REQUEST).await.unwrap();
@@ -317,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_takes_us_long_is_not_the_clients_fault() {
+    async fn a_slow_handler_does_not_count_against_the_client() {
         let slow = || async { time::sleep(Duration::from_secs(3_600)).await };
         let (mut client, _serving) = connected(Router::new().route("/", get(slow)));
         client.write_all(REQUEST).await.unwrap();

@@ -1,13 +1,14 @@
-//! Wake-ups of a task by itself, which cost nothing here.
+//! Keeps a task that wakes itself from going through the scheduler.
 //!
-//! hyper hands the body of a request over through a channel between two parts of one task. Whoever takes the body out wakes
-//! whoever put it in: the task wakes itself while it runs. The scheduler queues it once more, and wakes an idle worker to look
-//! after the queue, which costs two system calls and a switch for nothing. [`OwnWakes`] stands between the two: a wake-up that
-//! comes while the future is polled has it polled once more, and the scheduler does not hear of it.
+//! hyper hands the body of a request over through a channel between two parts of one task. The
+//! reader of the channel wakes the writer, so the task wakes itself while it runs. The scheduler
+//! would queue the task once more and wake an idle worker for the queue, which costs two system
+//! calls and a context switch for nothing. [`CoalescedWakes`] wraps the task's future: a wake-up
+//! during a poll makes the wrapper poll the future again, and does not reach the scheduler.
 //!
 //! ```text
-//! Asleep -poll-> Awake -pending-> Asleep              a wake-up now goes to the scheduler
-//!                Awake -wake-> Woken -poll-> Awake    a wake-up now is for this loop
+//! Idle -poll-> Polling -pending-> Idle                a wake-up in Idle goes to the scheduler
+//!              Polling -wake-> Woken -poll-> Polling  a wake-up in Polling leads to another poll
 //! ```
 
 use std::future::Future;
@@ -18,27 +19,28 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::task::AtomicWaker;
 
-/// Polls in a row before others have their turn.
-const TURNS: usize = 4;
+/// Polls in a row before the task yields to other tasks.
+const MAX_POLLS: usize = 4;
 
-const ASLEEP: u8 = 0;
-const AWAKE: u8 = 1;
+const IDLE: u8 = 0;
+const POLLING: u8 = 1;
 const WOKEN: u8 = 2;
 
-/// A future whose wake-ups while it is polled stay with it.
-pub(super) struct OwnWakes<F> {
+/// A future whose wake-ups during a poll lead to another poll at once.
+pub(super) struct CoalescedWakes<F> {
     future: F,
-    bell: Arc<Bell>,
-    /// Rings the bell. The same for all polls, so that nobody who keeps a waker has to replace it.
-    ringing: Waker,
+    shared: Arc<Shared>,
+    /// Wakes through `shared`. The same for all polls, so that a future that keeps its waker need
+    /// not replace it.
+    waker: Waker,
 }
 
-struct Bell {
+struct Shared {
     state: AtomicU8,
     task: AtomicWaker,
 }
 
-impl Wake for Bell {
+impl Wake for Shared {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -46,46 +48,46 @@ impl Wake for Bell {
     fn wake_by_ref(self: &Arc<Self>) {
         let woken = self
             .state
-            .compare_exchange(AWAKE, WOKEN, Ordering::AcqRel, Ordering::Acquire);
-        if woken == Err(ASLEEP) {
+            .compare_exchange(POLLING, WOKEN, Ordering::AcqRel, Ordering::Acquire);
+        if woken == Err(IDLE) {
             self.task.wake();
         }
     }
 }
 
-impl<F> OwnWakes<F> {
+impl<F> CoalescedWakes<F> {
     pub(super) fn new(future: F) -> Self {
-        let bell = Arc::new(Bell {
-            state: AtomicU8::new(ASLEEP),
+        let shared = Arc::new(Shared {
+            state: AtomicU8::new(IDLE),
             task: AtomicWaker::new(),
         });
         Self {
             future,
-            ringing: Waker::from(Arc::clone(&bell)),
-            bell,
+            waker: Waker::from(Arc::clone(&shared)),
+            shared,
         }
     }
 }
 
-impl<F: Future + Unpin> Future for OwnWakes<F> {
+impl<F: Future + Unpin> Future for CoalescedWakes<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
-        // Before the state says that the scheduler is to be told.
-        this.bell.task.register(context.waker());
-        for _ in 0..TURNS {
-            this.bell.state.store(AWAKE, Ordering::Release);
-            let polled = Pin::new(&mut this.future).poll(&mut Context::from_waker(&this.ringing));
-            let slept = this
-                .bell
+        // Must come before the state lets wake-ups go to the scheduler.
+        this.shared.task.register(context.waker());
+        for _ in 0..MAX_POLLS {
+            this.shared.state.store(POLLING, Ordering::Release);
+            let polled = Pin::new(&mut this.future).poll(&mut Context::from_waker(&this.waker));
+            let idle = this
+                .shared
                 .state
-                .compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire);
-            if polled.is_ready() || slept.is_ok() {
+                .compare_exchange(POLLING, IDLE, Ordering::AcqRel, Ordering::Acquire);
+            if polled.is_ready() || idle.is_ok() {
                 return polled;
             }
         }
-        this.bell.state.store(ASLEEP, Ordering::Release);
+        this.shared.state.store(IDLE, Ordering::Release);
         context.waker().wake_by_ref();
         Poll::Pending
     }
@@ -137,10 +139,11 @@ mod tests {
         }
     }
 
-    /// Polls a future that takes these steps. Returns (whether it is ready, polls, wake-ups of the task, its waker).
+    /// Polls a future that takes these steps. Returns (whether it is ready, polls, wake-ups of the
+    /// task, its waker).
     fn poll(steps: impl IntoIterator<Item = Step>) -> (bool, usize, Arc<Scheduler>, Waker) {
         let (last, polls, scheduler) = (Arc::default(), Arc::default(), Arc::new(Scheduler::default()));
-        let mut future = OwnWakes::new(Scripted {
+        let mut future = CoalescedWakes::new(Scripted {
             steps: steps.into_iter().collect(),
             last: Arc::clone(&last),
             polls: Arc::clone(&polls),
@@ -151,36 +154,36 @@ mod tests {
         (ready, polls.load(Ordering::Relaxed), scheduler, last)
     }
 
-    fn told(scheduler: &Scheduler) -> usize {
+    fn wakes(scheduler: &Scheduler) -> usize {
         scheduler.0.load(Ordering::Relaxed)
     }
 
     #[test]
-    fn a_task_that_wakes_itself_goes_on_at_once_and_nobody_hears_of_it() {
+    fn a_task_that_wakes_itself_bypasses_the_scheduler() {
         let (ready, polls, scheduler, _) = poll([Step::WakeItself, Step::Nothing, Step::Nothing]);
-        assert_eq!((ready, polls, told(&scheduler)), (false, 2, 0));
+        assert_eq!((ready, polls, wakes(&scheduler)), (false, 2, 0));
         let (ready, polls, scheduler, _) = poll([Step::WakeItself, Step::Finish]);
-        assert_eq!((ready, polls, told(&scheduler)), (true, 2, 0));
+        assert_eq!((ready, polls, wakes(&scheduler)), (true, 2, 0));
     }
 
     #[test]
-    fn who_sleeps_is_woken_through_the_scheduler() {
+    fn an_idle_task_is_woken_through_the_scheduler() {
         let (ready, polls, scheduler, waker) = poll([Step::Nothing]);
-        assert_eq!((ready, polls, told(&scheduler)), (false, 1, 0));
+        assert_eq!((ready, polls, wakes(&scheduler)), (false, 1, 0));
         waker.wake();
-        assert_eq!(told(&scheduler), 1);
+        assert_eq!(wakes(&scheduler), 1);
     }
 
     #[test]
-    fn who_wakes_itself_for_ever_lets_others_have_their_turn() {
+    fn a_task_that_keeps_waking_itself_yields_to_others() {
         let (ready, polls, scheduler, _) = poll(std::iter::repeat_with(|| Step::WakeItself).take(100));
-        assert_eq!((ready, polls, told(&scheduler)), (false, TURNS, 1));
+        assert_eq!((ready, polls, wakes(&scheduler)), (false, MAX_POLLS, 1));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_wake_up_from_another_thread_is_lost() {
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<u32>(1);
-        let sum = tokio::spawn(OwnWakes::new(Box::pin(async move {
+        let sum = tokio::spawn(CoalescedWakes::new(Box::pin(async move {
             let mut sum = 0;
             while let Some(number) = receiver.recv().await {
                 sum += number;

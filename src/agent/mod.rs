@@ -1,0 +1,330 @@
+//! The agent: builds the registries, the core, the HTTP server and the prober, and connects them.
+//!
+//! ```text
+//!             ┌─ a task for each source: supervise(watcher) ──► updates ─┐
+//! Agent::run ─┤  signals, timers, reloads, tests of held instances ──────┤
+//!             │                                                     one loop: Reconciler
+//!             │                                                          ▼
+//!             ├─ a task for each listener: the HTTP API ── picks ──► Directory
+//!             └─ background tasks: leases, health, active checks ────────┘
+//! ```
+//!
+//! The agent owns every task, every timer and the stop token; no other module spawns a task that
+//! outlives its caller. A task that ends unexpectedly is started again, except a listener: that
+//! ends the agent.
+//!
+//! | file | job |
+//! |---|---|
+//! | [`tasks`] | spawns, names and joins the tasks; restarts them |
+//! | [`sources`] | starts, keeps and stops watchers; tests held instances |
+//! | [`listeners`] | binds, serves and closes listeners |
+//! | [`reload`] | reads the configuration again, and applies it |
+//! | [`leases`] | the lease key, and the expiry of leases |
+//! | [`health`] | runs health maintenance when it is due |
+//! | [`checks`] | tells the prober which instances to check |
+//! | [`transitions`] | log lines for health transitions and ended overrides |
+
+mod checks;
+mod health;
+mod leases;
+mod listeners;
+mod reload;
+mod sources;
+mod tasks;
+mod transitions;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::server::{Listen, Listener};
+use crate::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
+use crate::balancer::{Clock, Directory, Environment, Monotonic, Source, SourceStatus, Sources, Timestamp, Wake};
+use crate::config::Config;
+use crate::discovery::reconcile::Reconciler;
+use crate::discovery::{Reason, Update};
+use crate::http_client::HttpError;
+use crate::metrics::Metrics;
+
+use checks::CheckPlans;
+use health::DueServices;
+use listeners::ServingListener;
+use reload::ConfigFile;
+pub use reload::Reload;
+use reload::ReloadCause;
+use sources::{ConnectionTest, WatchedSource};
+use tasks::{Background, Tasks};
+
+/// The most updates that wait for the loop. A watcher waits while the queue is full.
+const UPDATE_QUEUE: usize = 1_024;
+/// How often the ages of sources are examined, and held instances tested.
+const TICK: Duration = Duration::from_secs(1);
+/// How often services do their periodic work. The credit of reports without a lease is counted in
+/// these steps.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often the configuration file is compared with the loaded configuration.
+const CONFIG_CHECK: Duration = Duration::from_secs(1);
+/// The time that requests in progress have when the agent stops. The whole shutdown takes at most
+/// five seconds.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Why an agent cannot start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: Listen,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The HTTP client of a source cannot be created.
+    #[error("cannot create the client of {name}")]
+    Source {
+        /// The source.
+        name: Source,
+        /// The error of the client.
+        source: HttpError,
+    },
+    /// The system provides no random bytes for the lease key.
+    #[error("the system provides no random bytes")]
+    NoEntropy,
+    /// The metrics library refused the definitions of the series.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// A listener ended unexpectedly.
+    #[error("the listener on {address} ended: {detail}")]
+    ListenerEnded {
+        /// The address.
+        address: Listen,
+        /// The reason, as far as it is known.
+        detail: String,
+    },
+}
+
+/// An agent that is bound and has not started yet.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    clock: Arc<Monotonic>,
+    api: Api,
+    hosts: AllowedHosts,
+    listeners: Vec<(Listen, Listener)>,
+    due_services: Arc<DueServices>,
+}
+
+impl Agent {
+    /// Binds the listeners and prepares everything else. Nothing runs yet.
+    ///
+    /// # Errors
+    ///
+    /// When an address cannot be bound.
+    pub async fn bind(config: Config) -> Result<Self, AgentError> {
+        let clock = Arc::new(Monotonic::start());
+        let due_services = Arc::new(DueServices::default());
+        let environment = Environment {
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            render: Arc::new(JsonBodies),
+            wake: Some(Arc::clone(&due_services) as Arc<dyn Wake>),
+        };
+        let directory = Directory::new(config.services.clone(), Sources::default(), environment);
+        let directory = Arc::new(directory.with_lease_key(leases::new_key()?));
+        let api = Api {
+            directory,
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            readiness: Arc::new(Readiness::new(clock.now(), config.api.ready_timeout)),
+            metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str))?),
+            admin: Admin::default(),
+            leases_begin: Arc::default(),
+        };
+        api.metrics.set_instance_series(config.metrics.instance_series);
+        api.admin.token.set_file(config.api.admin_token_file.as_deref());
+        let hosts = AllowedHosts::new(config.api.allowed_hosts.iter().cloned());
+        let mut bound = Vec::new();
+        for address in &config.api.listen {
+            bound.push((address.clone(), listeners::bind(address, &config.api.socket).await?));
+        }
+        Ok(Self {
+            config,
+            clock,
+            api,
+            hosts,
+            listeners: bound,
+            due_services,
+        })
+    }
+
+    /// The bound addresses, in the order of the configuration.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Listen> {
+        self.listeners.iter().map(|(_, listener)| listener.address()).collect()
+    }
+
+    /// The state that the routes share.
+    #[must_use]
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Runs until stopped. A stopped agent is no longer ready, finishes the requests in progress,
+    /// and ends within five seconds.
+    ///
+    /// # Errors
+    ///
+    /// When the client of a source cannot be created, or a listener ends unexpectedly.
+    pub async fn run(self, reload: Reload, stop: CancellationToken) -> Result<(), AgentError> {
+        for address in self.addresses() {
+            tracing::info!(%address, "listening");
+        }
+        let (updates, mut inbox) = mpsc::channel(UPDATE_QUEUE);
+        let published = {
+            let metrics = Arc::clone(&self.api.metrics);
+            Box::new(move |took| metrics.observe_convergence(took))
+        };
+        let mut running = Running {
+            check_plans: Arc::default(),
+            due_services: self.due_services,
+            reconciler: Reconciler::new(Arc::clone(&self.api.directory), &[], published),
+            config: self.config.clone(),
+            clock: self.clock,
+            api: self.api,
+            hosts: self.hosts,
+            updates,
+            sources: Vec::new(),
+            listeners: Vec::new(),
+            tasks: Tasks::default(),
+            connection_tests: JoinSet::new(),
+            stop_background: CancellationToken::new(),
+        };
+        running.start_sources(&self.config.sources)?;
+        running.check_plans.configure(&self.config, &running.due_services);
+        for task in Background::ALL {
+            running.start_background(task);
+        }
+        for (configured, listener) in self.listeners {
+            running.serve(configured, listener);
+        }
+        let outcome = running.work(&mut inbox, reload, &stop).await;
+        running.shut_down().await;
+        outcome
+    }
+}
+
+/// A running agent.
+struct Running {
+    config: Config,
+    clock: Arc<Monotonic>,
+    api: Api,
+    hosts: AllowedHosts,
+    reconciler: Reconciler,
+    updates: mpsc::Sender<(Arc<SourceStatus>, Update)>,
+    /// The watched sources, by priority.
+    sources: Vec<WatchedSource>,
+    listeners: Vec<ServingListener>,
+    tasks: Tasks,
+    connection_tests: JoinSet<ConnectionTest>,
+    stop_background: CancellationToken,
+    due_services: Arc<DueServices>,
+    check_plans: Arc<CheckPlans>,
+}
+
+impl Running {
+    async fn work(
+        &mut self,
+        inbox: &mut mpsc::Receiver<(Arc<SourceStatus>, Update)>,
+        mut reload: Reload,
+        stop: &CancellationToken,
+    ) -> Result<(), AgentError> {
+        let mut tick = interval(TICK);
+        let mut housekeeping = interval(HOUSEKEEPING);
+        let mut config_check = interval(CONFIG_CHECK);
+        let mut file = ConfigFile::new(reload.layers.file.clone());
+        let mut reconcile_at: Option<Timestamp> = None;
+        let ordered = Arc::clone(&self.api.admin.ordered);
+        let mut override_ends: Option<Timestamp> = None;
+        loop {
+            let now = self.clock.now();
+            let until = |time: Option<Timestamp>| time.map_or(Duration::MAX, |time| time.since(now));
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some((status, update)) = inbox.recv() => {
+                    self.reconciler.receive(&status, update, self.clock.now());
+                    // Taking all waiting updates now makes one reconciliation of them.
+                    while let Ok((status, update)) = inbox.try_recv() {
+                        self.reconciler.receive(&status, update, self.clock.now());
+                    }
+                    self.test_held_instances();
+                }
+                () = time::sleep(until(reconcile_at)), if reconcile_at.is_some() => {}
+                () = time::sleep(until(override_ends)), if override_ends.is_some() => {
+                    override_ends = self.end_overrides();
+                }
+                () = ordered.notified() => override_ends = self.end_overrides(),
+                Some(ended) = self.tasks.join_next() => self.handle_ended(ended)?,
+                Some(tested) = self.connection_tests.join_next() => {
+                    if let Ok(test) = tested {
+                        self.apply_connection_test(&test);
+                    }
+                }
+                _ = tick.tick() => {
+                    self.reconciler.notice_absence(self.clock.now());
+                    self.test_held_instances();
+                }
+                _ = housekeeping.tick() => {
+                    self.api.directory.advance(self.clock.now());
+                    override_ends = self.end_overrides();
+                }
+                _ = config_check.tick(), if file.is_named() => {
+                    if file.changed().await {
+                        self.reload(&reload.layers, ReloadCause::FileChanged).await;
+                    }
+                }
+                Some(()) = reload.requests.recv() => {
+                    file.changed().await;
+                    self.reload_tokens();
+                    self.reload(&reload.layers, ReloadCause::Requested).await;
+                }
+            }
+            reconcile_at = self.reconciler.advance(self.clock.now());
+        }
+    }
+
+    /// Ends the overrides that are due, logs the overrides that have ended, and returns when the
+    /// next override ends.
+    fn end_overrides(&self) -> Option<Timestamp> {
+        let next = self.api.directory.end_overrides(self.clock.now());
+        for (service, ended) in self.api.directory.take_ended() {
+            transitions::log_ended_override(&service, &ended);
+        }
+        next
+    }
+
+    async fn shut_down(mut self) {
+        tracing::info!("shutting down");
+        self.api.readiness.drain();
+        self.stop_background.cancel();
+        for source in &self.sources {
+            source.stop();
+        }
+        for listener in &self.listeners {
+            listener.stop();
+        }
+        if time::timeout(SHUTDOWN_TIMEOUT, self.tasks.join_all()).await.is_err() {
+            tracing::warn!("some clients did not finish in time");
+        }
+        self.tasks.abort_all().await;
+    }
+}
+
+/// An interval that keeps its distance after a delay, instead of catching up on missed ticks.
+fn interval(period: Duration) -> time::Interval {
+    let mut interval = time::interval(period);
+    interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    interval
+}
