@@ -4,11 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::balancer::{LoadBalancer, ServiceName, Wake};
+use crate::balancer::{Directory, LoadBalancer, ServiceName};
 use crate::config::Config;
 use crate::probe::{HealthCheck, Plan, ProbeHandle};
-
-use super::health::DueServices;
 
 /// The plans of active checks, and the state that the prober has of them.
 #[derive(Default)]
@@ -29,18 +27,19 @@ const OUTDATED: u64 = u64::MAX;
 
 impl CheckPlans {
     /// Sends all plans to this prober from now on.
-    pub(super) fn start(&self, prober: ProbeHandle, due: &DueServices) {
+    pub(super) fn start(&self, prober: ProbeHandle, directory: &Directory) {
         let mut plans = self.lock();
         plans.prober = Some(prober);
         let services: Vec<ServiceName> = plans.by_service.keys().cloned().collect();
-        for service in services {
-            due.wake(&service);
-            plans.sent.insert(service, OUTDATED);
-        }
+        plans
+            .sent
+            .extend(services.iter().map(|service| (service.clone(), OUTDATED)));
+        drop(plans);
+        self.update_all(&services, directory);
     }
 
     /// Replaces the plans by those of this configuration.
-    pub(super) fn configure(&self, config: &Config, due: &DueServices) {
+    pub(super) fn configure(&self, config: &Config, directory: &Directory) {
         let plan = |(service, check): (&ServiceName, &Arc<HealthCheck>)| {
             let balancer = config.services.of(service);
             let plan = Plan {
@@ -58,12 +57,18 @@ impl CheckPlans {
         }
         let before = mem::replace(&mut plans.by_service, by_service);
         let services: BTreeSet<ServiceName> = before.keys().chain(plans.by_service.keys()).cloned().collect();
-        for service in services {
-            if before.get(&service) != plans.by_service.get(&service) {
-                plans.sent.insert(service.clone(), OUTDATED);
-                due.wake(&service);
-            }
-        }
+        let changed = |service: &ServiceName| before.get(service) != plans.by_service.get(service);
+        let changed: Vec<ServiceName> = services.into_iter().filter(changed).collect();
+        plans
+            .sent
+            .extend(changed.iter().map(|service| (service.clone(), OUTDATED)));
+        drop(plans);
+        self.update_all(&changed, directory);
+    }
+
+    fn update_all(&self, services: &[ServiceName], directory: &Directory) {
+        let balancers = services.iter().filter_map(|service| directory.get(service.as_str()));
+        balancers.for_each(|balancer| self.update(&balancer));
     }
 
     /// Sends the instances of a service to the prober, if they or the plan have changed.

@@ -19,18 +19,18 @@
 //! | [`sources`] | starts, keeps and stops watchers; tests held instances |
 //! | [`listeners`] | binds, serves and closes listeners |
 //! | [`reload`] | reads the configuration again, and applies it |
-//! | [`leases`] | the lease key, and the expiry of leases |
-//! | [`health`] | runs health maintenance when it is due |
+//! | [`timer`] | advances the core when it is due, and passes on its news |
+//! | [`leases`] | the lease key |
 //! | [`checks`] | tells the prober which instances to check |
 //! | [`transitions`] | log lines for health transitions and ended overrides |
 
 mod checks;
-mod health;
 mod leases;
 mod listeners;
 mod reload;
 mod sources;
 mod tasks;
+mod timer;
 mod transitions;
 
 use std::io;
@@ -52,21 +52,18 @@ use crate::http_client::HttpError;
 use crate::metrics::Metrics;
 
 use checks::CheckPlans;
-use health::DueServices;
 use listeners::ServingListener;
 use reload::ConfigFile;
 pub use reload::Reload;
 use reload::ReloadCause;
 use sources::{ConnectionTest, WatchedSource};
 use tasks::{Background, Tasks};
+use timer::Timer;
 
 /// The most updates that wait for the loop. A watcher waits while the queue is full.
 const UPDATE_QUEUE: usize = 1_024;
 /// How often the ages of sources are examined, and held instances tested.
 const TICK: Duration = Duration::from_secs(1);
-/// How often services do their periodic work. The credit of reports without a lease is counted in
-/// these steps.
-const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// How often the configuration file is compared with the loaded configuration.
 const CONFIG_CHECK: Duration = Duration::from_secs(1);
 /// The time that requests in progress have when the agent stops. The whole shutdown takes at most
@@ -116,7 +113,7 @@ pub struct Agent {
     api: Api,
     hosts: AllowedHosts,
     listeners: Vec<(Listen, Listener)>,
-    due_services: Arc<DueServices>,
+    timer: Arc<Timer>,
 }
 
 impl Agent {
@@ -127,11 +124,11 @@ impl Agent {
     /// When an address cannot be bound.
     pub async fn bind(config: Config) -> Result<Self, AgentError> {
         let clock = Arc::new(Monotonic::start());
-        let due_services = Arc::new(DueServices::default());
+        let timer = Arc::new(Timer::default());
         let environment = Environment {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             render: Arc::new(JsonBodies),
-            wake: Some(Arc::clone(&due_services) as Arc<dyn Wake>),
+            wake: Some(Arc::clone(&timer) as Arc<dyn Wake>),
         };
         let directory = Directory::new(config.services.clone(), Sources::default(), environment);
         let directory = Arc::new(directory.with_lease_key(leases::new_key()?));
@@ -141,7 +138,6 @@ impl Agent {
             readiness: Arc::new(Readiness::new(clock.now(), config.api.ready_timeout)),
             metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str))?),
             admin: Admin::default(),
-            leases_begin: Arc::default(),
         };
         api.metrics.set_instance_series(config.metrics.instance_series);
         api.admin.token.set_file(config.api.admin_token_file.as_deref());
@@ -156,7 +152,7 @@ impl Agent {
             api,
             hosts,
             listeners: bound,
-            due_services,
+            timer,
         })
     }
 
@@ -189,7 +185,7 @@ impl Agent {
         };
         let mut running = Running {
             check_plans: Arc::default(),
-            due_services: self.due_services,
+            timer: self.timer,
             reconciler: Reconciler::new(Arc::clone(&self.api.directory), &[], published),
             config: self.config.clone(),
             clock: self.clock,
@@ -203,7 +199,7 @@ impl Agent {
             stop_background: CancellationToken::new(),
         };
         running.start_sources(&self.config.sources)?;
-        running.check_plans.configure(&self.config, &running.due_services);
+        running.check_plans.configure(&self.config, &running.api.directory);
         for task in Background::ALL {
             running.start_background(task);
         }
@@ -230,7 +226,7 @@ struct Running {
     tasks: Tasks,
     connection_tests: JoinSet<ConnectionTest>,
     stop_background: CancellationToken,
-    due_services: Arc<DueServices>,
+    timer: Arc<Timer>,
     check_plans: Arc<CheckPlans>,
 }
 
@@ -242,12 +238,9 @@ impl Running {
         stop: &CancellationToken,
     ) -> Result<(), AgentError> {
         let mut tick = interval(TICK);
-        let mut housekeeping = interval(HOUSEKEEPING);
         let mut config_check = interval(CONFIG_CHECK);
         let mut file = ConfigFile::new(reload.layers.file.clone());
         let mut reconcile_at: Option<Timestamp> = None;
-        let ordered = Arc::clone(&self.api.admin.ordered);
-        let mut override_ends: Option<Timestamp> = None;
         loop {
             let now = self.clock.now();
             let until = |time: Option<Timestamp>| time.map_or(Duration::MAX, |time| time.since(now));
@@ -262,10 +255,6 @@ impl Running {
                     self.test_held_instances();
                 }
                 () = time::sleep(until(reconcile_at)), if reconcile_at.is_some() => {}
-                () = time::sleep(until(override_ends)), if override_ends.is_some() => {
-                    override_ends = self.end_overrides();
-                }
-                () = ordered.notified() => override_ends = self.end_overrides(),
                 Some(ended) = self.tasks.join_next() => self.handle_ended(ended)?,
                 Some(tested) = self.connection_tests.join_next() => {
                     if let Ok(test) = tested {
@@ -275,10 +264,6 @@ impl Running {
                 _ = tick.tick() => {
                     self.reconciler.notice_absence(self.clock.now());
                     self.test_held_instances();
-                }
-                _ = housekeeping.tick() => {
-                    self.api.directory.advance(self.clock.now());
-                    override_ends = self.end_overrides();
                 }
                 _ = config_check.tick(), if file.is_named() => {
                     if file.changed().await {
@@ -293,16 +278,6 @@ impl Running {
             }
             reconcile_at = self.reconciler.advance(self.clock.now());
         }
-    }
-
-    /// Ends the overrides that are due, logs the overrides that have ended, and returns when the
-    /// next override ends.
-    fn end_overrides(&self) -> Option<Timestamp> {
-        let next = self.api.directory.end_overrides(self.clock.now());
-        for (service, ended) in self.api.directory.take_ended() {
-            transitions::log_ended_override(&service, &ended);
-        }
-        next
     }
 
     async fn shut_down(mut self) {

@@ -61,7 +61,7 @@ impl Running {
         let bound = self.prepare_listeners(&config).await?;
         self.start_sources(&config.sources)?;
         self.api.directory.configure(config.services.clone());
-        self.check_plans.configure(&config, &self.due_services);
+        self.check_plans.configure(&config, &self.api.directory);
         self.api.metrics.set_instance_series(config.metrics.instance_series);
         self.hosts.replace(config.api.allowed_hosts.iter().cloned());
         self.api.admin.token.set_file(config.api.admin_token_file.as_deref());

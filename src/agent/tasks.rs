@@ -13,7 +13,7 @@ use crate::api::server::Listen;
 use crate::balancer::Source;
 use crate::probe::{Checked, Prober};
 
-use super::{AgentError, Running, health, leases};
+use super::{AgentError, Running, timer};
 
 /// The job of a task.
 #[derive(Clone, Debug)]
@@ -29,16 +29,14 @@ pub(super) enum Job {
 /// A task that runs from the start of the agent to its stop.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Background {
-    /// Ends leases when they expire.
-    ExpireLeases,
-    /// Runs the health maintenance of services when it is due.
-    MaintainHealth,
+    /// Advances leases, overrides and the health of services when they are due.
+    AdvanceCore,
     /// Runs active health checks.
     CheckInstances,
 }
 
 impl Background {
-    pub(super) const ALL: [Self; 3] = [Self::ExpireLeases, Self::MaintainHealth, Self::CheckInstances];
+    pub(super) const ALL: [Self; 2] = [Self::AdvanceCore, Self::CheckInstances];
 }
 
 /// A task that has ended.
@@ -95,13 +93,9 @@ impl Running {
         let stop = self.stop_background.clone();
         let (directory, clock) = (Arc::clone(&self.api.directory), Arc::clone(&self.clock));
         let work: Pin<Box<dyn Future<Output = ()> + Send>> = match task {
-            Background::ExpireLeases => {
-                let begin = Arc::clone(&self.api.leases_begin);
-                Box::pin(leases::expire(directory, clock, begin, stop.clone()))
-            }
-            Background::MaintainHealth => {
-                let (due, plans) = (Arc::clone(&self.due_services), Arc::clone(&self.check_plans));
-                Box::pin(health::maintain(directory, clock, due, plans, stop.clone()))
+            Background::AdvanceCore => {
+                let (timer, plans) = (Arc::clone(&self.timer), Arc::clone(&self.check_plans));
+                Box::pin(timer::advance(directory, clock, timer, plans, stop.clone()))
             }
             Background::CheckInstances => {
                 let observe = move |checked: Checked| {
@@ -110,7 +104,7 @@ impl Running {
                     }
                 };
                 let prober = Prober::new(self.config.probe, clock, Arc::new(observe));
-                self.check_plans.start(prober.handle(), &self.due_services);
+                self.check_plans.start(prober.handle(), &self.api.directory);
                 Box::pin(prober.run(stop.clone()))
             }
         };
@@ -135,11 +129,8 @@ impl Running {
             }
             Job::Background(task) => {
                 match task {
-                    Background::ExpireLeases => {
-                        tracing::error!(detail, "lease expiry task ended unexpectedly, restarting it");
-                    }
-                    Background::MaintainHealth => {
-                        tracing::error!(detail, "health maintenance task ended unexpectedly, restarting it");
+                    Background::AdvanceCore => {
+                        tracing::error!(detail, "timer task ended unexpectedly, restarting it");
                     }
                     Background::CheckInstances => {
                         tracing::error!(detail, "health check task ended unexpectedly, restarting it");
@@ -161,7 +152,7 @@ mod tests {
         let mut tasks = Tasks::default();
         let mut ended = async |stopped: bool, work: Pin<Box<dyn Future<Output = ()> + Send>>| {
             let stop = CancellationToken::new();
-            tasks.spawn(Job::Background(Background::ExpireLeases), stop.clone(), work);
+            tasks.spawn(Job::Background(Background::AdvanceCore), stop.clone(), work);
             if stopped {
                 stop.cancel();
             }

@@ -200,7 +200,6 @@ impl Request {
 
     /// The answer: the state of the instance after the change.
     fn state(&self) -> Json<OverriddenInstance> {
-        self.api.admin.ordered.notify_one();
         Json(OverriddenInstance::of(&self.balancer, &self.id, self.api.clock.now()))
     }
 }

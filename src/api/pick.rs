@@ -145,9 +145,6 @@ pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request)
         Kind::Plain => (api.directory.select_instance(&balancer, &context)?, None),
         Kind::Leased => {
             let (pick, lease) = api.directory.lease(&balancer, &context, request.ttl)?;
-            if lease.is_ok_and(|lease| lease.first) {
-                api.leases_begin.notify_one();
-            }
             (pick, Some(lease))
         }
     };

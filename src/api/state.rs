@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tokio::sync::Notify;
-
 use super::error::ApiError;
 use super::readiness::Readiness;
 use super::server::authorization::AdminToken;
@@ -24,8 +22,6 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// What overrides need besides the core.
     pub admin: Admin,
-    /// Notified when a lease is taken while none is open: from then on, leases can expire.
-    pub leases_begin: Arc<Notify>,
 }
 
 impl Api {
@@ -55,6 +51,4 @@ impl fmt::Debug for Api {
 pub struct Admin {
     /// The token that clients of network listeners must send.
     pub token: AdminToken,
-    /// Notified of every override: the time of the next override to end may have changed.
-    pub ordered: Arc<Notify>,
 }

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::agenda::{Agenda, ServiceWake};
 use super::clock::Timestamp;
 use super::config::LoadBalancerConfig;
 use super::context::Context;
@@ -23,7 +24,7 @@ use super::lease::{Completed, InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKe
 use super::load_balancer::LoadBalancer;
 use super::load_balancer::pick::Pick;
 use super::outcome::Outcome;
-use super::overrides::{Ended, OverrideCounts};
+use super::overrides::OverrideCounts;
 use super::sources::Sources;
 
 const SHARDS: usize = 64;
@@ -55,6 +56,7 @@ pub struct Directory {
     shards: [ArcSwap<Shard>; SHARDS],
     sources: ArcSwap<Sources>,
     environment: Environment,
+    agenda: Arc<Agenda>,
     leases: Leases,
     unknown: AtomicU64,
     unknown_not_synced: AtomicU64,
@@ -72,6 +74,7 @@ impl Directory {
         let directory = Self {
             shards: std::array::from_fn(|_| ArcSwap::default()),
             sources: ArcSwap::from_pointee(sources),
+            agenda: Arc::new(Agenda::new(environment.wake.clone())),
             environment,
             leases: Leases::new(LeaseKey::new(fastrand::u128(..).to_le_bytes()), most),
             unknown: AtomicU64::new(0),
@@ -183,20 +186,19 @@ impl Directory {
     /// Makes `instances` those of the service, which becomes known with its first one.
     pub fn apply(&self, service: &ServiceName, instances: impl IntoIterator<Item = Arc<ServiceInstance>>) -> Changes {
         let mut instances = instances.into_iter().peekable();
+        // Under the writers' lock, so that a service is not forgotten while instances join it.
+        let configs = self.write();
         let balancer = match self.get(service.as_str()) {
             Some(balancer) => balancer,
             None if instances.peek().is_none() => return Changes::default(),
-            None => {
-                let configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-                self.known(service, configs.of(service))
-            }
+            None => self.known(service, configs.of(service)),
         };
         balancer.apply(instances)
     }
 
     /// Balances as configured from now on, and makes the services that are named known.
     pub fn configure(&self, configs: ServiceConfigs) {
-        let mut present = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = self.write();
         for (service, config) in &configs.services {
             self.known(service, config);
         }
@@ -204,7 +206,14 @@ impl Directory {
             balancer.configure(configs.of(balancer.service()).clone());
         }
         self.leases.limit(configs.defaults.max_leases() as usize);
-        *present = configs;
+        // A service that is not named any more may be forgotten.
+        let before = std::mem::replace(&mut *present, configs);
+        before.services.keys().for_each(|service| self.agenda.wake(service));
+    }
+
+    fn write(&self) -> MutexGuard<'_, ServiceConfigs> {
+        // Configurations are replaced whole.
+        self.configs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Picks as [`select_instance`](Self::select_instance) does, and counts the pick as in flight until it is
@@ -226,6 +235,7 @@ impl Directory {
         let most = pick.config().max_leases() as usize;
         let now = self.environment.clock.now();
         let lease = self.leases.take(balancer, most, ttl, now, || balancer.begin(&pick));
+        self.agenda.call_at(now + ttl);
         Ok((pick, lease))
     }
 
@@ -305,11 +315,6 @@ impl Directory {
         ReportError::UnknownLease
     }
 
-    /// Ends the leases whose time is over. Returns when the next one is due, if none is taken or renewed before.
-    pub fn expire_leases(&self, now: Timestamp) -> Option<Timestamp> {
-        self.leases.advance(now)
-    }
-
     /// Leases open now.
     #[must_use]
     pub fn open_leases(&self) -> usize {
@@ -337,43 +342,62 @@ impl Directory {
         )
     }
 
-    /// Does what time has made due in every service and with the leases, and forgets services that have been empty for an hour
-    /// and of which nothing is ordered.
+    /// Does all that time has made due: ends leases and overrides, advances every service that is due, and forgets services
+    /// that have been empty for an hour, are not configured and have no override. Returns when the next call is due; the
+    /// [`Wake`](super::Wake) of the [`Environment`] asks for an earlier one.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
-        let mut next = self.leases.advance(now);
-        let configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-        for balancer in self.services() {
-            let service = balancer.service();
-            if !configs.services.contains_key(service)
-                && balancer.override_counts() == OverrideCounts::default()
-                && balancer.empty_for(now).is_some_and(|empty| empty >= KNOWN_FOR)
-            {
-                self.shard(service.as_str()).rcu(|shard| {
-                    let mut shard = Shard::clone(shard);
-                    shard.remove(service);
-                    shard
-                });
+        let services = self.agenda.begin(now);
+        let leases = self.leases.advance(now);
+        for service in services {
+            let Some(balancer) = self.get(service.as_str()) else {
+                continue;
+            };
+            // Before it advances, so that the override that ends now is still told.
+            if self.forgettable_at(&balancer, now).is_some_and(|at| at <= now) && self.forget(&balancer, now) {
                 continue;
             }
-            next = balancer.advance(now).into_iter().chain(next).min();
+            let next = balancer.advance(now);
+            let next = next.into_iter().chain(self.forgettable_at(&balancer, now)).min();
+            self.agenda.set(&service, next, balancer.has_news());
         }
-        next
+        self.agenda.end(leases)
     }
 
-    /// Ends the overrides that are due, which [`advance`](Self::advance) does as well, and returns when the next one ends.
-    pub fn end_overrides(&self, now: Timestamp) -> Option<Timestamp> {
-        let ends = |balancer: &LoadBalancer| balancer.end_overrides(now);
-        self.services().iter().filter_map(ends).min()
+    /// Has the next [`advance`](Self::advance) look at every service.
+    pub fn wake_all(&self) {
+        self.services()
+            .iter()
+            .for_each(|balancer| self.agenda.wake(balancer.service()));
     }
 
-    /// Orders that ended by themselves since this was last asked.
+    /// When a service without instances may be forgotten; `None` while it is configured, has instances or an override.
+    fn forgettable_at(&self, balancer: &LoadBalancer, now: Timestamp) -> Option<Timestamp> {
+        let empty = balancer.empty_for(now)?;
+        let is_wanted = self.write().services.contains_key(balancer.service())
+            || balancer.override_counts() != OverrideCounts::default();
+        (!is_wanted).then(|| now + KNOWN_FOR.saturating_sub(empty))
+    }
+
+    /// Forgets a service, unless instances have joined it meanwhile.
+    fn forget(&self, balancer: &LoadBalancer, now: Timestamp) -> bool {
+        let _writers = self.write();
+        let is_empty = balancer.empty_for(now).is_some();
+        if is_empty {
+            self.shard(balancer.service().as_str()).rcu(|shard| {
+                let mut shard = Shard::clone(shard);
+                shard.remove(balancer.service());
+                shard
+            });
+        }
+        is_empty
+    }
+
+    /// The services that have something to tell since the last call: their instances, [transitions](LoadBalancer::take_transitions)
+    /// of health, or [overrides that ended](LoadBalancer::take_ended). Filled by [`advance`](Self::advance).
     #[must_use]
-    pub fn take_ended(&self) -> Vec<(ServiceName, Ended)> {
-        let of = |balancer: LoadBalancer| {
-            let ended = balancer.take_ended();
-            ended.into_iter().map(move |ended| (balancer.service().clone(), ended))
-        };
-        self.services().into_iter().flat_map(of).collect()
+    pub fn take_changed(&self) -> Vec<LoadBalancer> {
+        let told = self.agenda.take_told();
+        told.iter().filter_map(|service| self.get(service.as_str())).collect()
     }
 
     /// The balancer of a service, made if need be. Called under the writers' lock.
@@ -381,13 +405,28 @@ impl Directory {
         if let Some(balancer) = self.get(service.as_str()) {
             return balancer;
         }
-        let seed = fastrand::u64(..);
-        let balancer = LoadBalancer::with_environment(service.clone(), config.clone(), self.environment.clone(), seed);
+        let wake = ServiceWake {
+            agenda: Arc::clone(&self.agenda),
+            service: service.clone(),
+        };
+        let is_driven = self.environment.wake.is_some();
+        let environment = Environment {
+            wake: Some(Arc::new(wake)),
+            ..self.environment.clone()
+        };
+        let balancer = LoadBalancer::driven(
+            service.clone(),
+            config.clone(),
+            environment,
+            fastrand::u64(..),
+            is_driven,
+        );
         self.shard(service.as_str()).rcu(|shard| {
             let mut shard = Shard::clone(shard);
             shard.insert(service.clone(), balancer.clone());
             shard
         });
+        self.agenda.wake(service);
         balancer
     }
 }

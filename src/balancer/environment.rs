@@ -1,10 +1,9 @@
-//! What a balancer is handed besides its configuration: time, rendering, and somebody who drives the time.
+//! What a balancer is handed besides its configuration: time, rendering, and a wake for the timer that drives it.
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::clock::{Clock, Monotonic};
-use super::instance::ServiceName;
 use super::render::{NoBodies, Render};
 
 /// What a balancer is handed besides its configuration.
@@ -14,19 +13,21 @@ pub struct Environment {
     pub clock: Arc<dyn Clock>,
     /// Renders answers.
     pub render: Arc<dyn Render>,
-    /// Told when something is due; `None` where nobody drives the time.
+    /// The timer that calls `advance`. `None`: there is no timer, and requests that are acquired, leased, finished or reported
+    /// do what is due.
     pub wake: Option<Arc<dyn Wake>>,
 }
 
-/// Somebody who drives the time.
+/// Asks for the next `advance` ([`Directory::advance`](crate::Directory::advance), or
+/// [`LoadBalancer::advance`](crate::LoadBalancer::advance) of a balancer alone) before the time that the last one returned.
 pub trait Wake: Send + Sync {
-    /// A service has instances that it had not, or [`LoadBalancer::tend`](crate::LoadBalancer::tend) is due sooner than it said. Called under the service's
-    /// lock: only notes it.
-    fn wake(&self, service: &ServiceName);
+    /// `advance` should be called now: something is due earlier than it returned, or there is something to tell. Called under
+    /// locks of the balancer: an implementation only takes a note.
+    fn wake(&self);
 }
 
 impl Default for Environment {
-    /// The machine's monotonic clock, and no bodies; nobody drives the time.
+    /// The machine's monotonic clock, no bodies, and no timer.
     fn default() -> Self {
         Self {
             clock: Arc::new(Monotonic::start()),

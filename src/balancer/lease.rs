@@ -128,8 +128,6 @@ pub struct Lease {
     pub id: LeaseId,
     /// How long it is open unless renewed.
     pub ttl: Duration,
-    /// Whether it is the only one open: whoever drives the time has something to wait for from now on.
-    pub first: bool,
 }
 
 /// Too many leases are open. The pick stands, and is not in flight.
@@ -262,7 +260,6 @@ impl Leases {
         Ok(Lease {
             id: self.key.sign(place, generation),
             ttl,
-            first: table.due.len() == 1,
         })
     }
 

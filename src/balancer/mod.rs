@@ -25,6 +25,7 @@
 //! Tokio, serde, HTTP, logs, metrics, files, sockets. Time comes through a [`Clock`], the first turn's place through a seed,
 //! bytes through a [`Render`]. Transitions return what happened; somebody else reports it. `tests/integration/house.rs` holds this.
 
+pub(crate) mod agenda;
 pub(crate) mod clock;
 pub(crate) mod config;
 pub(crate) mod context;

@@ -340,6 +340,11 @@ impl Overrides {
         drains.chain(weights).filter_map(ends).min()
     }
 
+    /// Whether an order ended by itself that [`take_ended`](Self::take_ended) has not returned yet.
+    pub(crate) fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
     /// What ended by itself and was not told yet.
     pub(crate) fn take_ended(&mut self) -> Vec<Ended> {
         self.ended.drain(..).collect()

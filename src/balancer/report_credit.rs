@@ -104,6 +104,11 @@ fn step(now: Timestamp) -> u64 {
     now.as_nanos() / STEP.as_nanos() as u64
 }
 
+/// When the step after the present one begins.
+pub(crate) fn next_step(now: Timestamp) -> Timestamp {
+    Timestamp::from_nanos((step(now) + 1) * STEP.as_nanos() as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;

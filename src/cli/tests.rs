@@ -119,7 +119,6 @@ mod with_an_agent {
                 metrics: Arc::new(Metrics::new([]).unwrap()),
                 admin: Admin::default(),
                 clock,
-                leases_begin: Arc::default(),
             };
 
             let stop = CancellationToken::new();

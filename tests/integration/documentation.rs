@@ -384,7 +384,6 @@ fn api() -> Api {
         clock,
         metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str)).unwrap()),
         admin: Admin::default(),
-        leases_begin: Arc::default(),
     }
 }
 

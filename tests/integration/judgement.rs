@@ -92,7 +92,7 @@ impl Pool {
     /// Moves the clock, and does the steps that are due.
     fn wait(&self, duration: Duration) {
         self.clock.advance(duration);
-        self.balancer.tend(self.clock.now());
+        self.balancer.advance(self.clock.now());
     }
 
     fn seconds(&self, seconds: u64) {
@@ -972,7 +972,12 @@ fn an_instance_that_fails_after_leaving_is_out_when_it_returns() {
         request.finish(FAIL, Duration::from_millis(5));
     }
     pool.clock.advance(Duration::from_secs(1));
-    assert_eq!(pool.balancer.tend(pool.clock.now()), None);
+    let housekeeping = pickd::balancer::Timestamp::default() + Duration::from_secs(10_005);
+    assert_eq!(
+        pool.balancer.advance(pool.clock.now()),
+        Some(housekeeping),
+        "no step of a breaker is due before"
+    );
     pool.balancer.add_instance(instance("a"));
     assert_eq!(pool.why("a"), ["breaker_open"]);
     pool.seconds(1);

@@ -60,7 +60,6 @@ impl Served {
             clock,
             metrics: Arc::new(Metrics::new([]).unwrap()),
             admin: Admin::default(),
-            leases_begin: Arc::default(),
         };
         let stop = CancellationToken::new();
         let stopped = stop.clone();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use self::writer::{Counted, REMEMBERED_FOR, Upkeep, Writer};
+use self::writer::{Counted, Upkeep, Writer};
 use super::clock::Timestamp;
 use super::config::LoadBalancerConfig;
 use super::diff::Changes;
@@ -24,7 +24,6 @@ use super::live::{Live, Load};
 use super::member::{Member, unavailable_reasons};
 use super::outcome::Outcome;
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, StandingOrder, WeightOrder};
-use super::report_credit;
 use super::statistics::{
     CheckStatistics, InstanceStatistics, LeaseCounts, LeaseStatistics, Refusals, ReportStatistics, Statistics,
 };
@@ -65,12 +64,14 @@ pub(crate) struct Shared {
     pub(crate) view: ArcSwap<View>,
     /// Goes up when an admission changes: picks of views from before look at each instance.
     epoch: AtomicU64,
-    /// Nanoseconds at which [`tend`](Self::tend) has something to do; `u64::MAX`: nothing.
+    /// Nanoseconds at which [`advance`](Self::advance) has something to do; `u64::MAX`: nothing.
     due: AtomicU64,
     /// How often the list of instances has changed.
     generation: AtomicU64,
     pub(crate) load: Arc<Load>,
     pub(crate) environment: Environment,
+    /// A timer calls `advance`; else requests do what is due.
+    is_driven: bool,
     not_synced: AtomicU64,
     no_instances: AtomicU64,
     none_available: AtomicU64,
@@ -95,6 +96,18 @@ impl LoadBalancer {
         config: LoadBalancerConfig,
         environment: Environment,
         seed: u64,
+    ) -> Self {
+        let is_driven = environment.wake.is_some();
+        Self::driven(service, config, environment, seed, is_driven)
+    }
+
+    /// The same for a balancer of a directory, whose wake notes what is due even where no timer drives the directory.
+    pub(crate) fn driven(
+        service: ServiceName,
+        config: LoadBalancerConfig,
+        environment: Environment,
+        seed: u64,
+        is_driven: bool,
     ) -> Self {
         let turn = Arc::new(Turn::starting_at(seed));
         let load = Arc::new(Load::new(Arc::clone(&environment.clock)));
@@ -127,6 +140,7 @@ impl LoadBalancer {
             generation: AtomicU64::new(0),
             load,
             environment,
+            is_driven,
             not_synced: AtomicU64::new(0),
             no_instances: AtomicU64::new(0),
             none_available: AtomicU64::new(0),
@@ -345,6 +359,8 @@ impl LoadBalancer {
         let changed = change(&mut writer.overrides, now);
         if is_registered {
             self.republish(&mut writer);
+        } else {
+            self.plan(&mut writer, now);
         }
         Ok(changed)
     }
@@ -365,45 +381,6 @@ impl LoadBalancer {
     #[must_use]
     pub fn take_ended(&self) -> Vec<Ended> {
         self.write().overrides.take_ended()
-    }
-
-    /// Ends the overrides that are due, which [`advance`](Self::advance) does as well, and returns when the next one ends.
-    pub fn end_overrides(&self, now: Timestamp) -> Option<Timestamp> {
-        let mut writer = self.write();
-        if writer.overrides.expire(now) {
-            self.republish(&mut writer);
-        }
-        writer.overrides.next_end()
-    }
-
-    /// Does what time has made due: tends health ([`tend`](Self::tend)), ends overrides, forgets addresses that left long ago, drops views that nobody looks at, notes
-    /// what was picked when (for the credit of reports without a lease). Returns when it should be called again, if anything is
-    /// left to do.
-    pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
-        let tend_at = self.tend(now);
-        let mut writer = self.write();
-        if writer.overrides.expire(now) {
-            self.republish(&mut writer);
-        }
-        let instances = self.shared.view.load().members.len();
-        writer.drop_retired(&self.shared.load);
-        writer.forget(now, instances);
-        let forgotten_at = writer.departed.front().map(|(left_at, _, _)| *left_at + REMEMBERED_FOR);
-        let retry_drop = (!writer.retired.is_empty()).then_some(now + Duration::from_secs(1));
-        let override_ends = writer.overrides.next_end();
-        self.settle(&writer);
-        let present = writer.registered.values();
-        let departed = writer.departed.iter().map(|(_, _, live)| live);
-        let noted = |live: &&Arc<Live>| live.credit.note(live.picks.load(Ordering::Relaxed), now);
-        let noting = present.chain(departed).filter(noted).count();
-        let note_at = (noting > 0).then_some(now + report_credit::STEP);
-        let due = forgotten_at
-            .into_iter()
-            .chain(retry_drop)
-            .chain(override_ends)
-            .chain(tend_at)
-            .chain(note_at);
-        due.min()
     }
 
     /// How long the service has been without instances; `None` while it has any.

@@ -28,6 +28,7 @@ use crate::balancer::health::checks::{ActiveState, Check};
 use crate::balancer::instance::{Address, InstanceId, ServiceInstance};
 use crate::balancer::live::{Live, address_key};
 use crate::balancer::member::Member;
+use crate::balancer::report_credit;
 
 /// What one event, or the passing of time, changed of an address.
 type Taken = (Arc<Live>, [Option<Step>; 2]);
@@ -119,12 +120,20 @@ impl LoadBalancer {
         untold.into_iter().filter_map(told).collect()
     }
 
-    /// Does what time has made due in the health of instances: breakers become half open, trials expire, ramps rise, tables
-    /// follow. Returns when it should be called again; [`Wake`](crate::balancer::Wake) tells if that becomes sooner.
+    /// Does what time has made due: breakers become half open, trials expire, slow starts go on, views follow, overrides end,
+    /// addresses that left long ago are forgotten, and picks are noted for the credit of reports without a lease. Returns when
+    /// the next call is due; the [`Wake`](crate::balancer::Wake) asks for an earlier one.
     ///
-    /// Without anybody who drives the time ([`Environment::wake`](super::Environment)), requests that are acquired, leased, finished or reported do it.
-    pub fn tend(&self, now: Timestamp) -> Option<Timestamp> {
+    /// A balancer without a `Wake` does most of this by itself, with requests that are acquired, leased, finished or reported.
+    pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         let mut writer = self.write();
+        let next = self.tend(&mut writer, now);
+        let house = self.keep_house(&mut writer, now);
+        next.into_iter().chain(house).min()
+    }
+
+    /// The part of [`advance`](Self::advance) that picks depend on.
+    fn tend(&self, writer: &mut Writer, now: Timestamp) -> Option<Timestamp> {
         let view = self.shared.view.load_full();
         let usual = self.shared.load.usual(&view.config);
         let mut taken = Vec::new();
@@ -137,33 +146,59 @@ impl LoadBalancer {
         });
         drop(view);
         if !taken.is_empty() {
-            self.take_steps(&mut writer, &taken, now);
+            self.take_steps(writer, &taken, now);
         }
         if writer.upkeep.ramp_step.is_some_and(|step| step <= now) {
             writer.upkeep.stale = true;
         }
-        if writer.upkeep.stale && writer.upkeep.ready_at() <= now {
-            self.republish(&mut writer);
+        let ended = writer.overrides.expire(now);
+        if ended || writer.upkeep.stale && writer.upkeep.ready_at() <= now {
+            self.republish(writer);
         }
-        let next = self.next(&mut writer, now);
+        let next = self.next(writer, now);
         self.shared.due.store(nanos_of(next), Ordering::Relaxed);
         next
     }
 
-    /// Does what is due, where nobody else does.
+    /// The part of [`advance`](Self::advance) that no pick waits for: at most once in each [step](report_credit::STEP) of the
+    /// credit of reports. Returns when the next step begins, while there is anything to keep.
+    fn keep_house(&self, writer: &mut Writer, now: Timestamp) -> Option<Timestamp> {
+        let next = report_credit::next_step(now);
+        if writer.upkeep.kept_house_until < next {
+            writer.upkeep.kept_house_until = next;
+            let instances = self.shared.view.load().members.len();
+            writer.drop_retired(&self.shared.load);
+            writer.forget(now, instances);
+            self.settle(writer);
+            let departed = writer.departed.iter().map(|(_, _, live)| live);
+            for live in writer.registered.values().chain(departed) {
+                live.credit.note(live.picks.load(Ordering::Relaxed), now);
+            }
+        }
+        let is_empty = writer.registered.is_empty() && writer.departed.is_empty() && writer.retired.is_empty();
+        (!is_empty).then_some(next)
+    }
+
+    /// Whether there is something to tell: transitions of health, or overrides that ended.
+    pub(crate) fn has_news(&self) -> bool {
+        let writer = self.write();
+        !writer.upkeep.untold.is_empty() || writer.overrides.has_ended()
+    }
+
+    /// Does what is due, where no timer does.
     pub(crate) fn catch_up(&self) {
         let due = self.shared.due.load(Ordering::Relaxed);
-        if due != u64::MAX && self.shared.environment.wake.is_none() {
+        if due != u64::MAX && !self.shared.is_driven {
             let now = self.shared.environment.clock.now();
             if due <= now.as_nanos() {
-                self.tend(now);
+                self.tend(&mut self.write(), now);
             }
         }
     }
 
     pub(super) fn wake(&self) {
         if let Some(wake) = &self.shared.environment.wake {
-            wake.wake(&self.shared.service);
+            wake.wake();
         }
     }
 
@@ -243,10 +278,13 @@ impl LoadBalancer {
         }
     }
 
-    /// Wakes whoever drives the time if there is something to tell, or due sooner than was said.
+    /// Wakes the timer if there is something to tell, or something is due earlier than `advance` returned.
     pub(super) fn plan(&self, writer: &mut Writer, now: Timestamp) {
         let due = nanos_of(self.next(writer, now));
-        if due < self.shared.due.swap(due, Ordering::Relaxed) || !writer.upkeep.untold.is_empty() {
+        if due < self.shared.due.swap(due, Ordering::Relaxed)
+            || !writer.upkeep.untold.is_empty()
+            || writer.overrides.has_ended()
+        {
             self.wake();
         }
     }
@@ -278,7 +316,8 @@ impl LoadBalancer {
         upkeep.ramp_step = steps.min();
         let judged = upkeep.stirring.values().filter_map(|live| live.next(&view.config, now));
         let tables = upkeep.stale.then(|| upkeep.ready_at());
-        judged.chain(tables).chain(upkeep.ramp_step).min()
+        let due = judged.chain(tables).chain(upkeep.ramp_step).min();
+        due.into_iter().chain(writer.overrides.next_end()).min()
     }
 }
 

@@ -160,6 +160,8 @@ pub(super) struct Upkeep {
     /// When the present view was made, and how long that took.
     pub(super) built_at: Option<Timestamp>,
     pub(super) build_time: Duration,
+    /// When the next step of housekeeping begins.
+    pub(super) kept_house_until: Timestamp,
     /// The service has answered a pick.
     pub(super) served: bool,
     /// By address.
