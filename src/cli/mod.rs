@@ -1,13 +1,16 @@
 //! The command line: what is typed becomes a call, what comes of it becomes an exit code.
 //!
-//! Data goes to stdout, talk to stderr. `run` and `demo` start an agent in this process; every other command but `check` asks
-//! one that is already running, over HTTP like any other client, and knows of it only what its answers say.
+//! Data goes to stdout, talk to stderr. `run` and `demo` start an agent in this process. `check`, `completions` and `man` need no
+//! agent. Every other command asks one that is already running, over HTTP like any other client, and knows of it only what its
+//! answers say.
 
 mod agent_client;
 mod check;
+mod completions;
 mod demo;
 mod explain;
 mod healthcheck;
+mod man;
 mod output;
 mod overrides;
 mod pick;
@@ -79,6 +82,8 @@ enum Command {
     Weight(overrides::WeightArguments),
     Check(check::CheckArguments),
     Healthcheck(healthcheck::HealthcheckArguments),
+    Completions(completions::CompletionsArguments),
+    Man(man::ManArguments),
 }
 
 impl Cli {
@@ -106,6 +111,8 @@ impl Cli {
             Command::Weight(arguments) => overrides::execute(&arguments.request()).into(),
             Command::Check(arguments) => check::execute(&arguments).into(),
             Command::Healthcheck(arguments) => healthcheck::execute(&arguments).into(),
+            Command::Completions(arguments) => completions::execute(&arguments).into(),
+            Command::Man(arguments) => man::execute(&arguments).into(),
         }
     }
 }
