@@ -12,6 +12,7 @@
 //! whose task ends early is started again; a listener that ends early ends the agent.
 
 mod health;
+mod service_manager;
 
 use std::collections::HashMap;
 use std::io;
@@ -43,6 +44,7 @@ use crate::metrics::Metrics;
 use crate::probe::{Checked, Prober};
 
 use health::{Checks, Woken};
+pub use service_manager::ServiceManager;
 
 /// Updates that may wait for the loop; a watcher that is faster waits itself.
 const QUEUE: usize = 1_024;
@@ -114,6 +116,7 @@ pub struct Agent {
     hosts: AllowedHosts,
     listeners: Vec<(Listen, Listener)>,
     woken: Arc<Woken>,
+    service_manager: ServiceManager,
 }
 
 impl Agent {
@@ -154,7 +157,15 @@ impl Agent {
             hosts,
             listeners,
             woken,
+            service_manager: ServiceManager::default(),
         })
+    }
+
+    /// Has this service manager told when the agent is up, reloads and stops. Without it, none is.
+    #[must_use]
+    pub fn with_service_manager(mut self, service_manager: ServiceManager) -> Self {
+        self.service_manager = service_manager;
+        self
     }
 
     /// The addresses it is bound to, in the order of the configuration.
@@ -198,6 +209,7 @@ impl Agent {
             names: HashMap::new(),
             tries: JoinSet::new(),
             stop_timers: CancellationToken::new(),
+            service_manager: self.service_manager,
         };
         running.start_sources(&self.config.sources)?;
         running.checks.configure(&self.config, &running.woken);
@@ -207,6 +219,7 @@ impl Agent {
         for (configured, listener) in self.listeners {
             running.serve(configured, listener);
         }
+        running.service_manager.ready();
         let outcome = running.work(&mut inbox, reload, &stop).await;
         running.shut_down().await;
         outcome
@@ -289,6 +302,7 @@ struct Running {
     stop_timers: CancellationToken,
     woken: Arc<Woken>,
     checks: Arc<Checks>,
+    service_manager: ServiceManager,
 }
 
 impl Running {
@@ -304,6 +318,9 @@ impl Running {
         housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut config_check = time::interval(CONFIG_CHECK);
         config_check.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let alive_every = self.service_manager.alive_every();
+        let mut alive = time::interval(alive_every.unwrap_or(TICK));
+        alive.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut file = ConfigFile::new(reload.layers.file.clone());
         let mut next: Option<Timestamp> = None;
         let ordered = Arc::clone(&self.api.admin.ordered);
@@ -334,7 +351,9 @@ impl Running {
                 _ = tick.tick() => {
                     self.reconciler.notice_absence(self.clock.now());
                     self.try_held();
+                    self.service_manager.tell_status(&self.api.directory.sources());
                 }
+                _ = alive.tick(), if alive_every.is_some() => self.service_manager.alive(),
                 _ = housekeeping.tick() => {
                     self.api.directory.advance(self.clock.now());
                     override_ends = self.end_overrides();
@@ -606,11 +625,13 @@ impl Running {
 
     /// Reads the configuration again and acts on it, all or nothing.
     async fn reload(&mut self, layers: &Layers, why: &'static str) {
+        self.service_manager.reloading();
         let outcome = match Config::load(layers) {
             Ok(config) => self.reconfigure(config).await.map_err(anyhow::Error::from),
             Err(error) => Err(ConfigError::into(error)),
         };
         self.api.metrics.set_reload_successful(outcome.is_ok());
+        self.service_manager.reloaded(outcome.is_ok());
         match outcome {
             Ok(()) => tracing::info!(why, "configuration reloaded"),
             Err(error) => {
@@ -689,6 +710,7 @@ impl Running {
 
     async fn shut_down(mut self) {
         tracing::info!("shutting down");
+        self.service_manager.stopping();
         self.api.readiness.drain();
         self.stop_timers.cancel();
         for source in &self.sources {

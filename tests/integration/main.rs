@@ -26,6 +26,7 @@ mod judgement;
 mod leases;
 mod lifecycle;
 mod overrides;
+mod service_manager;
 mod slow_clients;
 mod support;
 mod two_registries;
