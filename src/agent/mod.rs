@@ -21,6 +21,7 @@
 //! | [`reload`] | reads the configuration again, and applies it |
 //! | [`timer`] | advances the core when it is due, and passes on its news |
 //! | [`leases`] | the lease key |
+//! | [`service_manager`] | tells systemd when the agent is up, reloads and stops |
 //! | [`checks`] | tells the prober which instances to check |
 //! | [`transitions`] | log lines for health transitions and ended overrides |
 
@@ -28,6 +29,7 @@ mod checks;
 mod leases;
 mod listeners;
 mod reload;
+mod service_manager;
 mod sources;
 mod tasks;
 mod timer;
@@ -56,6 +58,7 @@ use listeners::ServingListener;
 use reload::ConfigFile;
 pub use reload::Reload;
 use reload::ReloadCause;
+pub use service_manager::ServiceManager;
 use sources::{ConnectionTest, WatchedSource};
 use tasks::{Background, Tasks};
 use timer::Timer;
@@ -114,6 +117,7 @@ pub struct Agent {
     hosts: AllowedHosts,
     listeners: Vec<(Listen, Listener)>,
     timer: Arc<Timer>,
+    service_manager: ServiceManager,
 }
 
 impl Agent {
@@ -153,7 +157,16 @@ impl Agent {
             hosts,
             listeners: bound,
             timer,
+            service_manager: ServiceManager::default(),
         })
+    }
+
+    /// Tells this service manager when the agent is up, reloads and stops. By default the agent
+    /// tells none.
+    #[must_use]
+    pub fn with_service_manager(mut self, service_manager: ServiceManager) -> Self {
+        self.service_manager = service_manager;
+        self
     }
 
     /// The bound addresses, in the order of the configuration.
@@ -197,6 +210,7 @@ impl Agent {
             tasks: Tasks::default(),
             connection_tests: JoinSet::new(),
             stop_background: CancellationToken::new(),
+            service_manager: self.service_manager,
         };
         running.start_sources(&self.config.sources)?;
         running.check_plans.configure(&self.config, &running.api.directory);
@@ -206,6 +220,7 @@ impl Agent {
         for (configured, listener) in self.listeners {
             running.serve(configured, listener);
         }
+        running.service_manager.ready();
         let outcome = running.work(&mut inbox, reload, &stop).await;
         running.shut_down().await;
         outcome
@@ -228,6 +243,7 @@ struct Running {
     stop_background: CancellationToken,
     timer: Arc<Timer>,
     check_plans: Arc<CheckPlans>,
+    service_manager: ServiceManager,
 }
 
 impl Running {
@@ -239,6 +255,8 @@ impl Running {
     ) -> Result<(), AgentError> {
         let mut tick = interval(TICK);
         let mut config_check = interval(CONFIG_CHECK);
+        let alive_every = self.service_manager.alive_every();
+        let mut alive = interval(alive_every.unwrap_or(TICK));
         let mut file = ConfigFile::new(reload.layers.file.clone());
         let mut reconcile_at: Option<Timestamp> = None;
         loop {
@@ -264,7 +282,9 @@ impl Running {
                 _ = tick.tick() => {
                     self.reconciler.notice_absence(self.clock.now());
                     self.test_held_instances();
+                    self.service_manager.tell_status(&self.api.directory.sources());
                 }
+                _ = alive.tick(), if alive_every.is_some() => self.service_manager.alive(),
                 _ = config_check.tick(), if file.is_named() => {
                     if file.changed().await {
                         self.reload(&reload.layers, ReloadCause::FileChanged).await;
@@ -282,6 +302,7 @@ impl Running {
 
     async fn shut_down(mut self) {
         tracing::info!("shutting down");
+        self.service_manager.stopping();
         self.api.readiness.drain();
         self.stop_background.cancel();
         for source in &self.sources {

@@ -39,11 +39,13 @@ impl Running {
     /// previous configuration stays.
     pub(super) async fn reload(&mut self, layers: &Layers, cause: ReloadCause) {
         let why = cause.as_str();
+        self.service_manager.reloading();
         let outcome = match Config::load(layers) {
             Ok(config) => self.apply(config).await.map_err(anyhow::Error::from),
             Err(error) => Err(ConfigError::into(error)),
         };
         self.api.metrics.set_reload_successful(outcome.is_ok());
+        self.service_manager.reloaded(outcome.is_ok());
         match outcome {
             Ok(()) => tracing::info!(why, "configuration reloaded"),
             Err(error) => {

@@ -1,14 +1,16 @@
 //! The command line: arguments become calls, and results become exit codes.
 //!
 //! Data goes to stdout, messages go to stderr. `run` and `demo` start an agent in this process.
-//! `check` needs no agent. All other commands send a request to a running agent, over HTTP like any
-//! other client, and rely only on its answers.
+//! `check`, `completions` and `man` need no agent. All other commands send a request to a running
+//! agent, over HTTP like any other client, and rely only on its answers.
 
 mod agent_client;
 mod check;
+mod completions;
 mod demo;
 mod explain;
 mod healthcheck;
+mod man;
 mod output;
 mod overrides;
 mod pick;
@@ -85,6 +87,8 @@ enum Command {
     Weight(overrides::WeightArguments),
     Check(check::CheckArguments),
     Healthcheck(healthcheck::HealthcheckArguments),
+    Completions(completions::CompletionsArguments),
+    Man(man::ManArguments),
 }
 
 impl Cli {
@@ -113,6 +117,8 @@ impl Cli {
             Command::Weight(arguments) => overrides::execute(&arguments.request()).into(),
             Command::Check(arguments) => check::execute(&arguments).into(),
             Command::Healthcheck(arguments) => healthcheck::execute(&arguments).into(),
+            Command::Completions(arguments) => completions::execute(&arguments).into(),
+            Command::Man(arguments) => man::execute(&arguments).into(),
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Exit;
 use super::output::{bare_message, message};
-use crate::agent::{Agent, Reload};
+use crate::agent::{Agent, Reload, ServiceManager};
 use crate::balancer::LoadBalancingStrategy;
 use crate::config::{self, Config, ConsulAddress, EtcdAddress, Layers, Listen, Overrides};
 use crate::telemetry::{self, TelemetryError};
@@ -178,6 +178,7 @@ pub(super) async fn run(agent: Agent, layers: Layers) -> anyhow::Result<()> {
         layers,
         requests: inbox,
     };
+    let agent = agent.with_service_manager(ServiceManager::from_environment());
     let mut running = std::pin::pin!(agent.run(reload, stop.clone()));
     loop {
         tokio::select! {

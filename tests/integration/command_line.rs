@@ -315,6 +315,8 @@ fn help_opens_with_examples() {
         &["services"],
         &["check"],
         &["healthcheck"],
+        &["completions"],
+        &["man"],
     ] {
         let (code, help, talk) = outcome(pickd().args(words).arg("--help").output().unwrap());
         assert_eq!((code, talk.as_str()), (0, ""));
@@ -326,6 +328,68 @@ fn help_opens_with_examples() {
     assert_eq!((code, version), (0, format!("pickd {}\n", env!("CARGO_PKG_VERSION"))));
     assert_eq!(command(["dance"]).status.code(), Some(2));
     assert_eq!(command::<&str>([]).status.code(), Some(2));
+}
+
+/// What bash offers for the last of these words, with the script that `pickd completions bash` prints.
+fn completed(words: &[&str]) -> Vec<String> {
+    let script = r#"
+        source <("$PROGRAM" completions bash)
+        complete -p pickd >&2
+        COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+        _pickd pickd "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let output = Command::new("bash")
+        .args(["-c", script, "bash"])
+        .args(words)
+        .env("PROGRAM", env!("CARGO_BIN_EXE_pickd"))
+        .output()
+        .unwrap();
+    let (code, data, talk) = outcome(output);
+    assert_eq!(code, 0, "{talk}");
+    assert!(talk.starts_with("complete ") && talk.contains("-F _pickd"), "{talk}");
+    data.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_completes_commands_flags_and_values() {
+    assert_eq!(completed(&["pickd", "hea"]), ["healthcheck"]);
+    assert_eq!(completed(&["pickd", "run", "--etcd-p"]), ["--etcd-prefix"]);
+    assert_eq!(
+        completed(&["pickd", "run", "--strategy", "least_"]),
+        ["least_connections", "least_response_time"]
+    );
+    assert_eq!(completed(&["pickd", "completions", "f"]), ["fish"]);
+}
+
+#[test]
+fn a_completion_script_is_for_a_shell_that_is_known() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, script, talk) = outcome(command(["completions", shell]));
+        assert_eq!((code, talk.as_str()), (0, ""), "{shell}");
+        assert!(script.contains("healthcheck"), "{shell}");
+    }
+    for words in [&["completions", "tcsh"][..], &["completions"]] {
+        assert_eq!(command(words).status.code(), Some(2), "{words:?}");
+    }
+}
+
+#[test]
+fn a_manual_page_is_printed_and_all_of_them_are_written() {
+    let (code, page, talk) = outcome(command(["man"]));
+    assert_eq!((code, talk.as_str()), (0, ""));
+    assert!(page.contains(".TH pickd 1 "), "{page}");
+    let folder = Folder::new();
+    let pages = folder.path("man1");
+    let (code, data, talk) = outcome(command(["man", "--directory", pages.to_str().unwrap()]));
+    assert_eq!((code, data.as_str(), talk.as_str()), (0, "", ""));
+    assert_eq!(std::fs::read_to_string(pages.join("pickd.1")).unwrap(), page);
+    let (_, page, _) = outcome(command(["man", "run"]));
+    assert_eq!(std::fs::read_to_string(pages.join("pickd-run.1")).unwrap(), page);
+    let (code, _, talk) = outcome(command(["man", "dance"]));
+    assert_eq!((code, talk.as_str()), (2, "pickd: there is no command \"dance\"\n"));
+    let (code, _, talk) = outcome(command(["man", "--directory", "/dev/null"]));
+    assert!(code == 1 && talk.starts_with("pickd: /dev/null: "), "{talk}");
 }
 
 /// A demo that has printed the commands to try.

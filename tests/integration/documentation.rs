@@ -336,6 +336,8 @@ fn every_variable_and_flag_is_documented_and_every_documented_one_is_one() {
         "weight",
         "check",
         "healthcheck",
+        "completions",
+        "man",
     ] {
         known.extend(variables(&help(command)));
     }

@@ -30,6 +30,7 @@ mod leases;
 mod lifecycle;
 mod monitoring;
 mod overrides;
+mod service_manager;
 mod slow_clients;
 mod support;
 mod two_registries;

@@ -24,6 +24,7 @@ pub(crate) fn pickd() -> Command {
         if text.starts_with("PICKD_")
             || text.starts_with("CONSUL_")
             || text.starts_with("ETCDCTL_")
+            || matches!(&*text, "NOTIFY_SOCKET" | "WATCHDOG_USEC" | "WATCHDOG_PID")
             || text.to_lowercase().ends_with("_proxy")
         {
             command.env_remove(name);
