@@ -15,8 +15,8 @@
 use std::hash::{Hash, Hasher};
 
 use super::client::{Answer, AskError};
+use super::query::Verdict;
 use super::schedule::{Consistency, Doubt, Leader, Mode, Request, Schedule, Service, Target, Told};
-use super::topic::Verdict;
 use super::wire::{self, Catalog, Head, Listing};
 use crate::balancer::{ServiceInstance, ServiceName, Timestamp};
 use crate::discovery::{Reading, Reason, Trust, Update, WatchError};
@@ -35,7 +35,7 @@ impl Schedule {
             Target::Catalog => self.catalog.landed(request.number),
             Target::Service(name) => {
                 if let Some(service) = self.services.get_mut(name) {
-                    service.topic.landed(request.number);
+                    service.query.landed(request.number);
                 }
             }
         }
@@ -68,7 +68,7 @@ impl Schedule {
                     self.services
                         .get_mut(name)
                         .into_iter()
-                        .for_each(|service| service.topic.by(now));
+                        .for_each(|service| service.query.by(now));
                 }
             }
             return;
@@ -123,7 +123,7 @@ impl Schedule {
         let names: Vec<_> = self.services.keys().cloned().collect();
         for name in names {
             if let Some(service) = self.services.get_mut(&name) {
-                service.topic.broken(now);
+                service.query.broken(now);
                 service.doubt = None;
             }
             self.requeue(&name);
@@ -231,7 +231,7 @@ impl Schedule {
             };
             if let Some(service) = self.services.get_mut(&name) {
                 if !service.listed || service.missing || service.tags != tags {
-                    service.topic.by(now);
+                    service.query.by(now);
                 }
                 (service.listed, service.missing, service.tags) = (true, false, tags);
                 if self.leaving.remove(&name) {
@@ -259,7 +259,7 @@ impl Schedule {
             };
             if trust == Trust::AdditionsOnly {
                 service.missing = true;
-                service.topic.by(now);
+                service.query.by(now);
             } else {
                 self.left(&name);
             }
@@ -271,7 +271,7 @@ impl Schedule {
     fn left(&mut self, name: &ServiceName) {
         if let Some(service) = self.services.get_mut(name) {
             (service.listed, service.missing, service.doubt) = (false, false, None);
-            service.topic.forget();
+            service.query.forget();
         }
         self.doubted.remove(name);
         self.leaving.insert(name.clone());
@@ -336,7 +336,7 @@ impl Schedule {
             self.tell(&name, &[], Trust::AdditionsOnly, doubt.read_at);
             self.settled(&name);
             if let Some(service) = self.services.get_mut(&name) {
-                service.topic.by(now + delay);
+                service.query.by(now + delay);
                 self.requeue(&name);
             }
         }
@@ -355,14 +355,14 @@ impl Schedule {
         let Some(service) = self.services.get_mut(name).filter(|service| service.listed) else {
             return;
         };
-        let had_gap = service.topic.has_gap();
-        let verdict = service.topic.judge(request, head, body, next, now);
-        if !had_gap && service.topic.has_gap() {
+        let had_gap = service.query.has_gap();
+        let verdict = service.query.judge(request, head, body, next, now);
+        if !had_gap && service.query.has_gap() {
             // A server that lags, or a snapshot: the catalog tells.
             self.catalog.by(now);
         }
         let Verdict::Believed { same } = verdict else { return };
-        let trust = service.topic.trust(lagging || head.filtered, now);
+        let trust = service.query.trust(lagging || head.filtered, now);
         if same && service.has_told(trust) {
             return;
         }
@@ -405,7 +405,7 @@ impl Schedule {
             return;
         };
         // The body is not acted upon yet: an equal one has to be looked at again.
-        service.topic.forget_body();
+        service.query.forget_body();
         service.doubt = Some(Doubt {
             from: self.number,
             trust,
@@ -437,7 +437,7 @@ impl Schedule {
         let Some(service) = self.services.get_mut(name) else {
             return;
         };
-        service.topic.forget();
+        service.query.forget();
         service.failures = service.failures.saturating_add(1);
         let failures = service.failures;
         let delay = self.retry_delay(failures);
@@ -450,7 +450,7 @@ impl Schedule {
             self.settled(name);
         }
         if let Some(service) = self.services.get_mut(name) {
-            service.topic.by(now + delay);
+            service.query.by(now + delay);
         }
     }
 

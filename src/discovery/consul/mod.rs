@@ -4,7 +4,7 @@
 //!                 ┌────────────────── ConsulWatcher::next ──────────────────┐
 //! schedule.rs ────┤ request ─► client.rs ─► Consul ─► answer ─► answers.rs ─┼─► Update
 //! (what to ask)   └───────────────── in flight, as futures ─────────────────┘
-//! topic.rs: at which index, how often, and whether an answer is believed      wire.rs: what its JSON means
+//! query.rs: at which index, how often, and whether an answer is believed      wire.rs: what its JSON means
 //! ```
 //!
 //! Consul's blocking queries are hints. They can sleep through a change (an instance registered under another service name),
@@ -16,11 +16,9 @@
 
 mod answers;
 mod client;
+mod query;
 mod schedule;
-#[cfg(test)]
-mod schedule_tests;
 mod settings;
-mod topic;
 mod wire;
 
 use std::pin::Pin;

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::SOURCE;
-use super::client::{Answer, AskError};
-use super::schedule::{Consistency, Mode, Request, Schedule, Target};
-use super::settings::Settings;
-use super::wire::Head;
+use super::super::SOURCE;
+use super::super::client::{Answer, AskError};
+use super::super::settings::Settings;
+use super::super::wire::Head;
+use super::{Consistency, Mode, Request, Schedule, Target};
 use crate::balancer::{SourceStatus, Timestamp};
 use crate::discovery::{CONFIRM_AFTER, Reason, Trust, Update};
 

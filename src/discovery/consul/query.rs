@@ -21,15 +21,15 @@ use super::wire::Head;
 use crate::balancer::Timestamp;
 use crate::discovery::{CONFIRM_AFTER, Trust};
 
-/// The wait of a topic's first long poll; it doubles each time one is waited out. An agent that is restarted again and
+/// The wait of a query's first long poll; it doubles each time one is waited out. An agent that is restarted again and
 /// again leaves polls behind that Consul goes on counting, and these should be short.
 pub(super) const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// Two questions at once, then one every quarter of a second: nothing is delayed while it is quiet, and checks that change
 /// their output a hundred times a second cost a handful of answers.
 const QUESTIONS: (Duration, u32) = (Duration::from_millis(250), 2);
 
-/// What is known of one topic, apart from its content.
-pub(super) struct Topic {
+/// What is known of one query, apart from its content.
+pub(super) struct Query {
     /// The index of the last believed answer, if it had one.
     index: Option<NonZeroU64>,
     /// Whether that index is in doubt: nothing waits there until a read has told.
@@ -66,7 +66,7 @@ pub(super) enum Verdict {
     Doubted,
 }
 
-impl Topic {
+impl Query {
     /// Nothing is known yet; due now. With a `gap`, the first reading is owed a second look.
     pub(super) fn new(gap: bool, now: Timestamp) -> Self {
         Self {
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_wait_doubles_each_time_it_is_waited_out() {
-        let (mut topic, mut now) = (Topic::new(false, at(0.0)), at(0.0));
+        let (mut query, mut now) = (Query::new(false, at(0.0)), at(0.0));
         let head = Head {
             index: NonZeroU64::new(7),
             known_leader: true,
@@ -343,16 +343,16 @@ mod tests {
             }
         };
         assert_eq!(
-            topic.judge(&ask(Mode::Read), &head, 1, 2, now),
+            query.judge(&ask(Mode::Read), &head, 1, 2, now),
             Verdict::Believed { same: false }
         );
         for _ in 0..6 {
             now = now + Duration::from_secs(100);
-            let (index, wait) = topic.start_poll(9, Duration::from_secs(55), now).unwrap();
+            let (index, wait) = query.start_poll(9, Duration::from_secs(55), now).unwrap();
             waits.push(wait.as_secs());
             let poll = ask(Mode::Poll { index, wait });
-            topic.landed(9);
-            assert_eq!(topic.judge(&poll, &head, 1, 9, now), Verdict::Doubted);
+            query.landed(9);
+            assert_eq!(query.judge(&poll, &head, 1, 9, now), Verdict::Doubted);
         }
         assert_eq!(waits, [5, 10, 20, 40, 55, 55]);
     }

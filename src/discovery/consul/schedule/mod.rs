@@ -17,8 +17,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::query::{Bucket, Query};
 use super::settings::{MAX_WATCHES, Names, Settings};
-use super::topic::{Bucket, Topic};
 use crate::balancer::{ServiceName, SourceStatus, Timestamp};
 use crate::discovery::{Trust, Update, WatchError};
 
@@ -79,7 +79,7 @@ pub(super) enum Consistency {
 
 /// One service.
 pub(super) struct Service {
-    pub(super) topic: Topic,
+    pub(super) query: Query,
     /// Its place in the queue of reads.
     queued: Option<Timestamp>,
     /// Fingerprint of its tags in the catalog.
@@ -151,7 +151,7 @@ pub(super) struct Schedule {
     /// Until then, everything is asked of the leader: the servers beside us lag.
     pub(super) ask_leader_until: Option<Timestamp>,
 
-    pub(super) catalog: Topic,
+    pub(super) catalog: Query,
     /// Whether the catalog leaves out what the token may not see.
     pub(super) filtered: bool,
     /// Names in the catalog that no service can have here.
@@ -201,7 +201,7 @@ impl Schedule {
             probing: true,
             leader: Leader::Known,
             ask_leader_until: None,
-            catalog: Topic::new(true, now),
+            catalog: Query::new(true, now),
             filtered: false,
             unusable: BTreeSet::new(),
             services: BTreeMap::new(),
@@ -247,7 +247,7 @@ impl Schedule {
                 self.services
                     .get(name)
                     .filter(|service| service.listed)?
-                    .topic
+                    .query
                     .poll_ready_at()
             })
             .chain(self.catalog.poll_ready_at().filter(|_| self.may_poll()));
@@ -298,7 +298,7 @@ impl Schedule {
             }
             let name = name.clone();
             let number = self.number;
-            let started = self.services.get_mut(&name)?.topic.start_read(number, now);
+            let started = self.services.get_mut(&name)?.query.start_read(number, now);
             self.requeue(&name);
             if started {
                 return Some(self.send(Target::Service(name), Mode::Read, now));
@@ -321,7 +321,7 @@ impl Schedule {
             let Some(service) = self.services.get_mut(name).filter(|service| service.listed) else {
                 continue;
             };
-            if let Some((index, wait)) = service.topic.start_poll(self.number, self.wait, now) {
+            if let Some((index, wait)) = service.query.start_poll(self.number, self.wait, now) {
                 let name = name.clone();
                 return Some(self.send_poll(Target::Service(name), index, wait, now));
             }
@@ -369,7 +369,7 @@ impl Schedule {
         let Some(service) = self.services.get_mut(name) else {
             return;
         };
-        let due = service.topic.due().filter(|_| service.listed);
+        let due = service.query.due().filter(|_| service.listed);
         if service.queued == due {
             return;
         }
@@ -385,7 +385,7 @@ impl Schedule {
     /// Takes a service up.
     pub(super) fn add(&mut self, name: ServiceName, tags: u64, gap: bool, now: Timestamp) {
         let service = Service {
-            topic: Topic::new(gap, now),
+            query: Query::new(gap, now),
             queued: None,
             tags,
             listed: true,
@@ -410,7 +410,7 @@ impl Schedule {
     pub(super) fn forget(&mut self, name: &ServiceName) {
         let over = |service: &Service| {
             let told = matches!(service.told, None | Some(Told::Gone(Trust::Steady)));
-            !service.listed && told && service.topic.is_idle()
+            !service.listed && told && service.query.is_idle()
         };
         if self.services.get(name).is_some_and(over) {
             self.services.remove(name);
@@ -423,13 +423,13 @@ impl Schedule {
         let Some(service) = self.services.get_mut(name) else {
             return;
         };
-        let will_poll = self.wanted.contains(name) && service.topic.can_be_watched() && !service.topic.has_poll();
-        let pause = if will_poll || service.topic.is_watching() {
+        let will_poll = self.wanted.contains(name) && service.query.can_be_watched() && !service.query.has_poll();
+        let pause = if will_poll || service.query.is_watching() {
             self.refresh.mul_f64(0.5 + self.rng.f64())
         } else {
             SWEEP_EVERY.mul_f64(0.8 + 0.2 * self.rng.f64())
         };
-        service.topic.by(now + pause);
+        service.query.by(now + pause);
     }
 
     /// The same for the catalog.
@@ -460,7 +460,7 @@ impl Schedule {
         self.walk_unwatched.set_interval(gap.max(per_service * services));
         let (mut watched, mut unwatched) = (false, false);
         for service in self.services.values() {
-            match service.topic.is_watching() {
+            match service.query.is_watching() {
                 true => watched = true,
                 false => unwatched = true,
             }
@@ -474,12 +474,12 @@ impl Schedule {
             let Some(service) = self.services.get_mut(&name) else {
                 continue;
             };
-            if if service.topic.is_watching() {
+            if if service.query.is_watching() {
                 read_watched
             } else {
                 read_unwatched
             } {
-                service.topic.by(now);
+                service.query.by(now);
                 self.requeue(&name);
             }
         }
@@ -518,3 +518,6 @@ impl Schedule {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
