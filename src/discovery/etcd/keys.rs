@@ -31,7 +31,7 @@ const PACE: Duration = Duration::from_millis(50);
 type Key = Arc<[u8]>;
 
 /// Everything below the prefixes.
-pub(super) struct View {
+pub(super) struct Keys {
     prefixes: Prefixes,
     status: Arc<SourceStatus>,
     keys: HashMap<Key, Known>,
@@ -87,7 +87,7 @@ struct Skipped {
     first: Option<String>,
 }
 
-impl View {
+impl Keys {
     pub(super) fn new(prefixes: Prefixes, status: Arc<SourceStatus>) -> Self {
         Self {
             prefixes,
@@ -408,7 +408,7 @@ mod tests {
 
     /// A view below `/s/`, and what it has told, as `id=port` by service.
     struct Bench {
-        view: View,
+        keys: Keys,
         status: Arc<SourceStatus>,
         now: Timestamp,
     }
@@ -417,7 +417,7 @@ mod tests {
         let status = Arc::new(SourceStatus::new(SOURCE, true, Box::new(|_| true)));
         let prefixes: Prefixes = [Prefix::new("/s/").unwrap()].into();
         Bench {
-            view: View::new(prefixes, Arc::clone(&status)),
+            keys: Keys::new(prefixes, Arc::clone(&status)),
             status,
             now: Timestamp::default(),
         }
@@ -469,7 +469,7 @@ mod tests {
         fn told(&mut self) -> Vec<String> {
             self.now = self.now + PACE;
             let mut told = Vec::new();
-            while let Some(update) = self.view.news(self.now) {
+            while let Some(update) = self.keys.news(self.now) {
                 let trust = |trust| match trust {
                     Trust::Steady => "",
                     Trust::AfterGap => "?",
@@ -492,11 +492,11 @@ mod tests {
         }
 
         fn replace(&mut self, revision: i64, pairs: &[(&str, u16, i64)]) {
-            self.view.replace(listing(revision, pairs), Trust::AfterGap, self.now);
+            self.keys.replace(listing(revision, pairs), Trust::AfterGap, self.now);
         }
 
         fn follow(&mut self, events: Vec<Event>) {
-            self.view.follow(events, self.now);
+            self.keys.follow(events, self.now);
         }
     }
 
@@ -506,12 +506,12 @@ mod tests {
         assert_eq!(bench.told(), [""; 0]);
         bench.replace(9, &[("web/a", 1, 3), ("web/b", 2, 4), ("mail/m", 3, 5)]);
         let now = bench.now;
-        let first: Vec<_> = std::iter::from_fn(|| bench.view.news(now)).collect();
+        let first: Vec<_> = std::iter::from_fn(|| bench.keys.news(now)).collect();
         assert_eq!(first.len(), 3);
         assert_eq!(first[2], Update::Synced, "last");
         bench.replace(10, &[("web/a", 1, 3), ("web/b", 2, 4), ("mail/m", 3, 5)]);
         assert_eq!(bench.told(), [""; 0], "the same again is no news");
-        assert!(!bench.view.is_owed());
+        assert!(!bench.keys.is_owed());
     }
 
     #[test]
@@ -525,9 +525,9 @@ mod tests {
     fn what_one_member_remembers_is_told_but_is_not_everything() {
         let mut bench = bench();
         let remembered = listing(9, &[("web/a", 1, 3)]);
-        bench.view.replace(remembered, Trust::AdditionsOnly, bench.now);
+        bench.keys.replace(remembered, Trust::AdditionsOnly, bench.now);
         assert_eq!(bench.told(), ["web+ a=1"]);
-        assert!(!bench.view.is_listed());
+        assert!(!bench.keys.is_listed());
         bench.replace(12, &[("web/b", 2, 11)]);
         assert_eq!(bench.told(), ["synced", "web? b=2"]);
     }
@@ -596,13 +596,13 @@ mod tests {
         bench.told();
         bench.replace(4, &[("web/a", 1, 2), ("new/n", 5, 3)]);
         assert_eq!(bench.told(), ["mail? gone", "new? n=5", "web? a=1"]);
-        assert!(bench.view.is_owed());
+        assert!(bench.keys.is_owed());
         // In the meantime one of them changes: that is told at once, and owed all the same.
         bench.follow(vec![put("web/c", 6, 5)]);
         assert_eq!(bench.told(), ["web a=1,c=6"]);
-        bench.view.confirm(bench.now);
+        bench.keys.confirm(bench.now);
         assert_eq!(bench.told(), ["mail gone", "web a=1,c=6"]);
-        assert!(!bench.view.is_owed());
+        assert!(!bench.keys.is_owed());
     }
 
     #[test]
@@ -625,18 +625,18 @@ mod tests {
         for step in 0..200 {
             let now = start + Duration::from_millis(step);
             bench
-                .view
+                .keys
                 .follow(vec![put("web/a", 1 + step as u16, 2 + step as i64)], now);
-            while bench.view.news(now).is_some() {
+            while bench.keys.news(now).is_some() {
                 times.push(step);
             }
         }
         assert_eq!(times, [0, 50, 100, 150]);
-        assert_eq!(bench.view.due(), Some(start + Duration::from_millis(200)));
-        assert!(bench.view.news(start + Duration::from_millis(200)).is_some());
+        assert_eq!(bench.keys.due(), Some(start + Duration::from_millis(200)));
+        assert!(bench.keys.news(start + Duration::from_millis(200)).is_some());
         let later = start + Duration::from_secs(1);
-        bench.view.follow(vec![put("web/a", 9, 900)], later);
-        assert!(bench.view.news(later).is_some(), "at once");
+        bench.keys.follow(vec![put("web/a", 9, 900)], later);
+        assert!(bench.keys.news(later).is_some(), "at once");
     }
 
     #[test]
@@ -647,7 +647,7 @@ mod tests {
             &[("web/a", 1, 3), ("web/b", 2, 4), ("web/c", 3, 5), ("web/d", 4, 6)],
         );
         bench.told();
-        bench.view.expect_list();
+        bench.keys.expect_list();
         // After the list was read at 20: these are newer than it.
         bench.follow(vec![put("web/a", 11, 21), delete("web/b", 22), put("web/new", 5, 23)]);
         let read = listing(
@@ -655,7 +655,7 @@ mod tests {
             &[("web/a", 1, 3), ("web/b", 2, 4), ("web/d", 14, 15), ("web/e", 6, 16)],
         );
         assert_eq!(
-            bench.view.repair(read, bench.now),
+            bench.keys.repair(read, bench.now),
             3,
             "c is gone, d has changed, e is new"
         );
@@ -737,11 +737,11 @@ mod tests {
             // The second list is read at one revision, and compared when the watch has come to another, later one.
             let compared = compared.min(last).max(second);
             let mut bench = bench();
-            bench.view.replace(read_at(&states, first), Trust::AfterGap, bench.now);
+            bench.keys.replace(read_at(&states, first), Trust::AfterGap, bench.now);
             for (index, change) in changes.iter().enumerate() {
                 let revision = index + 2;
                 if revision == second {
-                    bench.view.expect_list();
+                    bench.keys.expect_list();
                 }
                 let (id, at) = (name(match change { Change::Put(key, _) | Change::Delete(key) => *key }), revision as i64);
                 let event = match change {
@@ -753,14 +753,14 @@ mod tests {
                     bench.follow(vec![event.clone(), event]);
                 }
                 if revision == compared {
-                    bench.view.repair(read_at(&states, second), bench.now);
+                    bench.keys.repair(read_at(&states, second), bench.now);
                 }
             }
             if compared < 2 {
-                bench.view.repair(read_at(&states, second), bench.now);
+                bench.keys.repair(read_at(&states, second), bench.now);
             }
             let mut known = BTreeMap::new();
-            for keys in bench.view.services.values() {
+            for keys in bench.keys.services.values() {
                 for instance in keys.values().flatten() {
                     known.insert(instance.id().to_string(), instance.port());
                 }

@@ -5,7 +5,7 @@
 //!   Idle ──► │ Opening: log in, list (pinned pages) ──► Subscribing ──► Following        │
 //!    ▲       │                  │ replace                            put, delete │  │     │
 //!    │       │                  ▼                                                ▼  │     │
-//!    │       │                view.rs ◄──────────── repair ◄── a list now and then ─┘     │
+//!    │       │                keys.rs ◄──────────── repair ◄── a list now and then ─┘     │
 //!    │       └──────────────────┬───────────────────────────────────────────────────┬────┘
 //!    │                          └─► Update                                          │
 //!    └───────────── compacted, rolled back, canceled, expired, silent, gone ◄───────┘
@@ -21,10 +21,10 @@
 //! none. Nothing is spawned here; the connection's own task is tonic's.
 
 mod client;
-mod follow;
 pub mod formats;
+mod keys;
 mod settings;
-mod view;
+mod watch_messages;
 mod wire;
 
 use std::pin::Pin;
@@ -35,8 +35,8 @@ pub use formats::{Format, InvalidPrefix, Prefix};
 pub use settings::{Password, Settings, User};
 
 use self::client::{Cause, Client, Feed, Link, NotOpened, Opened, Trouble};
-use self::follow::{Follow, Step};
-use self::view::View;
+use self::keys::Keys;
+use self::watch_messages::{Step, WatchMessages};
 use self::wire::{Listing, Message, Position};
 use super::{CONFIRM_AFTER, Trust, Update, WatchError, Watcher};
 use crate::balancer::{Clock, Source, SourceStatus, Timestamp};
@@ -112,7 +112,7 @@ pub struct EtcdWatcher {
     clock: Arc<dyn Clock>,
     status: Arc<SourceStatus>,
     refresh: Duration,
-    view: View,
+    keys: Keys,
     phase: Phase,
     /// The one in use, or to be used next.
     endpoint: usize,
@@ -144,7 +144,7 @@ enum Phase {
 struct Session {
     link: Link,
     feed: Feed,
-    follow: Follow,
+    messages: WatchMessages,
     since: Timestamp,
     second: Second,
     refresh_at: Timestamp,
@@ -180,7 +180,7 @@ impl EtcdWatcher {
         // Not all agents of a cluster on the same member.
         let endpoint = fastrand::usize(..client.endpoints());
         Ok(Self {
-            view: View::new(prefixes, Arc::clone(&status)),
+            keys: Keys::new(prefixes, Arc::clone(&status)),
             client,
             status,
             refresh: settings.refresh,
@@ -201,7 +201,7 @@ impl EtcdWatcher {
     fn start(&mut self, now: Timestamp) {
         match &mut self.phase {
             Phase::Idle if now >= self.not_before => {
-                let remember = !self.view.is_listed();
+                let remember = !self.keys.is_listed();
                 self.phase = Phase::Opening(Box::pin(self.client.open(self.endpoint, remember)));
             }
             Phase::Following(session) => {
@@ -216,7 +216,7 @@ impl EtcdWatcher {
                             _ if now >= session.refresh_at => Relist::Periodic,
                             _ => return,
                         };
-                        self.view.expect_list();
+                        self.keys.expect_list();
                         session.second = Second::Reading(why, Box::pin(session.link.list()));
                     }
                     Second::Settling(until, _) if now >= *until => {
@@ -245,7 +245,7 @@ impl EtcdWatcher {
                 second.into_iter().chain([session.progress_at]).min()
             }
         };
-        phase.into_iter().chain(self.view.due()).min()
+        phase.into_iter().chain(self.keys.due()).min()
     }
 
     /// Waits for the next thing to happen. Cancel safe.
@@ -295,7 +295,7 @@ impl EtcdWatcher {
                 if let Some(listing) = remembered {
                     tracing::warn!(source = %SOURCE, keys = listing.keys.len(), revision = listing.at.revision,
                         "no leader: starting with what one member remembers");
-                    self.view.replace(listing, Trust::AdditionsOnly, now);
+                    self.keys.replace(listing, Trust::AdditionsOnly, now);
                 }
                 self.not_opened(trouble);
             }
@@ -322,8 +322,8 @@ impl EtcdWatcher {
             revision = listing.at.revision, "listed");
         let at = listing.at;
         self.at = Some(at);
-        self.view.replace(listing, Trust::AfterGap, now);
-        self.confirm_at = self.view.is_owed().then(|| now + CONFIRM_AFTER);
+        self.keys.replace(listing, Trust::AfterGap, now);
+        self.confirm_at = self.keys.is_owed().then(|| now + CONFIRM_AFTER);
         let flight = Box::pin(link.follow(at.revision + 1));
         self.phase = Phase::Subscribing {
             link,
@@ -354,7 +354,7 @@ impl EtcdWatcher {
         self.phase = Phase::Following(Box::new(Session {
             link,
             feed,
-            follow: Follow::from(listed.0),
+            messages: WatchMessages::from(listed.0),
             since: listed.1,
             second: Second::None,
             refresh_at: now + self.refresh.mul_f64(jitter),
@@ -366,13 +366,13 @@ impl EtcdWatcher {
         let Phase::Following(session) = &mut self.phase else {
             return;
         };
-        match session.follow.take(message) {
+        match session.messages.take(message) {
             Step::Over(trouble) => self.broken(trouble, now),
             step => {
-                self.at = Some(session.follow.at());
+                self.at = Some(session.messages.at());
                 self.status.heard(now);
                 if let Step::Events(events) = step {
-                    self.view.follow(events, now);
+                    self.keys.follow(events, now);
                 }
             }
         }
@@ -383,7 +383,7 @@ impl EtcdWatcher {
             return;
         };
         session.second = Second::None;
-        if let Some(detail) = listing.at.breaks_with(session.follow.at()) {
+        if let Some(detail) = listing.at.breaks_with(session.messages.at()) {
             self.broken(Trouble::new(Cause::Rollback, detail), now);
             return;
         }
@@ -392,8 +392,8 @@ impl EtcdWatcher {
         if why == Relist::Confirm {
             self.confirm_at = None;
             // So soon after a list, what the watch has not said yet is no drift.
-            self.view.repair(listing, now);
-            self.view.confirm(now);
+            self.keys.repair(listing, now);
+            self.keys.confirm(now);
         } else {
             session.refresh_at = now + self.refresh.mul_f64(0.5 + fastrand::f64());
             session.second = Second::Settling(now + SETTLE, listing);
@@ -401,7 +401,7 @@ impl EtcdWatcher {
     }
 
     fn compare(&mut self, listing: Listing, now: Timestamp) {
-        let repaired = self.view.repair(listing, now);
+        let repaired = self.keys.repair(listing, now);
         if repaired > 0 {
             self.status.count_drift(repaired as u64);
             tracing::warn!(source = %SOURCE, repaired, "keys had changed without the watch saying so; corrected");
@@ -453,7 +453,7 @@ impl Watcher for EtcdWatcher {
     async fn next(&mut self) -> Result<Update, WatchError> {
         loop {
             let now = self.clock.now();
-            if let Some(update) = self.view.news(now) {
+            if let Some(update) = self.keys.news(now) {
                 return Ok(update);
             }
             if let Some(Trouble { cause, detail }) = self.trouble.take() {
@@ -472,7 +472,7 @@ impl Watcher for EtcdWatcher {
 impl std::fmt::Debug for EtcdWatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EtcdWatcher")
-            .field("keys", &self.view.len())
+            .field("keys", &self.keys.len())
             .field("endpoint", &self.endpoint)
             .finish_non_exhaustive()
     }

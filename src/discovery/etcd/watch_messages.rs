@@ -24,13 +24,13 @@ pub(super) enum Step {
 
 /// Goes along with one stream.
 #[derive(Debug)]
-pub(super) struct Follow {
+pub(super) struct WatchMessages {
     /// The latest moment seen.
     at: Position,
     fragments: HashMap<i64, Vec<Event>>,
 }
 
-impl Follow {
+impl WatchMessages {
     /// Goes on where a list was taken.
     pub(super) fn from(listed: Position) -> Self {
         Self {
@@ -150,8 +150,8 @@ mod tests {
             ("something new", 0, Cause::Canceled),
         ] {
             for created in [false, true] {
-                let mut follow = Follow::from(LISTED);
-                let step = follow.take(Message {
+                let mut messages = WatchMessages::from(LISTED);
+                let step = messages.take(Message {
                     created,
                     canceled: true,
                     compact_revision,
@@ -159,7 +159,7 @@ mod tests {
                     ..Message::default()
                 });
                 assert_eq!(over(step), cause, "{reason}");
-                assert_eq!(follow.at(), LISTED, "a header of zeros tells nothing");
+                assert_eq!(messages.at(), LISTED, "a header of zeros tells nothing");
             }
         }
     }
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn scenario_28_a_watch_on_a_history_that_went_back_is_over_as_soon_as_it_is_created() {
         let created = |at| {
-            Follow::from(LISTED).take(Message {
+            WatchMessages::from(LISTED).take(Message {
                 created: true,
                 at,
                 ..Message::default()
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn fragments_are_one_step_and_each_belongs_to_its_own_watch() {
-        let mut follow = Follow::from(LISTED);
+        let mut messages = WatchMessages::from(LISTED);
         let mut take = |watch_id, fragment, keys: &[&str]| {
             let message = Message {
                 watch_id,
@@ -194,7 +194,7 @@ mod tests {
                 events: events(keys),
                 ..Message::default()
             };
-            heard(follow.take(message))
+            heard(messages.take(message))
         };
         assert_eq!(take(1, true, &["a"]), []);
         assert_eq!(take(2, false, &["z"]), events(&["z"]));
@@ -205,15 +205,15 @@ mod tests {
 
     #[test]
     fn a_sign_of_life_moves_the_position_and_never_back() {
-        let mut follow = Follow::from(LISTED);
+        let mut messages = WatchMessages::from(LISTED);
         for (revision, expected) in [(150, 150), (120, 150), (0, 150)] {
             let message = Message {
                 watch_id: -1,
                 at: at(revision),
                 ..Message::default()
             };
-            assert_eq!(heard(follow.take(message)), []);
-            assert_eq!(follow.at().revision, expected);
+            assert_eq!(heard(messages.take(message)), []);
+            assert_eq!(messages.at().revision, expected);
         }
     }
 }
