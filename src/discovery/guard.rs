@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::merge::Instances;
-use super::{CONFIRM_AFTER, Trust, Update};
+use super::watcher::{CONFIRM_AFTER, Trust, Update};
 use crate::balancer::{Address, ServiceInstance, ServiceName, Timestamp};
 
 /// How long a removal is held at most when no second look confirms it.
@@ -286,9 +286,9 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::watcher::Reading;
     use super::*;
     use crate::balancer::Weight;
-    use crate::discovery::Reading;
 
     fn web() -> ServiceName {
         "web".parse().unwrap()

@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Update;
 use super::coalesce::Coalesce;
 use super::guard::{Decision, Guard};
 use super::merge::Merge;
+use super::watcher::Update;
 use crate::balancer::{Address, Directory, ServiceName, Source, SourceStatus, Timestamp};
 
 /// Told how long it took from reading an answer to publishing the view that it led to.
@@ -263,7 +263,7 @@ impl Watched {
 mod tests {
     use super::*;
     use crate::balancer::{Manual, RegistryStatus, ServiceConfigs, ServiceInstance, Sources, Tools};
-    use crate::discovery::{Reading, Trust};
+    use crate::discovery::watcher::{Reading, Trust};
 
     const CONSUL: Source = Source::new("consul");
     const FILE: Source = Source::new("file");

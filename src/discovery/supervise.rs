@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 use tokio::time::{self, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::{Reason, Update, WatchError, Watcher};
+use super::watcher::{Reason, Update, WatchError, Watcher};
 use crate::balancer::{Clock, SourceStatus, Timestamp};
 
 /// The first delay, before jitter.

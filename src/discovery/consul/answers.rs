@@ -19,7 +19,7 @@ use super::query::Verdict;
 use super::schedule::{Consistency, Doubt, Leader, Mode, Request, Schedule, Service, Target, Told};
 use super::wire::{self, Catalog, Head, Listing};
 use crate::balancer::{ServiceInstance, ServiceName, Timestamp};
-use crate::discovery::{Reading, Reason, Trust, Update, WatchError};
+use crate::discovery::watcher::{Reading, Reason, Trust, Update, WatchError};
 
 /// A service whose answer cannot be understood holds up `Synced` for so many attempts.
 const ATTEMPTS_BEFORE_SYNC: u32 = 3;
@@ -202,7 +202,7 @@ impl Schedule {
     fn note_filtered_catalog(&mut self, filtered: bool) {
         if filtered && !self.filtered {
             self.status.count_error(Reason::Denied.as_str());
-            tracing::warn!(source = %super::SOURCE, "the token may not see every service: the rest is left out of the catalog");
+            tracing::warn!(source = %wire::SOURCE, "the token may not see every service: the rest is left out of the catalog");
         }
         self.filtered = filtered;
     }
@@ -224,7 +224,7 @@ impl Schedule {
                 Err(error) => {
                     if unusable.insert(text.clone()) {
                         self.status.count_error(Reason::InvalidInstance.as_str());
-                        tracing::warn!(source = %super::SOURCE, %error, "a service is left out");
+                        tracing::warn!(source = %wire::SOURCE, %error, "a service is left out");
                     }
                     continue;
                 }
@@ -330,7 +330,7 @@ impl Schedule {
             let delay = self.retry_delay(times);
             self.status.count_error(Reason::Denied.as_str());
             if times == 1 {
-                tracing::warn!(source = %super::SOURCE, service = %name,
+                tracing::warn!(source = %wire::SOURCE, service = %name,
                     "listed, yet without instances: the token may lack rights (node:read?), or it just left");
             }
             self.tell(&name, &[], Trust::AdditionsOnly, doubt.read_at);
@@ -372,11 +372,11 @@ impl Schedule {
         };
         if service.failures > 0 {
             service.failures = 0;
-            tracing::info!(source = %super::SOURCE, service = %name, "its answers can be understood again");
+            tracing::info!(source = %wire::SOURCE, service = %name, "its answers can be understood again");
         }
         if head.filtered && !service.filtered {
             self.status.count_error(Reason::Denied.as_str());
-            tracing::warn!(source = %super::SOURCE, service = %name, "the token may not see all of its instances");
+            tracing::warn!(source = %wire::SOURCE, service = %name, "the token may not see all of its instances");
         }
         service.filtered = head.filtered;
         if !same {
@@ -426,7 +426,7 @@ impl Schedule {
         if skipped != service.skipped
             && let Some(reason) = listing.skipped.first().or(listing.ignored.first())
         {
-            tracing::warn!(source = %super::SOURCE, service = %name, skipped = listing.skipped.len(),
+            tracing::warn!(source = %wire::SOURCE, service = %name, skipped = listing.skipped.len(),
                 ignored = listing.ignored.len(), %reason, "registrations cannot be used as they are");
         }
         service.skipped = skipped;
@@ -443,7 +443,7 @@ impl Schedule {
         let delay = self.retry_delay(failures);
         self.status.count_error(Reason::Protocol.as_str());
         if failures == 1 {
-            tracing::warn!(source = %super::SOURCE, service = %name, error = %detail,
+            tracing::warn!(source = %wire::SOURCE, service = %name, error = %detail,
                 "its answer cannot be understood, the last good one stays");
         }
         if failures >= ATTEMPTS_BEFORE_SYNC {

@@ -19,7 +19,7 @@ use reqwest::{Method, StatusCode};
 use super::schedule::{Consistency, Mode, Request, Target};
 use super::settings::{BasicAuth, Settings, Token};
 use super::wire::Head;
-use crate::discovery::Reason;
+use crate::discovery::watcher::Reason;
 use crate::http_client::{self, HttpError};
 
 /// What does not need escaping in a path (RFC 3986).

@@ -31,15 +31,13 @@ use futures_util::stream::FuturesUnordered;
 pub use client::TokenReloader;
 pub use schedule::Interest;
 pub use settings::{BasicAuth, MAX_WATCHES, Names, Settings, Token};
+pub use wire::SOURCE;
 
 use self::client::{Answer, AskError, Client};
 use self::schedule::{Request, Schedule};
-use super::{Reason, Update, WatchError, Watcher};
+use super::watcher::{Reason, Update, WatchError, Watcher};
 use crate::balancer::{Clock, Source, SourceStatus};
 use crate::http_client::HttpError;
-
-/// Consul, in answers and metric labels.
-pub const SOURCE: Source = Source::new("consul");
 
 /// Timers fire a little early at times; this keeps a due time just ahead from being looked at in a tight loop.
 const TICK: Duration = Duration::from_millis(1);

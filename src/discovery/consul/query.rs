@@ -19,7 +19,7 @@ use std::time::Duration;
 use super::schedule::{Mode, Request, Target};
 use super::wire::Head;
 use crate::balancer::Timestamp;
-use crate::discovery::{CONFIRM_AFTER, Trust};
+use crate::discovery::watcher::{CONFIRM_AFTER, Trust};
 
 /// The wait of a query's first long poll; it doubles each time one is waited out. An agent that is restarted again and
 /// again leaves polls behind that Consul goes on counting, and these should be short.

@@ -13,8 +13,10 @@ use reqwest::header::HeaderMap;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::SOURCE;
-use crate::balancer::{InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Weight};
+use crate::balancer::{InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight};
+
+/// Consul, in answers and metric labels.
+pub const SOURCE: Source = Source::new("consul");
 
 /// What the headers of a good answer say about its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,10 +18,10 @@ use etcd_client::{
 use futures_util::FutureExt;
 use tokio::time;
 
-use super::Prefixes;
+use super::formats::Prefixes;
 use super::settings::{Password, Settings, User};
 use super::wire::{Event, Listed, Listing, Message, Position, What};
-use crate::discovery::Reason;
+use crate::discovery::watcher::Reason;
 use crate::http_client::{self, HttpError, Tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

@@ -18,11 +18,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::formats::{InvalidRegistration, Registration};
+use super::formats::{InvalidRegistration, Prefixes, Registration, SOURCE};
 use super::wire::{Event, Listing, What};
-use super::{Prefixes, SOURCE};
 use crate::balancer::{ServiceInstance, ServiceName, SourceStatus, Timestamp};
-use crate::discovery::{Reading, Reason, Trust, Update};
+use crate::discovery::watcher::{Reading, Reason, Trust, Update};
 
 /// A service that changes all the time is told this often. A large one is a large message.
 const PACE: Duration = Duration::from_millis(50);

@@ -31,19 +31,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use formats::{Format, InvalidPrefix, Prefix};
+pub use formats::{Format, InvalidPrefix, Prefix, SOURCE};
 pub use settings::{Password, Settings, User};
 
 use self::client::{Cause, Client, Feed, Link, NotOpened, Opened, Trouble};
+use self::formats::Prefixes;
 use self::keys::Keys;
 use self::watch_messages::{Step, WatchMessages};
 use self::wire::{Listing, Message, Position};
-use super::{CONFIRM_AFTER, Trust, Update, WatchError, Watcher};
+use super::watcher::{CONFIRM_AFTER, Trust, Update, WatchError, Watcher};
 use crate::balancer::{Clock, Source, SourceStatus, Timestamp};
 use crate::http_client::HttpError;
-
-/// etcd, in answers and metric labels.
-pub const SOURCE: Source = Source::new("etcd");
 
 /// Timers fire a little early at times; this keeps a due time just ahead from being looked at in a tight loop.
 const TICK: Duration = Duration::from_millis(1);
@@ -57,7 +55,6 @@ const PROGRESS: Duration = Duration::from_secs(10);
 /// The time that a watch has to say what a list says already, before that counts as drift.
 const SETTLE: Duration = Duration::from_secs(2);
 
-type Prefixes = Arc<[Prefix]>;
 type Flight<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Why everything was listed again, a metric label.

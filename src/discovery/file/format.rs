@@ -28,8 +28,12 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::SOURCE;
-use crate::balancer::{Address, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Weight};
+use crate::balancer::{
+    Address, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
+};
+
+/// The name of this registry.
+pub const SOURCE: Source = Source::new("file");
 
 /// Why a file was refused. Shown as `path:line:column: message`, the form in which editors jump to a place.
 #[derive(Clone, Debug, PartialEq, Eq)]

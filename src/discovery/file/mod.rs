@@ -33,13 +33,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{self, Instant};
 use xxhash_rust::xxh3::xxh3_128;
 
-pub use format::{FileError, parse};
+pub use format::{FileError, SOURCE, parse};
 
-use super::{Reading, Reason, Trust, Update, WatchError, Watcher};
+use super::watcher::{Reading, Reason, Trust, Update, WatchError, Watcher};
 use crate::balancer::{Clock, ServiceInstance, ServiceName, Source, SourceStatus, Timestamp};
-
-/// The name of this registry.
-pub const SOURCE: Source = Source::new("file");
 
 /// How often the file is looked at without a reason.
 const NET: Duration = Duration::from_secs(30);

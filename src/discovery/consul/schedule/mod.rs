@@ -20,7 +20,7 @@ use std::time::Duration;
 use super::query::{Bucket, Query};
 use super::settings::{MAX_WATCHES, Names, Settings};
 use crate::balancer::{ServiceName, SourceStatus, Timestamp};
-use crate::discovery::{Trust, Update, WatchError};
+use crate::discovery::watcher::{Trust, Update, WatchError};
 
 /// Reads at once.
 pub(super) const READS: usize = 4;

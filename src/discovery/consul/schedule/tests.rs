@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::super::SOURCE;
 use super::super::client::{Answer, AskError};
 use super::super::settings::Settings;
-use super::super::wire::Head;
+use super::super::wire::{Head, SOURCE};
 use super::{Consistency, Mode, Request, Schedule, Target};
 use crate::balancer::{SourceStatus, Timestamp};
-use crate::discovery::{CONFIRM_AFTER, Reason, Trust, Update};
+use crate::discovery::watcher::{CONFIRM_AFTER, Reason, Trust, Update};
 
 /// A schedule, and Consul's part played by hand.
 struct Desk {

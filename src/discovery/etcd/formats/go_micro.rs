@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Decoded, InvalidRegistration, Place, flat, number, or_default, weight_in};
+use super::registration::{Decoded, InvalidRegistration, Place, flat, number, or_default, weight_in};
 use crate::balancer::{Address, ServiceInstance};
 
 #[derive(Deserialize)]

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Decoded, Place, flat, one, weight_in};
+use super::registration::{Decoded, Place, flat, one, weight_in};
 
 /// A registration that says of itself that it is removed.
 const DELETE: i64 = 1;

@@ -11,7 +11,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{InvalidRegistration, Place, flat, number, or_default};
+use super::registration::{InvalidRegistration, Place, flat, number, or_default};
 use crate::balancer::{Address, RegistryStatus, ServiceInstance, Weight};
 
 #[derive(Deserialize)]

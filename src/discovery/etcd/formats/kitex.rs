@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{InvalidRegistration, Place, or_default};
+use super::registration::{InvalidRegistration, Place, or_default};
 use crate::balancer::{ServiceInstance, Weight};
 
 /// What Kitex takes when no weight is given.

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{InvalidRegistration, Place, flat, or_default, weight_in};
+use super::registration::{InvalidRegistration, Place, flat, or_default, weight_in};
 use crate::balancer::ServiceInstance;
 
 #[derive(Deserialize)]

@@ -17,17 +17,18 @@ mod grpc;
 mod json;
 mod kitex;
 mod kratos;
+mod registration;
 mod rpcx;
 mod skydns;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+pub use registration::{InvalidRegistration, Registration, SOURCE};
 
-use super::SOURCE;
-use crate::balancer::{Address, InstanceId, InvalidInstance, ServiceInstance, ServiceName, Weight};
+use self::registration::{Decoded, Place, object, one, plain};
+use crate::balancer::ServiceName;
 
 /// How keys and values are written below a prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,6 +119,9 @@ impl FromStr for Format {
             .ok_or_else(|| InvalidPrefix::Format { found: text.to_owned() })
     }
 }
+
+/// The prefixes of one cluster, shared.
+pub(super) type Prefixes = Arc<[Prefix]>;
 
 /// The keys to watch, and how to read what is below them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -285,109 +289,10 @@ impl Prefix {
     }
 }
 
-/// What a key registers: instances of one service. None at all is a key that is no instance, such as a folder's marker.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Registration {
-    /// The service.
-    pub service: ServiceName,
-    /// Mostly one; go-micro may write several nodes under a key.
-    pub instances: Vec<ServiceInstance>,
-}
-
-/// Why a key registers nothing, although it should.
-#[derive(Debug, thiserror::Error)]
-pub enum InvalidRegistration {
-    /// Keys may be any bytes.
-    #[error("the key is not UTF-8")]
-    KeyNotText,
-    /// Nothing stands before the instance.
-    #[error("the key names no service")]
-    NoService,
-    /// Neither JSON that some convention writes, nor `host:port`.
-    #[error("no format that is known by its fields")]
-    Unrecognized,
-    /// Not an object, or with fields of the wrong type.
-    #[error("{0}")]
-    Json(#[from] serde_json::Error),
-    /// Not UTF-8, where the format is text.
-    #[error("the value is not UTF-8")]
-    ValueNotText,
-    /// The convention's own rules are broken.
-    #[error("{0}")]
-    Value(&'static str),
-    /// A name, address or number that is out of range.
-    #[error(transparent)]
-    Instance(#[from] InvalidInstance),
-}
-
-/// Where a key stands.
-struct Place<'a> {
-    service: ServiceName,
-    id: &'a str,
-}
-
-impl Place<'_> {
-    /// The instance of this key, at this address.
-    fn instance(&self, address: Address) -> Result<ServiceInstance, InvalidRegistration> {
-        Ok(ServiceInstance::at(self.id.parse::<InstanceId>()?, address).with_source(SOURCE))
-    }
-}
-
-type Decoded = Result<Vec<ServiceInstance>, InvalidRegistration>;
-
-fn one(instance: ServiceInstance) -> Decoded {
-    Ok(vec![instance])
-}
-
-/// `host:port`, as registrator, go-zero and people write it.
-fn plain(place: &Place<'_>, value: &[u8]) -> Result<ServiceInstance, InvalidRegistration> {
-    let text = std::str::from_utf8(value).map_err(|_| InvalidRegistration::ValueNotText)?;
-    place.instance(text.trim().parse()?)
-}
-
-fn object(value: &[u8]) -> Result<Value, InvalidRegistration> {
-    Ok(serde_json::from_slice(value)?)
-}
-
-/// `null` for an empty list, map or string is what Go writes.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// A whole number, or one written as text.
-fn number(value: &Value) -> Option<i64> {
-    match value {
-        Value::Number(number) => number.as_i64().or_else(|| {
-            let float = number.as_f64()?;
-            (float.fract() == 0.0 && float.abs() < 1e15).then_some(float as i64)
-        }),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    }
-}
-
-/// Metadata of any shape: what is text, a number or a truth value is kept, as text; what is nested is left out.
-fn flat(metadata: &Value) -> impl Iterator<Item = (&str, String)> {
-    metadata
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(key, value)| match value {
-            Value::String(text) => Some((key.as_str(), text.clone())),
-            Value::Number(_) | Value::Bool(_) => Some((key.as_str(), value.to_string())),
-            Value::Null | Value::Array(_) | Value::Object(_) => None,
-        })
-}
-
-/// `metadata.weight`, where the convention has no other place for a weight. It is only a convention, so one that is no weight
-/// is ignored.
-fn weight_in(metadata: &Value) -> Option<Weight> {
-    Weight::new(number(metadata.get("weight")?)?).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balancer::ServiceInstance;
 
     /// What a key and a value register below a prefix, as `service: id=address*weight ...`.
     pub(super) fn read(prefix: &str, format: Format, key: &str, value: &str) -> String {

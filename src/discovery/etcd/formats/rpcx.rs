@@ -4,7 +4,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::{Decoded, InvalidRegistration, Place, one};
+use super::registration::{Decoded, InvalidRegistration, Place, one};
 use crate::balancer::{RegistryStatus, Weight};
 
 /// Measurements: they change with every interval, and are nobody's business here.

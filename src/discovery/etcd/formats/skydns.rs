@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Decoded, InvalidRegistration, Place, number, one, or_default};
+use super::registration::{Decoded, InvalidRegistration, Place, number, one, or_default};
 use crate::balancer::{Address, Weight};
 
 /// What CoreDNS takes when no weight is given.
