@@ -16,7 +16,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::HeaderValue;
 use reqwest::{Method, StatusCode};
 
-use super::schedule::{Consistency, Mode, Request, Target};
+use super::request::{Consistency, Mode, READS, Request, Target};
 use super::settings::{BasicAuth, Settings, Token};
 use super::wire::Head;
 use crate::discovery::watcher::Reason;
@@ -63,7 +63,7 @@ impl Client {
     pub(super) fn new(settings: &Settings) -> Result<Self, HttpError> {
         let builder = http_client::builder(CONNECT_TIMEOUT, &settings.tls)?
             // Every long poll that returns is asked again: keeping fewer would mean connecting anew each time.
-            .pool_max_idle_per_host(settings.max_watches + super::schedule::READS);
+            .pool_max_idle_per_host(settings.max_watches + READS);
         let (base, builder) = match settings.address.strip_prefix("unix://") {
             Some(path) if path.starts_with('/') => (String::from("http://localhost"), builder.unix_socket(path)),
             Some(_) => return Err(refused(settings, "expected unix:///path/to/socket")),

@@ -1,129 +1,132 @@
-//! One thing that Consul is asked for again and again: the catalog, or one service.
+//! One question that is sent to Consul again and again: the catalog, or the instances of one service.
 //!
-//! Knows when it may be asked, at which index, and whether an answer can be believed. Does not know what the answer says:
-//! of a body it keeps a fingerprint.
+//! Knows when to ask, at which index, and whether an answer can be accepted. Does not know what an
+//! answer says: of a body, only a fingerprint is kept.
 //!
 //! ```text
-//! read (no index, at once) ──► body, index N ──► long poll at N ──► index > N: believed
+//! read (no index, at once) ──► body, index N ──► long poll at N ──► index > N: accepted
 //!          ▲                                          │
-//!          └── index < N: went back ──────────────────┤
+//!          └── index < N: the index went back ────────┤
 //!          └── index = N, and early or other body ────┘   index = N, same body, in time: poll again
 //! ```
 //!
-//! A long poll that comes back with the index it was asked at carries a body as old as the question: after the rename of an
-//! instance, or a restored snapshot, that body is wrong. It is never believed, it only makes us read again.
+//! If a long poll returns with the index that it was asked with, its body is as old as the request.
+//! After an instance was renamed, or a snapshot was restored, that body is wrong. So such a body is
+//! never accepted: it only makes the query read again.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use super::schedule::{Mode, Request, Target};
+use super::bucket::Bucket;
+use super::request::{Mode, Request, Target};
 use super::wire::Head;
 use crate::balancer::Timestamp;
 use crate::discovery::watcher::{CONFIRM_AFTER, Trust};
 
-/// The wait of a query's first long poll; it doubles each time one is waited out. An agent that is restarted again and
-/// again leaves polls behind that Consul goes on counting, and these should be short.
+/// The wait of a query's first long poll. The wait doubles each time a poll returns unchanged.
+/// Consul still counts the polls of an agent that was restarted, so these polls should be short.
 pub(super) const FIRST_WAIT: Duration = Duration::from_secs(5);
-/// Two questions at once, then one every quarter of a second: nothing is delayed while it is quiet, and checks that change
-/// their output a hundred times a second cost a handful of answers.
-const QUESTIONS: (Duration, u32) = (Duration::from_millis(250), 2);
+/// Two requests at once, then one each quarter of a second. A quiet query is never delayed, and
+/// checks that change their output a hundred times a second cost a few answers.
+const REQUESTS: (Duration, u32) = (Duration::from_millis(250), 2);
 
-/// What is known of one query, apart from its content.
+/// What is known about one query, apart from the content of its answers.
 pub(super) struct Query {
-    /// The index of the last believed answer, if it had one.
+    /// The index of the last accepted answer, if that answer had an index.
     index: Option<NonZeroU64>,
-    /// Whether that index is in doubt: nothing waits there until a read has told.
-    doubted: bool,
-    /// The number of the request that was to come next when the last answer was believed.
-    answered: u64,
-    /// Fingerprint of the last believed body.
+    /// Whether the index is in doubt: no long poll starts before the next read is accepted.
+    index_in_doubt: bool,
+    /// The number that the next request had when the last answer was accepted.
+    accepted_before: u64,
+    /// Fingerprint of the last accepted body.
     body: Option<u64>,
-    /// The read in flight, by number.
+    /// The number of the read in flight.
     reading: Option<u64>,
-    /// The long poll in flight: its number, and the index it waits at.
+    /// The long poll in flight: its number, and the index that it waits at.
     poll: Option<(u64, NonZeroU64)>,
     /// When to read next; `None` while a read is in flight.
     due: Option<Timestamp>,
-    /// When to read after the read in flight, which may have been answered before the news.
-    again: Option<Timestamp>,
-    /// The watch broke, or an index went back, and nothing has been believed since.
+    /// When to read after the read in flight, whose answer may be older than the reason to read.
+    due_after_read: Option<Timestamp>,
+    /// Whether the watch was interrupted, or the index went back, and no answer was accepted since.
     gap: bool,
-    /// When the second look after a gap is due.
+    /// When the first answer after a gap is confirmed by another read.
     confirm_at: Option<Timestamp>,
-    questions: Bucket,
+    requests: Bucket,
     wait: Duration,
 }
 
-/// Whether an answer can be believed.
+/// Whether an answer can be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It tells how things are.
-    Believed {
-        /// The body is the one that was believed last.
-        same: bool,
+    /// The answer shows the present state.
+    Accepted {
+        /// Whether the body equals the last accepted body.
+        unchanged: bool,
     },
-    /// It tells nothing new, or cannot be trusted; if need be, another read is due.
-    Doubted,
+    /// The answer has no news, or cannot be trusted. If it cannot be trusted, another read is due.
+    Discarded,
 }
 
 impl Query {
-    /// Nothing is known yet; due now. With a `gap`, the first reading is owed a second look.
+    /// A query that is due now. After a `gap`, the first answer is confirmed by another read.
     pub(super) fn new(gap: bool, now: Timestamp) -> Self {
         Self {
             index: None,
-            doubted: false,
-            answered: 0,
+            index_in_doubt: false,
+            accepted_before: 0,
             body: None,
             reading: None,
             poll: None,
             due: Some(now),
-            again: None,
+            due_after_read: None,
             gap,
             confirm_at: None,
-            questions: Bucket::new(QUESTIONS.0, QUESTIONS.1),
+            requests: Bucket::new(REQUESTS.0, REQUESTS.1),
             wait: FIRST_WAIT,
         }
     }
 
-    /// When the next read is due; `None` while one is in flight.
+    /// When the next read is due; `None` while a read is in flight.
     pub(super) fn due(&self) -> Option<Timestamp> {
         self.due
     }
 
-    /// Asks for a read at `at` at the latest. One in flight does not count: it may be too old.
-    pub(super) fn by(&mut self, at: Timestamp) {
+    /// Asks for a read at `at` or earlier. A read in flight does not count: its answer may be too
+    /// old.
+    pub(super) fn read_by(&mut self, at: Timestamp) {
         let next = if self.reading.is_some() {
-            &mut self.again
+            &mut self.due_after_read
         } else {
             &mut self.due
         };
         *next = Some(next.map_or(at, |due| due.min(at)));
     }
 
-    /// Starts the read that is due, if the bucket allows one; else puts it off until it does.
+    /// Starts the read that is due. Above the rate limit, delays it instead and returns false.
     pub(super) fn start_read(&mut self, number: u64, now: Timestamp) -> bool {
-        if self.questions.take(now) {
+        if self.requests.take(now) {
             (self.reading, self.due) = (Some(number), None);
             return true;
         }
-        self.due = Some(self.questions.ready_at());
+        self.due = Some(self.requests.ready_at());
         false
     }
 
-    /// When a long poll can start: an index is known, and none is in flight.
+    /// When a long poll can start; `None` without an index, or while a poll is in flight.
     pub(super) fn poll_ready_at(&self) -> Option<Timestamp> {
-        (self.can_be_watched() && self.poll.is_none()).then(|| self.questions.ready_at())
+        (self.can_be_watched() && self.poll.is_none()).then(|| self.requests.ready_at())
     }
 
-    /// Starts a long poll, if one can start now: the index to wait at, and for how long.
+    /// Starts a long poll, if a poll can start now. Returns the index to wait at, and how long.
     pub(super) fn start_poll(
         &mut self,
         number: u64,
         longest: Duration,
         now: Timestamp,
     ) -> Option<(NonZeroU64, Duration)> {
-        let index = self.index.filter(|_| !self.doubted && self.poll.is_none())?;
-        if !self.questions.take(now) {
+        let index = self.index.filter(|_| !self.index_in_doubt && self.poll.is_none())?;
+        if !self.requests.take(now) {
             return None;
         }
         self.poll = Some((number, index));
@@ -131,16 +134,17 @@ impl Query {
         Some((index, self.wait))
     }
 
-    /// A request is over, whatever came of it.
-    pub(super) fn landed(&mut self, number: u64) {
+    /// A request is no longer in flight, whether it was answered or failed.
+    pub(super) fn completed(&mut self, number: u64) {
         if self.reading == Some(number) {
             self.reading = None;
-            self.due = self.again.take();
+            self.due = self.due_after_read.take();
         }
         self.poll = self.poll.filter(|(poll, _)| *poll != number);
     }
 
-    /// Whether a long poll is in flight that will see the next change. One at an index that lies ahead sleeps through it.
+    /// Whether a long poll is in flight that will return at the next change. A poll whose index
+    /// lies ahead of the present index does not return then.
     pub(super) fn is_watching(&self) -> bool {
         matches!((self.poll, self.index), (Some((_, at)), Some(index)) if at <= index)
     }
@@ -150,87 +154,91 @@ impl Query {
         self.poll.is_some()
     }
 
-    /// Whether nothing has been believed since the watch broke, or the index went back.
+    /// Whether no answer was accepted since the watch was interrupted, or the index went back.
     pub(super) fn has_gap(&self) -> bool {
         self.gap
     }
 
     /// Whether there is an index to wait at.
     pub(super) fn can_be_watched(&self) -> bool {
-        self.index.is_some() && !self.doubted
+        self.index.is_some() && !self.index_in_doubt
     }
 
-    /// Whether nothing is in flight.
+    /// Whether no request is in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.reading.is_none() && self.poll.is_none()
     }
 
-    /// The connection broke, or the leader was away: indexes mean nothing any more, and the next reading is a first look.
-    pub(super) fn broken(&mut self, now: Timestamp) {
-        // A read from before the break is forgotten; its slot is free when it lands.
-        (self.index, self.reading, self.again) = (None, None, None);
+    /// The connection failed, or the leader was away. The index means nothing any more, and the
+    /// next answer is the first after a gap.
+    pub(super) fn interrupted(&mut self, now: Timestamp) {
+        // An older read is forgotten here. It still takes a slot until it completes.
+        (self.index, self.reading, self.due_after_read) = (None, None, None);
         (self.gap, self.confirm_at, self.body) = (true, None, None);
         self.due = Some(now);
     }
 
-    /// The last answer was of no use: the next question is a read, and its answer is taken as new.
-    pub(super) fn forget(&mut self) {
-        (self.doubted, self.body) = (true, None);
+    /// The last answer was of no use: the next request is a read, and its answer counts as new.
+    pub(super) fn discard_answer(&mut self) {
+        (self.index_in_doubt, self.body) = (true, None);
     }
 
-    /// Forgets the body alone.
+    /// Forgets the last body: an equal body counts as new.
     pub(super) fn forget_body(&mut self) {
         self.body = None;
     }
 
-    /// Decides whether an answer can be believed. `next` is the number of the request that comes next.
+    /// Decides whether an answer can be accepted. `next` is the number of the next request.
     pub(super) fn judge(&mut self, request: &Request, head: &Head, body: u64, next: u64, now: Timestamp) -> Verdict {
         if let Mode::Poll { index: asked, wait } = request.mode {
             match head.index {
                 Some(found) if found > asked => {}
                 Some(found) if found == asked => {
-                    // Early without a change: Consul restored a snapshot under us. It adds up to a sixteenth to a wait, so
-                    // that one cannot always tell; the catalog is read in any case, and if it went back, so is all else.
-                    // Another body: see the module's header.
+                    // Early and unchanged: Consul restored a snapshot during the poll. Consul adds up
+                    // to a sixteenth to a wait, so a poll may look in time all the same. That is why
+                    // the catalog is read in any case: if the catalog went back, every service is
+                    // read again. Another body at the same index: see the header of this file.
                     let early = now.since(request.asked_at) < wait;
                     if early || self.body != Some(body) || request.target == Target::Catalog {
-                        self.doubted = true;
-                        self.by(now);
+                        self.index_in_doubt = true;
+                        self.read_by(now);
                     }
                     if !early {
                         self.wait *= 2;
                     }
-                    return Verdict::Doubted;
+                    return Verdict::Discarded;
                 }
-                // Reads have noticed already that the index went back: this poll only took its time.
-                Some(_) if self.index.is_some_and(|index| index < asked) => return Verdict::Doubted,
+                // A read has shown before that the index went back: this poll only took longer.
+                Some(_) if self.index.is_some_and(|index| index < asked) => return Verdict::Discarded,
                 went_back => {
                     self.gap |= went_back.is_some();
-                    self.doubted = true;
-                    self.by(now);
-                    return Verdict::Doubted;
+                    self.index_in_doubt = true;
+                    self.read_by(now);
+                    return Verdict::Discarded;
                 }
             }
         }
         if let (Some(found), Some(index)) = (head.index, self.index)
             && found < index
         {
-            if self.answered > request.number {
-                // Something newer was believed while this was on its way. Or the index went back: the next read tells.
-                self.by(now);
-                return Verdict::Doubted;
+            if self.accepted_before > request.number {
+                // A newer answer was accepted while this answer was on its way. Or the index went
+                // back: the next read shows which.
+                self.read_by(now);
+                return Verdict::Discarded;
             }
             self.gap = true;
         }
-        (self.index, self.doubted) = (head.index, false);
-        self.answered = next;
-        let same = self.body.replace(body) == Some(body);
-        Verdict::Believed { same }
+        (self.index, self.index_in_doubt) = (head.index, false);
+        self.accepted_before = next;
+        let unchanged = self.body.replace(body) == Some(body);
+        Verdict::Accepted { unchanged }
     }
 
-    /// How far a believed answer can be trusted, and what follows from it. `limited`: it is known to leave things out.
-    pub(super) fn trust(&mut self, limited: bool, now: Timestamp) -> Trust {
-        if limited {
+    /// How far an accepted answer can be trusted, and when it is confirmed. `incomplete`: the
+    /// answer is known to leave out instances.
+    pub(super) fn trust(&mut self, incomplete: bool, now: Timestamp) -> Trust {
+        if incomplete {
             return Trust::AdditionsOnly;
         }
         if self.gap {
@@ -239,7 +247,7 @@ impl Query {
         }
         match self.confirm_at {
             Some(at) if now < at => {
-                self.by(at);
+                self.read_by(at);
                 Trust::AfterGap
             }
             _ => {
@@ -250,49 +258,9 @@ impl Query {
     }
 }
 
-/// A rate limit: `burst` at once, then one every `interval`.
-pub(super) struct Bucket {
-    interval: u64,
-    burst: u64,
-    /// Nanoseconds at which the bucket is full again.
-    full_at: u64,
-}
-
-impl Bucket {
-    pub(super) fn new(interval: Duration, burst: u32) -> Self {
-        let interval = (Timestamp::default() + interval).as_nanos();
-        Self {
-            interval,
-            burst: u64::from(burst.max(1)),
-            full_at: 0,
-        }
-    }
-
-    /// When the next one is allowed.
-    pub(super) fn ready_at(&self) -> Timestamp {
-        Timestamp::from_nanos(
-            self.full_at
-                .saturating_sub(self.interval.saturating_mul(self.burst - 1)),
-        )
-    }
-
-    /// Takes one, if it is allowed now.
-    pub(super) fn take(&mut self, now: Timestamp) -> bool {
-        let allowed = self.ready_at() <= now;
-        if allowed {
-            self.full_at = self.full_at.max(now.as_nanos()).saturating_add(self.interval);
-        }
-        allowed
-    }
-
-    /// Changes the rate from here on.
-    pub(super) fn set_interval(&mut self, interval: Duration) {
-        self.interval = (Timestamp::default() + interval).as_nanos();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::request::Consistency;
     use super::*;
 
     fn at(seconds: f64) -> Timestamp {
@@ -300,20 +268,8 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_delays_nothing_while_it_is_quiet() {
-        let mut bucket = Bucket::new(Duration::from_millis(250), 2);
-        assert!(bucket.take(at(10.0)) && bucket.take(at(10.0)) && !bucket.take(at(10.0)));
-        assert_eq!(bucket.ready_at(), at(10.25));
-        assert!(bucket.take(at(10.25)) && !bucket.take(at(10.25)));
-        assert!(
-            bucket.take(at(20.0)) && bucket.take(at(20.0)) && !bucket.take(at(20.1)),
-            "no more than the burst is saved"
-        );
-    }
-
-    #[test]
-    fn a_hundred_wakes_a_second_are_four_questions() {
-        let mut bucket = Bucket::new(QUESTIONS.0, QUESTIONS.1);
+    fn a_hundred_changes_a_second_cost_four_requests() {
+        let mut bucket = Bucket::new(REQUESTS.0, REQUESTS.1);
         let taken = (0..1000)
             .filter(|tick| bucket.take(at(f64::from(*tick) / 100.0)))
             .count();
@@ -337,22 +293,22 @@ mod tests {
                 number,
                 target: Target::Service("web".parse().unwrap()),
                 mode,
-                consistency: super::super::schedule::Consistency::Stale,
+                consistency: Consistency::Stale,
                 asked_at: Timestamp::default(),
                 generation: 0,
             }
         };
         assert_eq!(
             query.judge(&ask(Mode::Read), &head, 1, 2, now),
-            Verdict::Believed { same: false }
+            Verdict::Accepted { unchanged: false }
         );
         for _ in 0..6 {
             now = now + Duration::from_secs(100);
             let (index, wait) = query.start_poll(9, Duration::from_secs(55), now).unwrap();
             waits.push(wait.as_secs());
             let poll = ask(Mode::Poll { index, wait });
-            query.landed(9);
-            assert_eq!(query.judge(&poll, &head, 1, 9, now), Verdict::Doubted);
+            query.completed(9);
+            assert_eq!(query.judge(&poll, &head, 1, 9, now), Verdict::Discarded);
         }
         assert_eq!(waits, [5, 10, 20, 40, 55, 55]);
     }

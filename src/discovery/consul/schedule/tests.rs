@@ -119,7 +119,7 @@ impl Desk {
     }
 
     fn news(&mut self) -> Vec<Update> {
-        self.schedule.news.drain(..).collect()
+        self.schedule.answers.updates.drain(..).collect()
     }
 
     /// What was told of one service: ids and trust, or `None` for gone.
@@ -167,8 +167,11 @@ fn the_catalog_is_tried_alone_until_it_answers() {
     assert_eq!(desk.open.iter().map(target).collect::<Vec<_>>(), [""]);
     let read = desk.open[0].clone();
     desk.fail(&read, Reason::Unreachable);
-    assert_eq!(desk.schedule.trouble.take().unwrap().reason, Reason::Unreachable);
-    assert!(desk.schedule.status.errors().is_empty(), "counted by who is told of it");
+    assert_eq!(desk.schedule.answers.error.take().unwrap().reason, Reason::Unreachable);
+    assert!(
+        desk.schedule.answers.status.errors().is_empty(),
+        "counted by who is told of it"
+    );
     desk.pass(Duration::from_secs(1));
     assert_eq!(desk.open.iter().map(target).collect::<Vec<_>>(), [""]);
     assert_eq!(desk.news(), []);
@@ -226,9 +229,9 @@ fn one_break_is_one_error_and_what_was_on_its_way_is_not_believed() {
     let polls: Vec<_> = desk.open.clone();
     assert_eq!(polls.len(), 4);
     desk.fail(&polls[0], Reason::Unreachable);
-    assert!(desk.schedule.trouble.take().is_some());
+    assert!(desk.schedule.answers.error.take().is_some());
     desk.fail(&polls[1], Reason::Unreachable);
-    assert!(desk.schedule.trouble.is_none(), "the same break");
+    assert!(desk.schedule.answers.error.is_none(), "the same break");
     let Target::Service(name) = &polls[2].target else {
         panic!("{polls:?}")
     };
@@ -310,7 +313,7 @@ fn an_empty_answer_waits_for_a_catalog_that_was_asked_for_afterwards() {
     let newer = desk.read("").unwrap();
     desk.answer(&newer, 12, &catalog(&names));
     assert_eq!(desk.told("s0"), [(ids(&[]), Trust::AdditionsOnly)]);
-    assert_eq!(desk.schedule.status.errors().get("denied"), Some(&1));
+    assert_eq!(desk.schedule.answers.status.errors().get("denied"), Some(&1));
 
     let poll = desk.poll("s1").unwrap();
     desk.answer(&poll, 13, "[]");
@@ -409,11 +412,11 @@ fn without_a_leader_the_leader_is_asked_once_and_its_silence_is_no_break() {
         }),
     );
     assert_eq!(desk.told("s0"), [(ids(&["new"]), Trust::AdditionsOnly)]);
-    assert!(!desk.schedule.status.is_up());
+    assert!(!desk.schedule.answers.status.is_up());
     let to_leader = desk.read("").unwrap();
     assert_eq!(to_leader.consistency, Consistency::Default);
     desk.fail(&to_leader, Reason::Unavailable);
-    assert!(desk.schedule.trouble.is_none());
+    assert!(desk.schedule.answers.error.is_none());
     desk.pass(Duration::from_secs(3));
     let again = desk.read("").unwrap();
     assert_eq!(again.consistency, Consistency::Stale);
@@ -425,13 +428,13 @@ fn without_a_leader_the_leader_is_asked_once_and_its_silence_is_no_break() {
         }),
     );
     assert!(
-        desk.schedule.trouble.is_none() && desk.news().is_empty(),
+        desk.schedule.answers.error.is_none() && desk.news().is_empty(),
         "an empty catalog without a leader means nothing"
     );
     desk.pass(Duration::from_secs(3));
     let again = desk.read("").unwrap();
     desk.answer(&again, 12, &catalog(&[String::from("s0")]));
-    assert!(desk.schedule.status.is_up());
+    assert!(desk.schedule.answers.status.is_up());
     let read = desk.read("s0").unwrap();
     desk.answer(&read, 12, &health("s0", &["new"]));
     assert_eq!(desk.told("s0"), [(ids(&["new"]), Trust::AfterGap)]);
@@ -442,7 +445,7 @@ fn an_empty_catalog_is_trouble_and_changes_nothing() {
     let mut desk = Desk::synced(2, &settings());
     let poll = desk.poll("").unwrap();
     desk.answer(&poll, 11, "{}");
-    assert_eq!(desk.schedule.trouble.take().unwrap().reason, Reason::Denied);
+    assert_eq!(desk.schedule.answers.error.take().unwrap().reason, Reason::Denied);
     assert_eq!(desk.news(), []);
 }
 
