@@ -1,23 +1,38 @@
-//! I/O in: registries become whole snapshots of services.
+//! Discovery: registries become whole snapshots of services.
 //!
 //! ```text
-//! Consul ──┐ Watcher::next()                guard           merge         (all of it: reconcile)
-//! etcd   ──┼──► Update ──► supervise ──► large drops ──► one desired ──► coalesce ──► Directory::apply
-//! file   ──┘               retry, age     are held       view a service
+//! Consul ──┐                          ┌────────────── reconcile ───────────────┐
+//! etcd   ──┼─► Update ─► supervise ─► │ guard ─► merge ─► coalesce             │ ─► Directory
+//! file   ──┘ (watcher)   (retries)    │ (holds)  (one view)  (limits the rate) │
+//!                                     └────────────────────────────────────────┘
 //! ```
 //!
-//! A [`Watcher`] is level-triggered: it says what a service *is*, never what changed; one pure
-//! [`diff`](crate::balancer::diff()) in the core finds that. It knows its registry's protocol and nothing else: retrying is
-//! [`supervise`]'s job, doubting a large drop is [`guard`]'s, and agreeing with other registries is [`merge`]'s.
+//! A [`Watcher`] is level-triggered: an update says what a service *is*, never what changed. One
+//! pure [`diff`](crate::balancer::diff()) in the core finds the changes. A watcher knows the
+//! protocol of its registry and nothing else: [`supervise`] retries, [`guard`] holds large drops,
+//! and [`merge`] joins the registries.
+//!
+//! The files import only downwards:
+//!
+//! ```text
+//! consul  etcd  file    reconcile
+//! supervise             guard  coalesce
+//!                       merge
+//! watcher   what a watcher is, and what it sends
+//! shared    what several registries read or print in the same way
+//! ```
 //!
 //! # How to add a registry
 //!
-//! 1. A folder or file here: `mod.rs` watches, `wire.rs` (or `formats.rs`) turns what is on the wire into instances and is
-//!    pure, `client.rs` knows the endpoints. A `pub const SOURCE: Source` names it.
-//! 2. Keep these promises, each with a test: cancelling `next` loses nothing; one bad instance costs only itself and is counted;
-//!    an undecodable answer is an error, not an empty list; nothing is empty before [`Update::Synced`]; a gap is admitted
-//!    ([`Trust::AfterGap`]) and what was read after it is read once more; every request has a deadline and a size limit.
-//! 3. A table in `config/raw.rs`, its checked form in `config/mod.rs`, one line in `agent.rs`, a section in `docs/registries.md`.
+//! 1. A folder or file here: `mod.rs` watches, `wire.rs` (or `formats`) turns bytes into instances
+//!    and is pure, `client.rs` knows the endpoints. A `pub const SOURCE: Source` names the
+//!    registry.
+//! 2. Keep these promises, each with a test. Cancelling `next` loses nothing. One bad instance
+//!    costs only itself and is counted. An answer that cannot be decoded is an error, not an empty
+//!    list. Nothing is empty before [`Update::Synced`]. After a gap, readings say so
+//!    ([`Trust::AfterGap`]), and each is confirmed by a second reading. Every request has a
+//!    deadline and a size limit.
+//! 3. A table in `config`, a source in `agent`, a section in `docs/registries.md`.
 
 pub mod coalesce;
 pub mod consul;
@@ -26,6 +41,7 @@ pub mod file;
 pub mod guard;
 pub mod merge;
 pub mod reconcile;
+mod shared;
 pub mod supervise;
 mod watcher;
 

@@ -1,4 +1,4 @@
-//! Consul: one catalog and many services, each watched with a long poll as far as there are enough.
+//! Consul: one catalog and many services, each watched with a long poll if there are enough.
 //!
 //! ```text
 //!              ┌───────────────────── ConsulWatcher::next ─────────────────────┐
@@ -8,8 +8,8 @@
 //!
 //! Consul's blocking queries are hints. A query may not return at a change (an instance was
 //! registered under another service name), may return old data (a snapshot was restored), or may
-//! wait for an index that never comes (the data was lost). An empty list may mean that there are no
-//! instances, or that the token has no rights. So everything is read again now and then without
+//! wait for an index that never comes (the data was lost). An empty list may mean that there are
+//! no instances, or that the token has no rights. So everything is read again now and then without
 //! blocking, an index counts only while the connection and the leader last, and an empty answer is
 //! confirmed by a second request.
 //!
@@ -42,7 +42,6 @@ mod wire;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -55,13 +54,10 @@ pub use wire::SOURCE;
 use self::client::{Answer, AskError, Client};
 use self::request::Request;
 use self::schedule::Schedule;
+use super::shared::pause_until;
 use super::watcher::{Reason, Update, WatchError, Watcher};
 use crate::balancer::{Clock, Source, SourceStatus};
 use crate::http_client::HttpError;
-
-/// Timers sometimes fire a little early. Without a minimum, a due time just ahead would be checked
-/// in a tight loop.
-const TICK: Duration = Duration::from_millis(1);
 
 type InFlight = Pin<Box<dyn Future<Output = (Request, Result<Answer, AskError>)> + Send>>;
 
@@ -74,8 +70,8 @@ pub struct ConsulWatcher {
 }
 
 impl ConsulWatcher {
-    /// A watcher that has sent no request yet. `interest` says how often a service was picked: where
-    /// there are more services than long polls, the most picked services get them.
+    /// A watcher that has sent no request yet. `interest` says how often a service was picked:
+    /// where there are more services than long polls, the most picked services get them.
     ///
     /// # Errors
     ///
@@ -123,10 +119,10 @@ impl Watcher for ConsulWatcher {
                 let answer = self.client.ask(&request);
                 self.in_flight.push(Box::pin(async move { (request, answer.await) }));
             }
-            let pause = self.schedule.wake().map(|at| at.since(now).max(TICK));
+            let pause = pause_until(self.schedule.wake(), now);
             tokio::select! {
                 Some((request, result)) = self.in_flight.next() => self.schedule.take(&request, result, self.clock.now()),
-                () = tokio::time::sleep(pause.unwrap_or(Duration::from_secs(60))) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }

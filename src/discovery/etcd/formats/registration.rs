@@ -1,6 +1,5 @@
 //! What a key registers, and what the formats share to read it.
 
-use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::balancer::{Address, InstanceId, InvalidInstance, ServiceInstance, ServiceName, Source, Weight};
@@ -8,25 +7,26 @@ use crate::balancer::{Address, InstanceId, InvalidInstance, ServiceInstance, Ser
 /// etcd, in answers and metric labels.
 pub const SOURCE: Source = Source::new("etcd");
 
-/// What a key registers: instances of one service. None at all is a key that is no instance, such as a folder's marker.
+/// The instances of one service that a key registers. A key without instances is no instance, such
+/// as the key of a folder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Registration {
     /// The service.
     pub service: ServiceName,
-    /// Mostly one; go-micro may write several nodes under a key.
+    /// Mostly one instance; go-micro may write several nodes into a key.
     pub instances: Vec<ServiceInstance>,
 }
 
-/// Why a key registers nothing, although it should.
+/// Why a key cannot register anything.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidRegistration {
     /// Keys may be any bytes.
     #[error("the key is not UTF-8")]
     KeyNotText,
-    /// Nothing stands before the instance.
+    /// The key has no segment before the instance.
     #[error("the key names no service")]
     NoService,
-    /// Neither JSON that some convention writes, nor `host:port`.
+    /// Neither JSON of a known convention, nor `host:port`.
     #[error("no format that is known by its fields")]
     Unrecognized,
     /// Not an object, or with fields of the wrong type.
@@ -35,18 +35,20 @@ pub enum InvalidRegistration {
     /// Not UTF-8, where the format is text.
     #[error("the value is not UTF-8")]
     ValueNotText,
-    /// The convention's own rules are broken.
+    /// A value that the convention itself does not allow.
     #[error("{0}")]
     Value(&'static str),
-    /// A name, address or number that is out of range.
+    /// A name, address or number out of range.
     #[error(transparent)]
     Instance(#[from] InvalidInstance),
 }
 
-/// Where a key stands.
+/// The parts of a key, and what the prefix says about its value.
 pub(super) struct Place<'a> {
     pub(super) service: ServiceName,
     pub(super) id: &'a str,
+    /// The URL scheme to take, where an instance has several endpoints.
+    pub(super) scheme: Option<&'a str>,
 }
 
 impl Place<'_> {
@@ -58,28 +60,11 @@ impl Place<'_> {
 
 pub(super) type Decoded = Result<Vec<ServiceInstance>, InvalidRegistration>;
 
-pub(super) fn one(instance: ServiceInstance) -> Decoded {
-    Ok(vec![instance])
-}
-
-/// `host:port`, as registrator, go-zero and people write it.
-pub(super) fn plain(place: &Place<'_>, value: &[u8]) -> Result<ServiceInstance, InvalidRegistration> {
-    let text = std::str::from_utf8(value).map_err(|_| InvalidRegistration::ValueNotText)?;
-    place.instance(text.trim().parse()?)
-}
-
 pub(super) fn object(value: &[u8]) -> Result<Value, InvalidRegistration> {
     Ok(serde_json::from_slice(value)?)
 }
 
-/// `null` for an empty list, map or string is what Go writes.
-pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// A whole number, or one written as text.
+/// A whole number, or a text with a whole number.
 pub(super) fn number(value: &Value) -> Option<i64> {
     match value {
         Value::Number(number) => number.as_i64().or_else(|| {
@@ -91,7 +76,8 @@ pub(super) fn number(value: &Value) -> Option<i64> {
     }
 }
 
-/// Metadata of any shape: what is text, a number or a truth value is kept, as text; what is nested is left out.
+/// Metadata of any shape: texts, numbers and booleans are kept as text, nested values are left
+/// out.
 pub(super) fn flat(metadata: &Value) -> impl Iterator<Item = (&str, String)> {
     metadata
         .as_object()
@@ -104,8 +90,8 @@ pub(super) fn flat(metadata: &Value) -> impl Iterator<Item = (&str, String)> {
         })
 }
 
-/// `metadata.weight`, where the convention has no other place for a weight. It is only a convention, so one that is no weight
-/// is ignored.
+/// `metadata.weight`, where the convention has no other place for a weight. Such a weight is
+/// optional, so an invalid weight is ignored.
 pub(super) fn weight_in(metadata: &Value) -> Option<Weight> {
     Weight::new(number(metadata.get("weight")?)?).ok()
 }
