@@ -1,45 +1,47 @@
-//! What a watcher of a registry is, and what it says: the words that every registry shares.
+//! What a watcher is, and what it sends: the types that all registries share.
 
 use std::future::Future;
 use std::time::Duration;
 
 use crate::balancer::{ServiceInstance, ServiceName, Source, Timestamp};
 
-/// How long after a doubtful reading a watcher reads the same service again.
+/// How long after a reading with [`Trust::AfterGap`] a watcher reads the same service again.
 pub const CONFIRM_AFTER: Duration = Duration::from_secs(5);
 
 /// Watches one registry.
 pub trait Watcher: Send {
-    /// The registry's name, as in answers and metric labels.
+    /// The name of the registry, as in answers and metric labels.
     fn source(&self) -> Source;
 
-    /// Waits until something may have changed, and says how it is now.
+    /// Waits until something may have changed, and returns the present state of it.
     ///
-    /// Cancel safe: requests in flight are fields of the watcher, so dropping the future abandons none of them, and the next
-    /// call goes on waiting for them.
+    /// Cancel safe: requests in flight are fields of the watcher. If the future is dropped, no
+    /// request is lost, and the next call waits for the same requests.
     ///
     /// # Errors
     ///
-    /// When the registry as a whole cannot be asked. What it said last stays in force; the caller decides when to call again.
-    /// Trouble with a single service is no error here: it is counted in the source's status and retried within.
+    /// When the registry as a whole cannot be asked. The last known instances stay in force, and
+    /// the caller decides when to call again. A problem with a single service is not an error
+    /// here: the watcher counts it in the source's status, and retries.
     fn next(&mut self) -> impl Future<Output = Result<Update, WatchError>> + Send;
 }
 
 /// News from a registry.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
-    /// The whole of one service, as it was read.
+    /// All instances of one service.
     Service(Reading),
-    /// The registry no longer lists this service.
+    /// The registry no longer lists a service.
     Gone {
-        /// Its name.
+        /// The service.
         service: ServiceName,
-        /// When the answer that lacks it was read.
+        /// When the answer without the service was read.
         read_at: Timestamp,
         /// How far that answer can be trusted.
         trust: Trust,
     },
-    /// Everything has been told once. Said once in a watcher's life, and never before it is true.
+    /// Everything has been sent once. A watcher sends this once in its life, after all that it
+    /// covers.
     Synced,
 }
 
@@ -48,24 +50,26 @@ pub enum Update {
 pub struct Reading {
     /// The service.
     pub service: ServiceName,
-    /// Its instances, in any order. Invalid ones are already left out (and counted).
+    /// The instances, in any order. Invalid registrations are left out, and counted.
     pub instances: Vec<ServiceInstance>,
     /// When the registry's answer was read.
     pub read_at: Timestamp,
-    /// How far it can be trusted.
+    /// How far that answer can be trusted.
     pub trust: Trust,
 }
 
-/// How far a reading can be trusted with taking instances away. Additions and changes are always believed.
+/// How far a reading can be trusted when it lacks instances. Additions and changes are always
+/// applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// Read in the course of an unbroken watch, or as the second look after a gap: believed.
+    /// Read in an unbroken watch, or as the confirmation after a gap: removals are applied.
     Steady,
-    /// The first look after a reconnect, or after an index or revision went back. A large drop waits for a second look,
-    /// which the watcher owes [`CONFIRM_AFTER`] later, changed or not, as [`Trust::Steady`].
+    /// The first reading after a reconnect, or after an index or revision went back. A large drop
+    /// is held until a second reading confirms it. The watcher sends that reading
+    /// [`CONFIRM_AFTER`] later, changed or not, as [`Trust::Steady`].
     AfterGap,
-    /// The registry knows no leader, contradicts itself, or says that it left things out: nothing is taken away for as long
-    /// as that lasts.
+    /// The registry has no leader, contradicts itself, or says that its answer is incomplete. As
+    /// long as that lasts, nothing is removed.
     AdditionsOnly,
 }
 
@@ -73,35 +77,35 @@ pub enum Trust {
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct WatchError {
-    /// The kind of trouble, a metric label.
+    /// The kind of failure, a metric label.
     pub reason: Reason,
-    /// What happened, in one line, with the address asked.
+    /// What happened, in one line, with the address that was asked.
     pub detail: String,
 }
 
-/// The kinds of trouble with a registry.
+/// The kinds of failure of a registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Refused, reset, name not resolved.
+    /// Connection refused or reset, or name not resolved.
     Unreachable,
     /// No answer in time.
     Timeout,
-    /// An answer of 5xx, or 429.
+    /// An answer with status 5xx or 429.
     Unavailable,
     /// No leader, or an answer older than allowed.
     NoLeader,
-    /// 401, 403, or an empty answer that only missing rights explain.
+    /// Status 401 or 403, or an empty answer that only missing rights explain.
     Denied,
-    /// An answer that cannot be understood, or is too large.
+    /// An answer that cannot be decoded, or is too large.
     Protocol,
-    /// A registration that cannot be used (that one is skipped).
+    /// A registration that cannot be used. Only that registration is skipped.
     InvalidInstance,
-    /// A file that cannot be read or understood (the last good one stays).
+    /// A file that cannot be read or parsed. The last valid version stays in force.
     InvalidFile,
 }
 
 impl Reason {
-    /// Every reason, for metrics to start at zero.
+    /// Every reason. Metrics start each at zero.
     pub const ALL: [Self; 8] = [
         Self::Unreachable,
         Self::Timeout,

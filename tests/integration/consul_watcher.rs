@@ -505,7 +505,7 @@ async fn more_services_than_polls_are_read_in_turn_over_few_connections() {
 }
 
 #[tokio::test]
-async fn without_a_poll_of_its_own_a_service_is_read_every_ten_seconds_and_the_picked_get_polls() {
+async fn services_without_a_poll_are_read_every_10_s_and_picked_ones_get_polls() {
     let consul = Consul::start().await;
     for i in 0..20 {
         consul
@@ -786,7 +786,7 @@ async fn garbage_costs_only_itself() {
 
 /// Scenario 25.
 #[tokio::test]
-async fn a_check_that_changes_its_output_all_the_time_costs_a_few_answers_and_no_update() {
+async fn a_check_with_changing_output_costs_a_few_answers_and_no_update() {
     let consul = Consul::start().await;
     consul.register("a", "web", "w1", 80, json!({})).await;
     consul.check("a", "w1", "c", "passing", "0").await;
@@ -863,7 +863,7 @@ async fn a_frozen_consul_is_noticed_and_missed_by_nobody() {
 
 /// Scenarios 4 and 7, and resets: data and index stay, everything is read anew.
 #[tokio::test]
-async fn errors_of_the_transport_lose_nothing_and_the_next_question_has_no_index() {
+async fn transport_errors_lose_nothing_and_the_next_request_has_no_index() {
     for (fault, reason) in [
         (Fault::Status(500), Reason::Unavailable),
         (Fault::Status(429), Reason::Unavailable),

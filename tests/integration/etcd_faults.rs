@@ -249,7 +249,7 @@ fn member_id(etcd: &Etcd, member: usize) -> String {
 }
 
 #[test]
-fn scenario_30_without_a_quorum_nothing_is_lost_and_a_new_agent_starts_with_what_a_member_remembers() {
+fn scenario_30_without_a_quorum_a_new_agent_starts_from_one_member() {
     let mut etcd = Etcd::cluster();
     let oracle = registered(&etcd, &["a", "b"]);
     let agent = beside(&etcd.urls(), &[]).ready();
@@ -290,7 +290,7 @@ fn scenario_30_without_a_quorum_nothing_is_lost_and_a_new_agent_starts_with_what
 }
 
 #[test]
-fn scenario_33_large_values_are_caught_up_with_after_a_cut_and_after_a_stall() {
+fn scenario_33_large_values_are_read_after_a_cut_and_after_a_stall() {
     let etcd = Etcd::start();
     let oracle = registered(&etcd, &["a"]);
     let cable = Cable::to(etcd.port());

@@ -22,7 +22,7 @@ fn errors(agent: &Agent, reason: &str) -> f64 {
 }
 
 #[test]
-fn a_put_and_a_delete_are_seen_at_once_and_a_bare_watch_sees_them_no_sooner_to_speak_of() {
+fn a_put_and_a_delete_are_seen_about_as_soon_as_by_a_bare_watch() {
     let etcd = Etcd::start();
     etcd.put("/services/web/a", "10.0.0.1:80");
     let agent = beside(&etcd, &[]);
@@ -146,7 +146,7 @@ fn scenario_34_what_changes_while_it_is_listed_is_neither_lost_nor_kept() {
 }
 
 #[test]
-fn scenario_35_a_lease_that_expires_takes_its_instance_along_and_so_do_all_at_once() {
+fn scenario_35_an_expired_lease_removes_its_instance_or_all_at_once() {
     let etcd = Etcd::start();
     let agent = beside(&etcd, &[]);
     let (mut client, runtime) = etcd.client();

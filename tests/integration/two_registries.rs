@@ -147,7 +147,7 @@ async fn the_first_registry_gives_the_weight_and_status_is_what_either_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_39_a_registry_that_is_down_keeps_its_vote_and_the_other_goes_on() {
+async fn scenario_39_a_registry_that_is_down_keeps_its_listings() {
     let (mut consul, mut etcd) = (Consul::start().await, blocking(Etcd::start));
     register(&consul, "c1", "10.0.0.1:80", json!({})).await;
     blocking(|| etcd.put("/services/web/e2", "10.0.0.2:80"));

@@ -1,12 +1,12 @@
 //! What an answer changes: what is known about the catalog and the services, and what is sent.
 //!
-//! Pure, but for log lines and the counters of the source's status. Answers come in with the request
-//! that they belong to. What there is to send goes to `updates`, and a failure of Consul as a whole
-//! to `error`.
+//! Pure, but for log lines and the counters of the source's status. Answers come in with the
+//! request that they belong to. What there is to send goes to `updates`, and a failure of Consul
+//! as a whole to `error`.
 //!
 //! An empty answer needs care. Consul also gives an empty list with status 200 to a token without
-//! rights. So a service with an empty answer is gone only when a catalog that was asked for *after*
-//! that answer no longer lists it:
+//! rights. So a service with an empty answer is gone only when a catalog that was asked for
+//! *after* that answer no longer lists it:
 //!
 //! ```text
 //! health []  ──► read the catalog ──┬─ not listed: Gone
@@ -556,8 +556,8 @@ impl Answers {
         }
     }
 
-    /// An answer about one service cannot be decoded: the last valid answer stays in force, and the
-    /// service is read again at growing intervals.
+    /// An answer about one service cannot be decoded: the last valid answer stays in force, and
+    /// the service is read again at growing intervals.
     fn not_decoded(&mut self, name: &ServiceName, detail: &dyn fmt::Display, now: Timestamp) {
         let failures = self.services.change(name, |service| {
             service.query.discard_answer();

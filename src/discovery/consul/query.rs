@@ -1,18 +1,19 @@
-//! One question that is sent to Consul again and again: the catalog, or the instances of one service.
+//! One question that is sent to Consul again and again: the catalog, or the instances of one
+//! service.
 //!
 //! Knows when to ask, at which index, and whether an answer can be accepted. Does not know what an
 //! answer says: of a body, only a fingerprint is kept.
 //!
 //! ```text
 //! read (no index, at once) ──► body, index N ──► long poll at N ──► index > N: accepted
-//!          ▲                                          │
-//!          └── index < N: the index went back ────────┤
-//!          └── index = N, and early or other body ────┘   index = N, same body, in time: poll again
+//!          ▲                                          │  │
+//!          ├── index < N: the index went back ────────┤  └──► index = N, same body, in time:
+//!          └── index = N, and early or other body ────┘       poll again
 //! ```
 //!
-//! If a long poll returns with the index that it was asked with, its body is as old as the request.
-//! After an instance was renamed, or a snapshot was restored, that body is wrong. So such a body is
-//! never accepted: it only makes the query read again.
+//! If a long poll returns with the index that it was asked with, its body is as old as the
+//! request. After an instance was renamed, or a snapshot was restored, that body is wrong. So such
+//! a body is never accepted: it only makes the query read again.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -48,7 +49,8 @@ pub(super) struct Query {
     due: Option<Timestamp>,
     /// When to read after the read in flight, whose answer may be older than the reason to read.
     due_after_read: Option<Timestamp>,
-    /// Whether the watch was interrupted, or the index went back, and no answer was accepted since.
+    /// Whether the watch was interrupted, or the index went back, and no answer was accepted
+    /// since.
     gap: bool,
     /// When the first answer after a gap is confirmed by another read.
     confirm_at: Option<Timestamp>,
@@ -194,10 +196,11 @@ impl Query {
             match head.index {
                 Some(found) if found > asked => {}
                 Some(found) if found == asked => {
-                    // Early and unchanged: Consul restored a snapshot during the poll. Consul adds up
-                    // to a sixteenth to a wait, so a poll may look in time all the same. That is why
-                    // the catalog is read in any case: if the catalog went back, every service is
-                    // read again. Another body at the same index: see the header of this file.
+                    // Early and unchanged: Consul restored a snapshot during the poll. Consul adds
+                    // up to a sixteenth to a wait, so a poll may look in time all the same. That
+                    // is why the catalog is read in any case: if the catalog went back, every
+                    // service is read again. Another body at the same index: see the header of
+                    // this file.
                     let early = now.since(request.asked_at) < wait;
                     if early || self.body != Some(body) || request.target == Target::Catalog {
                         self.index_in_doubt = true;

@@ -1,4 +1,4 @@
-//! One request to Consul: what is asked for, how, and which request of the watcher it is.
+//! One request to Consul: the target, the mode, the consistency, and a number.
 //!
 //! ```text
 //! read       no index: Consul answers at once

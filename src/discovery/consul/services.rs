@@ -87,8 +87,8 @@ impl Service {
         matches!(self.sent, Some(Sent::Instances { trust, .. }) if trust == next || next == Trust::AdditionsOnly)
     }
 
-    /// Whether the service has left the catalog, that was sent as [`Trust::Steady`], and no request
-    /// is in flight.
+    /// Whether the service has left the catalog, that was sent as [`Trust::Steady`], and no
+    /// request is in flight.
     fn can_be_forgotten(&self) -> bool {
         let sent = matches!(self.sent, None | Some(Sent::Gone(Trust::Steady)));
         !self.listed && sent && self.query.is_idle()

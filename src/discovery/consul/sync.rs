@@ -1,4 +1,4 @@
-//! What is missing until the watcher has told everything once.
+//! What is missing until the watcher has sent everything once.
 //!
 //! Services that leave the catalog, or whose answers stay unusable, are no longer waited for.
 

@@ -2,10 +2,13 @@
 //! than long polls.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::Interest;
 use crate::balancer::{ServiceName, Timestamp};
+
+/// How many picks a service has had so far.
+pub type Interest = Arc<dyn Fn(&ServiceName) -> u64 + Send + Sync>;
 
 /// How often the services with long polls are chosen again.
 const RANK_EVERY: Duration = Duration::from_secs(10);
@@ -65,9 +68,9 @@ impl LongPolls {
         self.rank_at
     }
 
-    /// Gives the long polls to the services with the most recent picks, then with the most picks in
-    /// all. Takes all known services, and whether the catalog lists each. Returns the services that
-    /// lost their long poll.
+    /// Gives the long polls to the services with the most recent picks, then with the most picks
+    /// in all. Takes all known services, and whether the catalog lists each. Returns the services
+    /// that lost their long poll.
     pub(super) fn rank<'a>(
         &mut self,
         services: impl Iterator<Item = (&'a ServiceName, bool)>,
@@ -98,7 +101,7 @@ impl LongPolls {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
 

@@ -5,13 +5,15 @@
 //! [`Schedule::take`].
 //!
 //! ```text
-//!               ┌─ reads: at once, 4 at a time ── first read, confirmation after a gap, every 90 s ± 50 %,
-//! Schedule ─────┤                                 every 10 s without a long poll, and whatever is in doubt
-//!               └─ long polls: up to 64 ───────── the catalog, and the services that are picked most
+//!            ┌─ reads: at once, 4 at a time ── first read, confirmation after a gap,
+//! Schedule ──┤                                 every 90 s ± 50 %, every 10 s without a long poll,
+//!            │                                 and at once after a doubtful answer
+//!            └─ long polls: up to 64 ───────── the catalog, and the most picked services
 //! ```
 //!
 //! A long poll in flight is never cancelled, because Consul would still count it. If Consul as a
-//! whole cannot be asked, only the catalog is tried until it answers. Then everything is read again.
+//! whole cannot be asked, only the catalog is tried until it answers. Then everything is read
+//! again.
 
 mod in_flight;
 mod long_polls;
@@ -20,6 +22,8 @@ mod recheck;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use self::long_polls::Interest;
 
 use self::in_flight::InFlight;
 use self::long_polls::LongPolls;
@@ -35,9 +39,6 @@ use crate::discovery::watcher::{Update, WatchError};
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// The catalog is read this often while no leader is known.
 const LEADERLESS_EVERY: Duration = Duration::from_secs(2);
-
-/// How many picks a service has had so far.
-pub type Interest = Arc<dyn Fn(&ServiceName) -> u64 + Send + Sync>;
 
 /// Joins the parts: what is known, what is in flight, which services have long polls, and when all
 /// services are read again.
@@ -203,8 +204,8 @@ impl Schedule {
         }
         let is_ready = |name: &&ServiceName| self.service_poll_ready_at(name).is_some_and(|at| at <= now);
         let name = self.long_polls.polled().find(is_ready)?.clone();
-        let start = |service: &mut super::services::Service| service.query.start_poll(number, longest, now);
-        let (index, wait) = self.answers.services.change(&name, start)??;
+        let services = &mut self.answers.services;
+        let (index, wait) = services.change(&name, |service| service.query.start_poll(number, longest, now))??;
         Some(self.send_poll(Target::Service(name), index, wait, now))
     }
 

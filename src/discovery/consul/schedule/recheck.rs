@@ -1,8 +1,8 @@
 //! When all services are read again because the catalog's long poll returned.
 //!
-//! The catalog does not say which service changed, so each may have. Buckets limit what that costs:
-//! one for the services with a long poll, which mostly see the change themselves, and one for the
-//! others.
+//! The catalog does not say which service changed, so each may have. Buckets limit what that
+//! costs: one for the services with a long poll, which mostly see the change themselves, and one
+//! for the others.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The schedule without sockets and without time passing: every answer and every moment is made up here.
+//! The schedule without sockets and without passing time: the tests make up every answer and every
+//! moment.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -13,41 +14,41 @@ use super::{Consistency, Mode, Request, Schedule, Target};
 use crate::balancer::{SourceStatus, Timestamp};
 use crate::discovery::watcher::{CONFIRM_AFTER, Reason, Trust, Update};
 
-/// A schedule, and Consul's part played by hand.
-struct Desk {
+/// A schedule, and the part of Consul, played by the test.
+struct Fixture {
     schedule: Schedule,
     now: Timestamp,
-    /// Asked, not yet answered.
+    /// Requests without an answer yet.
     open: Vec<Request>,
     watches: usize,
 }
 
-impl Desk {
+impl Fixture {
     fn new(settings: &Settings) -> Self {
         let status = Arc::new(SourceStatus::new(SOURCE, true, Box::new(|_| true)));
         let now = Timestamp::default() + Duration::from_secs(1);
         let schedule = Schedule::new(settings, status, Arc::new(|_| 0), 7, now);
-        let mut desk = Self {
+        let mut fixture = Self {
             schedule,
             now,
             open: Vec::new(),
             watches: settings.max_watches,
         };
-        desk.ask();
-        desk
+        fixture.ask();
+        fixture
     }
 
     /// With services `s0`, `s1`, ... of one instance each, all read twice.
     fn synced(services: usize, settings: &Settings) -> Self {
-        let mut desk = Self::new(settings);
+        let mut fixture = Self::new(settings);
         let names: Vec<String> = (0..services).map(|i| format!("s{i}")).collect();
         for _ in 0..2 {
-            desk.answer_reads(&names);
-            desk.pass(CONFIRM_AFTER);
+            fixture.answer_reads(&names);
+            fixture.pass(CONFIRM_AFTER);
         }
-        desk.answer_reads(&names);
-        assert!(desk.news().contains(&Update::Synced));
-        desk
+        fixture.answer_reads(&names);
+        assert!(fixture.updates().contains(&Update::Synced));
+        fixture
     }
 
     fn answer_reads(&mut self, names: &[String]) {
@@ -118,12 +119,12 @@ impl Desk {
         self.open.iter().filter(|request| request.mode != Mode::Read).count()
     }
 
-    fn news(&mut self) -> Vec<Update> {
+    fn updates(&mut self) -> Vec<Update> {
         self.schedule.answers.updates.drain(..).collect()
     }
 
-    /// What was told of one service: ids and trust, or `None` for gone.
-    fn told(&mut self, name: &str) -> Vec<(Option<Vec<String>>, Trust)> {
+    /// The updates about one service: ids and trust, or `None` for gone.
+    fn updates_of(&mut self, name: &str) -> Vec<(Option<Vec<String>>, Trust)> {
         let told = |update| match update {
             Update::Service(reading) if reading.service.as_str() == name => Some((
                 Some(reading.instances.iter().map(|i| i.id().to_string()).collect()),
@@ -132,7 +133,7 @@ impl Desk {
             Update::Gone { service, trust, .. } if service.as_str() == name => Some((None, trust)),
             _ => None,
         };
-        self.news().into_iter().filter_map(told).collect()
+        self.updates().into_iter().filter_map(told).collect()
     }
 }
 
@@ -163,83 +164,86 @@ fn ids(ids: &[&str]) -> Option<Vec<String>> {
 
 #[test]
 fn the_catalog_is_tried_alone_until_it_answers() {
-    let mut desk = Desk::new(&settings());
-    assert_eq!(desk.open.iter().map(target).collect::<Vec<_>>(), [""]);
-    let read = desk.open[0].clone();
-    desk.fail(&read, Reason::Unreachable);
-    assert_eq!(desk.schedule.answers.error.take().unwrap().reason, Reason::Unreachable);
-    assert!(
-        desk.schedule.answers.status.errors().is_empty(),
-        "counted by who is told of it"
+    let mut fixture = Fixture::new(&settings());
+    assert_eq!(fixture.open.iter().map(target).collect::<Vec<_>>(), [""]);
+    let read = fixture.open[0].clone();
+    fixture.fail(&read, Reason::Unreachable);
+    assert_eq!(
+        fixture.schedule.answers.error.take().unwrap().reason,
+        Reason::Unreachable
     );
-    desk.pass(Duration::from_secs(1));
-    assert_eq!(desk.open.iter().map(target).collect::<Vec<_>>(), [""]);
-    assert_eq!(desk.news(), []);
+    assert!(
+        fixture.schedule.answers.status.errors().is_empty(),
+        "counted by the caller of the watcher"
+    );
+    fixture.pass(Duration::from_secs(1));
+    assert_eq!(fixture.open.iter().map(target).collect::<Vec<_>>(), [""]);
+    assert_eq!(fixture.updates(), []);
 }
 
 #[test]
-fn first_looks_are_confirmed_and_synced_is_said_once_after_the_last() {
-    let mut desk = Desk::new(&settings());
+fn first_reads_are_confirmed_and_synced_is_sent_after_the_last() {
+    let mut fixture = Fixture::new(&settings());
     let names = [String::from("a"), String::from("b")];
-    let read = desk.open[0].clone();
-    desk.answer(&read, 10, &catalog(&names));
-    let (a, b) = (desk.read("a").unwrap(), desk.read("b").unwrap());
-    desk.answer(&a, 10, &health("a", &["1"]));
-    assert!(!desk.news().contains(&Update::Synced));
-    desk.answer(&b, 10, &health("b", &["1"]));
-    let news = desk.news();
+    let read = fixture.open[0].clone();
+    fixture.answer(&read, 10, &catalog(&names));
+    let (a, b) = (fixture.read("a").unwrap(), fixture.read("b").unwrap());
+    fixture.answer(&a, 10, &health("a", &["1"]));
+    assert!(!fixture.updates().contains(&Update::Synced));
+    fixture.answer(&b, 10, &health("b", &["1"]));
+    let news = fixture.updates();
     assert!(
         matches!(&news[..], [Update::Service(reading), Update::Synced] if reading.trust == Trust::AfterGap),
         "{news:?}"
     );
-    assert!(desk.poll("a").is_some() && desk.poll("b").is_some() && desk.poll("").is_some());
-    desk.pass(CONFIRM_AFTER);
-    let a = desk.read("a").unwrap();
-    desk.answer(&a, 10, &health("a", &["1"]));
-    assert_eq!(desk.told("a"), [(ids(&["1"]), Trust::Steady)]);
+    assert!(fixture.poll("a").is_some() && fixture.poll("b").is_some() && fixture.poll("").is_some());
+    fixture.pass(CONFIRM_AFTER);
+    let a = fixture.read("a").unwrap();
+    fixture.answer(&a, 10, &health("a", &["1"]));
+    assert_eq!(fixture.updates_of("a"), [(ids(&["1"]), Trust::Steady)]);
 }
 
 #[test]
-fn polls_stay_below_their_number_whatever_comes_back() {
+fn polls_stay_within_their_limit() {
     for watches in [1, 2, 8, 64, 1000] {
         let mut settings = settings();
         settings.max_watches = watches;
-        let mut desk = Desk::synced(200, &settings);
+        let mut fixture = Fixture::synced(200, &settings);
         let limit = watches.min(64);
-        assert_eq!(desk.polls(), limit, "{watches}");
+        assert_eq!(fixture.polls(), limit, "{watches}");
         for round in 0..300_u64 {
-            let Some(poll) = desk.open.iter().find(|request| request.mode != Mode::Read).cloned() else {
+            let Some(poll) = fixture.open.iter().find(|request| request.mode != Mode::Read).cloned() else {
                 break;
             };
             let body = match target(&poll) {
                 "" => catalog(&(0..200).map(|i| format!("s{i}")).collect::<Vec<_>>()),
                 name => health(name, &[name]),
             };
-            desk.answer(&poll, 11 + round, &body);
-            assert!(desk.polls() <= limit, "{watches}");
-            desk.pass(Duration::from_millis(100));
-            assert!(desk.open.iter().filter(|request| request.mode == Mode::Read).count() <= 4);
+            fixture.answer(&poll, 11 + round, &body);
+            assert!(fixture.polls() <= limit, "{watches}");
+            fixture.pass(Duration::from_millis(100));
+            assert!(fixture.open.iter().filter(|request| request.mode == Mode::Read).count() <= 4);
         }
     }
 }
 
 #[test]
-fn one_break_is_one_error_and_what_was_on_its_way_is_not_believed() {
-    let mut desk = Desk::synced(3, &settings());
-    let polls: Vec<_> = desk.open.clone();
+fn a_failure_counts_once_and_answers_in_flight_are_discarded() {
+    let mut fixture = Fixture::synced(3, &settings());
+    let polls: Vec<_> = fixture.open.clone();
     assert_eq!(polls.len(), 4);
-    desk.fail(&polls[0], Reason::Unreachable);
-    assert!(desk.schedule.answers.error.take().is_some());
-    desk.fail(&polls[1], Reason::Unreachable);
-    assert!(desk.schedule.answers.error.is_none(), "the same break");
+    fixture.fail(&polls[0], Reason::Unreachable);
+    assert!(fixture.schedule.answers.error.take().is_some());
+    fixture.fail(&polls[1], Reason::Unreachable);
+    assert!(fixture.schedule.answers.error.is_none(), "the same break");
     let Target::Service(name) = &polls[2].target else {
         panic!("{polls:?}")
     };
-    desk.answer(&polls[2], 99, &health(name.as_str(), &[]));
-    assert_eq!(desk.news(), []);
+    fixture.answer(&polls[2], 99, &health(name.as_str(), &[]));
+    assert_eq!(fixture.updates(), []);
     // Only the catalog, and without an index.
-    desk.pass(Duration::from_secs(1));
-    let reads: Vec<_> = desk
+    fixture.pass(Duration::from_secs(1));
+    let reads: Vec<_> = fixture
         .open
         .iter()
         .filter(|request| request.generation == 1)
@@ -252,91 +256,92 @@ fn one_break_is_one_error_and_what_was_on_its_way_is_not_believed() {
             .collect::<Vec<_>>(),
         [("", Mode::Read)]
     );
-    desk.answer(&reads[0], 5, &catalog(&[String::from("s0"), String::from("s1")]));
-    assert_eq!(desk.told("s2"), [(None, Trust::AfterGap)]);
-    let s0 = desk.read("s0").unwrap();
-    desk.answer(&s0, 5, &health("s0", &["s0"]));
+    fixture.answer(&reads[0], 5, &catalog(&[String::from("s0"), String::from("s1")]));
+    assert_eq!(fixture.updates_of("s2"), [(None, Trust::AfterGap)]);
+    let s0 = fixture.read("s0").unwrap();
+    fixture.answer(&s0, 5, &health("s0", &["s0"]));
     assert_eq!(
-        desk.told("s0"),
+        fixture.updates_of("s0"),
         [(ids(&["s0"]), Trust::AfterGap)],
-        "unchanged, and told"
+        "unchanged, and sent"
     );
-    desk.pass(CONFIRM_AFTER);
-    let (confirm, s0) = (desk.read("").unwrap(), desk.read("s0").unwrap());
-    desk.answer(&confirm, 5, &catalog(&[String::from("s0"), String::from("s1")]));
-    assert_eq!(desk.told("s2"), [(None, Trust::Steady)]);
-    desk.answer(&s0, 5, &health("s0", &["s0"]));
-    assert_eq!(desk.told("s0"), [(ids(&["s0"]), Trust::Steady)]);
+    fixture.pass(CONFIRM_AFTER);
+    let (confirm, s0) = (fixture.read("").unwrap(), fixture.read("s0").unwrap());
+    fixture.answer(&confirm, 5, &catalog(&[String::from("s0"), String::from("s1")]));
+    assert_eq!(fixture.updates_of("s2"), [(None, Trust::Steady)]);
+    fixture.answer(&s0, 5, &health("s0", &["s0"]));
+    assert_eq!(fixture.updates_of("s0"), [(ids(&["s0"]), Trust::Steady)]);
 }
 
 #[test]
-fn a_poll_that_comes_back_unchanged_is_never_believed_over_a_read() {
-    // Scenario 9: the read sees one instance, at the same index; the sleeping poll remembers two.
-    let mut desk = Desk::synced(1, &settings());
-    let poll = desk.poll("s0").unwrap();
-    desk.pass(Duration::from_secs(150));
-    let read = desk.read("s0").unwrap();
-    desk.answer(&read, 10, &health("s0", &["other"]));
-    assert_eq!(desk.told("s0"), [(ids(&["other"]), Trust::Steady)]);
-    desk.answer(&poll, 10, &health("s0", &["s0"]));
-    assert_eq!(desk.told("s0"), []);
-    let read = desk.read("s0").expect("it is read again instead");
-    assert!(desk.poll("s0").is_none());
-    desk.answer(&read, 10, &health("s0", &["other"]));
-    assert_eq!(desk.told("s0"), []);
-    desk.pass(Duration::from_secs(1));
-    assert!(desk.poll("s0").is_some());
+fn an_unchanged_poll_is_never_accepted_over_a_read() {
+    // Scenario 9: the read sees one instance, at the same index; the poll in flight returns an
+    // older body with two.
+    let mut fixture = Fixture::synced(1, &settings());
+    let poll = fixture.poll("s0").unwrap();
+    fixture.pass(Duration::from_secs(150));
+    let read = fixture.read("s0").unwrap();
+    fixture.answer(&read, 10, &health("s0", &["other"]));
+    assert_eq!(fixture.updates_of("s0"), [(ids(&["other"]), Trust::Steady)]);
+    fixture.answer(&poll, 10, &health("s0", &["s0"]));
+    assert_eq!(fixture.updates_of("s0"), []);
+    let read = fixture.read("s0").expect("it is read again instead");
+    assert!(fixture.poll("s0").is_none());
+    fixture.answer(&read, 10, &health("s0", &["other"]));
+    assert_eq!(fixture.updates_of("s0"), []);
+    fixture.pass(Duration::from_secs(1));
+    assert!(fixture.poll("s0").is_some());
 }
 
 #[test]
-fn a_read_that_was_overtaken_is_not_believed() {
-    let mut desk = Desk::synced(1, &settings());
-    desk.pass(Duration::from_secs(150));
-    let (poll, read) = (desk.poll("s0").unwrap(), desk.read("s0").unwrap());
-    desk.answer(&poll, 12, &health("s0", &["new"]));
-    assert_eq!(desk.told("s0"), [(ids(&["new"]), Trust::Steady)]);
-    desk.answer(&read, 10, &health("s0", &["s0"]));
-    assert_eq!(desk.told("s0"), []);
-    desk.pass(Duration::from_secs(1));
-    assert!(desk.read("s0").is_some());
+fn a_read_older_than_the_last_answer_is_discarded() {
+    let mut fixture = Fixture::synced(1, &settings());
+    fixture.pass(Duration::from_secs(150));
+    let (poll, read) = (fixture.poll("s0").unwrap(), fixture.read("s0").unwrap());
+    fixture.answer(&poll, 12, &health("s0", &["new"]));
+    assert_eq!(fixture.updates_of("s0"), [(ids(&["new"]), Trust::Steady)]);
+    fixture.answer(&read, 10, &health("s0", &["s0"]));
+    assert_eq!(fixture.updates_of("s0"), []);
+    fixture.pass(Duration::from_secs(1));
+    assert!(fixture.read("s0").is_some());
 }
 
 #[test]
-fn an_empty_answer_waits_for_a_catalog_that_was_asked_for_afterwards() {
+fn an_empty_answer_waits_for_a_catalog_that_was_asked_for_later() {
     let names = [String::from("s0"), String::from("s1")];
-    let mut desk = Desk::synced(2, &settings());
-    let (poll, older) = (desk.poll("s0").unwrap(), desk.poll("").unwrap());
-    desk.answer(&poll, 11, "[]");
-    assert_eq!(desk.told("s0"), [], "not yet");
-    desk.answer(&older, 11, &catalog(&[&names[..], &[String::from("s9")]].concat()));
-    assert_eq!(desk.told("s0"), [], "that one was asked before");
-    let newer = desk.read("").unwrap();
-    desk.answer(&newer, 12, &catalog(&names));
-    assert_eq!(desk.told("s0"), [(ids(&[]), Trust::AdditionsOnly)]);
-    assert_eq!(desk.schedule.answers.status.errors().get("denied"), Some(&1));
+    let mut fixture = Fixture::synced(2, &settings());
+    let (poll, older) = (fixture.poll("s0").unwrap(), fixture.poll("").unwrap());
+    fixture.answer(&poll, 11, "[]");
+    assert_eq!(fixture.updates_of("s0"), [], "not yet");
+    fixture.answer(&older, 11, &catalog(&[&names[..], &[String::from("s9")]].concat()));
+    assert_eq!(fixture.updates_of("s0"), [], "that one was asked before");
+    let newer = fixture.read("").unwrap();
+    fixture.answer(&newer, 12, &catalog(&names));
+    assert_eq!(fixture.updates_of("s0"), [(ids(&[]), Trust::AdditionsOnly)]);
+    assert_eq!(fixture.schedule.answers.status.errors().get("denied"), Some(&1));
 
-    let poll = desk.poll("s1").unwrap();
-    desk.answer(&poll, 13, "[]");
-    desk.pass(Duration::from_secs(1));
-    let newer = desk.read("").unwrap();
-    desk.answer(&newer, 13, &catalog(&names[..1]));
-    assert_eq!(desk.told("s1"), [(None, Trust::Steady)], "really gone");
+    let poll = fixture.poll("s1").unwrap();
+    fixture.answer(&poll, 13, "[]");
+    fixture.pass(Duration::from_secs(1));
+    let newer = fixture.read("").unwrap();
+    fixture.answer(&newer, 13, &catalog(&names[..1]));
+    assert_eq!(fixture.updates_of("s1"), [(None, Trust::Steady)], "really gone");
 }
 
 #[test]
-fn what_has_no_poll_is_read_every_ten_seconds() {
+fn a_service_without_a_poll_is_read_every_ten_seconds() {
     let mut settings = settings();
     settings.max_watches = 4;
-    let mut desk = Desk::synced(50, &settings);
+    let mut fixture = Fixture::synced(50, &settings);
     let names: Vec<String> = (0..50).map(|i| format!("s{i}")).collect();
     let mut read = std::collections::BTreeSet::new();
     for _ in 0..100 {
-        desk.pass(Duration::from_millis(100));
-        while let Some(request) = desk.open.iter().find(|request| request.mode == Mode::Read).cloned() {
+        fixture.pass(Duration::from_millis(100));
+        while let Some(request) = fixture.open.iter().find(|request| request.mode == Mode::Read).cloned() {
             read.insert(target(&request).to_owned());
             match target(&request) {
-                "" => desk.answer(&request, 10, &catalog(&names)),
-                name => desk.answer(&request, 10, &health(name, &[name])),
+                "" => fixture.answer(&request, 10, &catalog(&names)),
+                name => fixture.answer(&request, 10, &health(name, &[name])),
             }
         }
     }
@@ -344,47 +349,47 @@ fn what_has_no_poll_is_read_every_ten_seconds() {
 }
 
 #[test]
-fn the_most_picked_get_the_polls() {
+fn the_most_picked_services_get_the_polls() {
     let mut settings = settings();
     settings.max_watches = 3;
     let status = Arc::new(SourceStatus::new(SOURCE, true, Box::new(|_| true)));
     let interest = Arc::new(|name: &crate::balancer::ServiceName| u64::from(name.as_str() == "s7") * 100);
     let now = Timestamp::default();
-    let mut desk = Desk {
+    let mut fixture = Fixture {
         schedule: Schedule::new(&settings, status, interest, 7, now),
         now,
         open: Vec::new(),
         watches: settings.max_watches,
     };
     let names: Vec<String> = (0..10).map(|i| format!("s{i}")).collect();
-    desk.ask();
-    desk.answer_reads(&names);
-    assert!(desk.poll("s7").is_none(), "the first come first");
+    fixture.ask();
+    fixture.answer_reads(&names);
+    assert!(fixture.poll("s7").is_none(), "the first come first");
     for name in ["s0", "s1"] {
-        let poll = desk.poll(name).unwrap();
-        desk.pass(Duration::from_secs(6));
-        desk.answer(&poll, 11, &health(name, &[name]));
-        desk.answer_reads(&names);
+        let poll = fixture.poll(name).unwrap();
+        fixture.pass(Duration::from_secs(6));
+        fixture.answer(&poll, 11, &health(name, &[name]));
+        fixture.answer_reads(&names);
     }
-    assert!(desk.poll("s7").is_some(), "{:?}", desk.open);
-    assert_eq!(desk.polls(), 3);
+    assert!(fixture.poll("s7").is_some(), "{:?}", fixture.open);
+    assert_eq!(fixture.polls(), 3);
 }
 
 #[test]
-fn a_woken_catalog_has_everyone_looked_at_but_not_all_the_time() {
-    let mut desk = Desk::synced(3, &settings());
+fn a_changed_catalog_leads_to_a_bounded_number_of_reads() {
+    let mut fixture = Fixture::synced(3, &settings());
     let names: Vec<String> = (0..3).map(|i| format!("s{i}")).collect();
     let mut reads = 0;
     for round in 0..100 {
-        if let Some(poll) = desk.poll("") {
-            desk.answer(&poll, 11 + round, &catalog(&names));
+        if let Some(poll) = fixture.poll("") {
+            fixture.answer(&poll, 11 + round, &catalog(&names));
         }
-        desk.pass(Duration::from_millis(200));
-        while let Some(request) = desk.open.iter().find(|request| request.mode == Mode::Read).cloned() {
+        fixture.pass(Duration::from_millis(200));
+        while let Some(request) = fixture.open.iter().find(|request| request.mode == Mode::Read).cloned() {
             reads += usize::from(request.target != Target::Catalog);
             match target(&request) {
-                "" => desk.answer(&request, 11 + round, &catalog(&names)),
-                name => desk.answer(&request, 10, &health(name, &[name])),
+                "" => fixture.answer(&request, 11 + round, &catalog(&names)),
+                name => fixture.answer(&request, 10, &health(name, &[name])),
             }
         }
         if round == 1 {
@@ -395,32 +400,32 @@ fn a_woken_catalog_has_everyone_looked_at_but_not_all_the_time() {
 }
 
 #[test]
-fn without_a_leader_the_leader_is_asked_once_and_its_silence_is_no_break() {
-    let mut desk = Desk::synced(1, &settings());
-    let poll = desk.poll("s0").unwrap();
+fn without_a_leader_one_read_asks_it_and_may_fail() {
+    let mut fixture = Fixture::synced(1, &settings());
+    let poll = fixture.poll("s0").unwrap();
     let head = Head {
         index: NonZeroU64::new(11),
         known_leader: false,
         last_contact: Duration::ZERO,
         filtered: false,
     };
-    desk.take(
+    fixture.take(
         &poll,
         Ok(Answer {
             head,
             body: health("s0", &["new"]).into(),
         }),
     );
-    assert_eq!(desk.told("s0"), [(ids(&["new"]), Trust::AdditionsOnly)]);
-    assert!(!desk.schedule.answers.status.is_up());
-    let to_leader = desk.read("").unwrap();
+    assert_eq!(fixture.updates_of("s0"), [(ids(&["new"]), Trust::AdditionsOnly)]);
+    assert!(!fixture.schedule.answers.status.is_up());
+    let to_leader = fixture.read("").unwrap();
     assert_eq!(to_leader.consistency, Consistency::Default);
-    desk.fail(&to_leader, Reason::Unavailable);
-    assert!(desk.schedule.answers.error.is_none());
-    desk.pass(Duration::from_secs(3));
-    let again = desk.read("").unwrap();
+    fixture.fail(&to_leader, Reason::Unavailable);
+    assert!(fixture.schedule.answers.error.is_none());
+    fixture.pass(Duration::from_secs(3));
+    let again = fixture.read("").unwrap();
     assert_eq!(again.consistency, Consistency::Stale);
-    desk.take(
+    fixture.take(
         &again,
         Ok(Answer {
             head,
@@ -428,59 +433,60 @@ fn without_a_leader_the_leader_is_asked_once_and_its_silence_is_no_break() {
         }),
     );
     assert!(
-        desk.schedule.answers.error.is_none() && desk.news().is_empty(),
+        fixture.schedule.answers.error.is_none() && fixture.updates().is_empty(),
         "an empty catalog without a leader means nothing"
     );
-    desk.pass(Duration::from_secs(3));
-    let again = desk.read("").unwrap();
-    desk.answer(&again, 12, &catalog(&[String::from("s0")]));
-    assert!(desk.schedule.answers.status.is_up());
-    let read = desk.read("s0").unwrap();
-    desk.answer(&read, 12, &health("s0", &["new"]));
-    assert_eq!(desk.told("s0"), [(ids(&["new"]), Trust::AfterGap)]);
+    fixture.pass(Duration::from_secs(3));
+    let again = fixture.read("").unwrap();
+    fixture.answer(&again, 12, &catalog(&[String::from("s0")]));
+    assert!(fixture.schedule.answers.status.is_up());
+    let read = fixture.read("s0").unwrap();
+    fixture.answer(&read, 12, &health("s0", &["new"]));
+    assert_eq!(fixture.updates_of("s0"), [(ids(&["new"]), Trust::AfterGap)]);
 }
 
 #[test]
-fn an_empty_catalog_is_trouble_and_changes_nothing() {
-    let mut desk = Desk::synced(2, &settings());
-    let poll = desk.poll("").unwrap();
-    desk.answer(&poll, 11, "{}");
-    assert_eq!(desk.schedule.answers.error.take().unwrap().reason, Reason::Denied);
-    assert_eq!(desk.news(), []);
+fn an_empty_catalog_is_an_error_and_changes_nothing() {
+    let mut fixture = Fixture::synced(2, &settings());
+    let poll = fixture.poll("").unwrap();
+    fixture.answer(&poll, 11, "{}");
+    assert_eq!(fixture.schedule.answers.error.take().unwrap().reason, Reason::Denied);
+    assert_eq!(fixture.updates(), []);
 }
 
 #[test]
-fn there_is_always_a_next_moment_to_wake_at() {
+fn there_is_always_a_next_time_to_wake() {
     let mut settings = settings();
     settings.max_watches = 4;
-    let mut desk = Desk::synced(20, &settings);
+    let mut fixture = Fixture::synced(20, &settings);
     for _ in 0..1000 {
-        let wake = desk.schedule.wake().expect("reads come due for ever");
+        let wake = fixture.schedule.wake().expect("reads come due for ever");
         assert!(
-            wake > desk.now,
+            wake > fixture.now,
             "nothing is left to ask now, so a tight loop would find nothing either"
         );
-        desk.now = wake;
-        desk.ask();
-        desk.answer_reads(&(0..20).map(|i| format!("s{i}")).collect::<Vec<_>>());
+        fixture.now = wake;
+        fixture.ask();
+        fixture.answer_reads(&(0..20).map(|i| format!("s{i}")).collect::<Vec<_>>());
     }
 }
 
 #[test]
-fn a_catalog_that_went_back_has_every_service_read_anew() {
-    // Scenario 10: the polls of the services may sleep on, at indexes that lie ahead now.
+fn every_service_is_read_again_after_the_catalog_went_back() {
+    // Scenario 10: the polls of the services may wait at indexes that lie ahead of the present
+    // index.
     let names = [String::from("s0"), String::from("s1")];
-    let mut desk = Desk::synced(2, &settings());
-    let poll = desk.poll("").unwrap();
-    desk.pass(Duration::from_millis(100));
-    desk.answer(&poll, 10, &catalog(&names));
-    let read = desk.read("").expect("woken early and without a change");
-    desk.answer(&read, 4, &catalog(&names));
-    let s0 = desk.read("s0").expect("read anew");
-    desk.answer(&s0, 4, &health("s0", &["older"]));
-    assert_eq!(desk.told("s0"), [(ids(&["older"]), Trust::AfterGap)]);
-    desk.pass(CONFIRM_AFTER);
-    let s0 = desk.read("s0").unwrap();
-    desk.answer(&s0, 4, &health("s0", &["older"]));
-    assert_eq!(desk.told("s0"), [(ids(&["older"]), Trust::Steady)]);
+    let mut fixture = Fixture::synced(2, &settings());
+    let poll = fixture.poll("").unwrap();
+    fixture.pass(Duration::from_millis(100));
+    fixture.answer(&poll, 10, &catalog(&names));
+    let read = fixture.read("").expect("woken early and without a change");
+    fixture.answer(&read, 4, &catalog(&names));
+    let s0 = fixture.read("s0").expect("read again");
+    fixture.answer(&s0, 4, &health("s0", &["older"]));
+    assert_eq!(fixture.updates_of("s0"), [(ids(&["older"]), Trust::AfterGap)]);
+    fixture.pass(CONFIRM_AFTER);
+    let s0 = fixture.read("s0").unwrap();
+    fixture.answer(&s0, 4, &health("s0", &["older"]));
+    assert_eq!(fixture.updates_of("s0"), [(ids(&["older"]), Trust::Steady)]);
 }
