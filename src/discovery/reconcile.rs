@@ -128,7 +128,7 @@ impl Reconciler {
         let decision = state.guard.release(service, address);
         state.update_held();
         if let Some(decision) = decision {
-            tracing::info!(%source, %service, %address, "a removal is held no longer: the instance refuses connections");
+            tracing::info!(%source, %service, %address, "held instance refuses connections, removed");
             self.decide(source, decision, now, now);
         }
     }
@@ -248,7 +248,7 @@ impl SourceState {
         let (before, held) = (self.status.held_removals(), self.guard.held() as u64);
         let source = self.status.source();
         match (before, held) {
-            (0, 1..) => tracing::warn!(%source, held, "removals held: the source may have lost its memory"),
+            (0, 1..) => tracing::warn!(%source, held, "removals held: the registry may have lost its data"),
             (1.., 0) => tracing::info!(%source, "no removals held any more"),
             _ => {}
         }

@@ -133,11 +133,11 @@ pub async fn supervise<W: Watcher>(
                         // mistakes to log. The watcher then waits for the next version by itself,
                         // so that a corrected file is not delayed.
                         if !changed {
-                            tracing::warn!(%source, %error, "still unusable, serving what it said last");
+                            tracing::warn!(%source, %error, "file still invalid, serving the last valid version");
                         }
                     } else {
                         let delay = backoff.next_delay();
-                        tracing::debug!(%source, %error, ?delay, "asking again after a delay");
+                        tracing::debug!(%source, %error, ?delay, "retrying after a delay");
                         time::sleep(delay).await;
                     }
                 }
@@ -193,7 +193,7 @@ impl Logged {
             (Self::Nothing | Self::Available, Some(away)) => {
                 // A source that has not been asked yet is not lost.
                 let Some(error) = status.last_error() else { return false };
-                tracing::warn!(%source, error, "registry lost, serving what it said last");
+                tracing::warn!(%source, error, "registry lost, serving the last known instances");
                 let lost_at = now.since(Timestamp::default()).saturating_sub(away);
                 *self = Self::Lost {
                     since: Timestamp::default() + lost_at,
@@ -464,7 +464,7 @@ mod tests {
         assert_eq!(log.len(), 3, "{log:#?}");
         assert!(log[0].starts_with("INFO registry answers"), "{log:#?}");
         assert!(
-            log[1].starts_with("WARN registry lost, serving what it said last"),
+            log[1].starts_with("WARN registry lost, serving the last known instances"),
             "{log:#?}"
         );
         assert!(

@@ -197,7 +197,7 @@ impl Prober {
                     });
                 }
             }
-            Err(error) => tracing::error!(service = %job.service, address = %job.address, %error, "a check broke off"),
+            Err(error) => tracing::error!(service = %job.service, address = %job.address, %error, "check task failed"),
         }
     }
 }
@@ -231,7 +231,7 @@ impl Running {
     fn log_local_failure(&mut self, number: i32) {
         if !std::mem::replace(&mut self.lacks_resources, true) {
             let error = std::io::Error::from_raw_os_error(number);
-            tracing::error!(%error, "checks cannot be made, and say nothing until they can");
+            tracing::error!(%error, "checks cannot run: this host lacks files, ports or memory");
         }
     }
 

@@ -195,7 +195,7 @@ impl Keys {
                     self.remove(&event.key, (Trust::Steady, now));
                 }
                 // From a later version of etcd. The next periodic list includes its effect.
-                EventKind::Unknown(kind) => tracing::debug!(source = %SOURCE, kind, "an event of a kind that is not known"),
+                EventKind::Unknown(kind) => tracing::debug!(source = %SOURCE, kind, "unknown type of event ignored"),
             }
         }
         skipped.log();
@@ -393,7 +393,7 @@ impl Skipped {
 
     fn log(self) {
         if let Some(first) = self.first {
-            tracing::warn!(source = %SOURCE, skipped = self.count, first, "values that cannot be used; what their keys said before stays");
+            tracing::warn!(source = %SOURCE, skipped = self.count, first, "values not valid, keeping what their keys registered before");
         }
     }
 }

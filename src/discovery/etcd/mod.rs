@@ -304,7 +304,7 @@ impl EtcdWatcher {
             Wakeup::Opened(Err(NotOpened { failure, local })) => {
                 if let Some(listing) = local {
                     tracing::warn!(source = %SOURCE, keys = listing.keys.len(), revision = listing.at.revision,
-                        "no leader: starting with what one member remembers");
+                        "no leader: starting with the data of one member");
                     self.keys.replace(listing, Trust::AdditionsOnly, now);
                 }
                 self.not_opened(failure);
@@ -322,7 +322,7 @@ impl EtcdWatcher {
         if let Some(before) = self.at
             && let Some(detail) = listing.at.breaks_with(before)
         {
-            tracing::warn!(source = %SOURCE, endpoint = connection.endpoint(), detail, "etcd's history went back");
+            tracing::warn!(source = %SOURCE, endpoint = connection.endpoint(), detail, "etcd history changed: restored or wiped data, or another cluster");
             self.why = Relist::Rollback;
         }
         self.failed = 0;
@@ -352,7 +352,7 @@ impl EtcdWatcher {
             self.failure = Some(failure);
         } else {
             self.status.count_error(failure.cause.reason().as_str());
-            tracing::info!(source = %SOURCE, error = failure.detail, "asking the next endpoint");
+            tracing::info!(source = %SOURCE, error = failure.detail, "trying the next endpoint");
         }
     }
 
@@ -414,7 +414,7 @@ impl EtcdWatcher {
         let repaired = self.keys.repair(listing, now);
         if repaired > 0 {
             self.status.count_drift(repaired as u64);
-            tracing::warn!(source = %SOURCE, repaired, "keys had changed without the watch saying so; corrected");
+            tracing::warn!(source = %SOURCE, repaired, "the watch missed changes, corrected");
         }
     }
 
@@ -433,7 +433,7 @@ impl EtcdWatcher {
         if self.why == Relist::Reconnect {
             self.next_endpoint();
         }
-        tracing::info!(source = %SOURCE, error = failure.detail, ?pause, "the watch is over, listing again");
+        tracing::info!(source = %SOURCE, error = failure.detail, ?pause, "watch ended, listing again");
     }
 
     /// Almost no pause after a watch that lasted; growing pauses after watches that ended soon.

@@ -429,7 +429,7 @@ impl Directory {
                 Err(error) => {
                     if !std::mem::replace(&mut self.failure_logged, true) {
                         let directory = self.path.display();
-                        tracing::warn!(%directory, %error, "cannot watch the directory, looking at the file every second");
+                        tracing::warn!(%directory, %error, "cannot watch the directory, reading the file every second");
                     }
                 }
             }
