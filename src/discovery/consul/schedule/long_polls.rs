@@ -138,6 +138,31 @@ mod tests {
     }
 
     #[test]
+    fn older_picks_count_half() {
+        let counts = Arc::new(Mutex::new(BTreeMap::from([("a", 0_u64), ("b", 0)])));
+        let shared = Arc::clone(&counts);
+        let interest: Interest =
+            Arc::new(move |name| shared.lock().unwrap().get(name.as_str()).copied().unwrap_or_default());
+        let now = Timestamp::default();
+        let mut polls = LongPolls::new(1, interest, now);
+        let all = ["a", "b"].map(name);
+        for service in &all {
+            polls.add(service);
+        }
+        let listed = || all.iter().map(|name| (name, true));
+        counts.lock().unwrap().insert("a", 10);
+        polls.rank(listed(), now);
+        assert!(polls.is_polled(&name("a")));
+        counts.lock().unwrap().insert("b", 6);
+        assert_eq!(
+            polls.rank(listed(), now),
+            [name("a")],
+            "5 of the 10 picks count, against 6"
+        );
+        assert!(polls.is_polled(&name("b")));
+    }
+
+    #[test]
     fn without_slots_no_service_gets_a_long_poll() {
         let mut polls = LongPolls::new(0, Arc::new(|_| 0), Timestamp::default());
         polls.add(&name("a"));

@@ -459,6 +459,17 @@ mod tests {
     }
 
     #[test]
+    fn auto_recognizes_skydns_by_each_of_its_own_fields() {
+        for field in ["priority", "ttl", "text", "targetstrip"] {
+            let value = format!(r#"{{"host":"10.0.0.5","port":80,"{field}":null}}"#);
+            let found = read("/s", Format::Auto, "/s/web/a", &value);
+            assert_eq!(found, "web: a=10.0.0.5:80*100", "{field}");
+        }
+        let own = read("/s", Format::Auto, "/s/web/a", r#"{"host":"10.0.0.5","port":80}"#);
+        assert_eq!(own, "web: a=10.0.0.5:80*1");
+    }
+
+    #[test]
     fn garbage_is_an_error_in_every_format_and_never_a_panic() {
         let garbage: [&[u8]; 14] = [
             b"",
