@@ -1,9 +1,10 @@
-//! Durations as people write them: `"250ms"`, `"30s"`, `"5m"`, `"1h"`. In configuration files, request bodies and flags alike.
+//! Durations as people write them: `"250ms"`, `"30s"`, `"5m"`, `"1h"`. The form is the same in
+//! configuration files, request bodies and flags.
 
 use std::fmt;
 use std::time::Duration;
 
-/// One number, decimals allowed, and one unit right behind it.
+/// Parses one number, which may have decimals, and one unit right after it.
 pub(crate) fn with_unit(text: &str) -> Option<Duration> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
     let (number, unit) = text.split_at(unit_at);
@@ -16,7 +17,8 @@ pub(crate) fn with_unit(text: &str) -> Option<Duration> {
     };
     match number.parse::<u64>() {
         Ok(whole) => whole.checked_mul(milliseconds).map(Duration::from_millis),
-        // Not a whole number: a float may say "1.5", and what is neither ("", ".", "1.2.3") is refused by its parser.
+        // Not a whole number: a float may be "1.5", and its parser refuses everything else ("",
+        // ".", "1.2.3").
         Err(_) => {
             let number = number.parse::<f64>().ok()?;
             Duration::try_from_secs_f64(number * (milliseconds as f64) / 1_000.0).ok()
@@ -24,7 +26,7 @@ pub(crate) fn with_unit(text: &str) -> Option<Duration> {
     }
 }
 
-/// A duration in the largest unit that shows it whole.
+/// A duration in the largest unit without decimals.
 pub(crate) struct Readable(pub(crate) Duration);
 
 impl fmt::Display for Readable {

@@ -1,7 +1,8 @@
 //! The one constructor of HTTP clients.
 //!
-//! reqwest's defaults are a browser's: it follows redirects, honours `HTTP_PROXY`, and waits for ever. An agent that talks to
-//! the registry beside it wants none of that, and a machine without a CA bundle must still be able to speak plain HTTP.
+//! reqwest's defaults are those of a browser: it follows redirects, honours `HTTP_PROXY`, and
+//! waits for ever. An agent that asks a registry needs none of that. And a machine without a CA
+//! bundle must still be able to use plain HTTP.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,16 +12,16 @@ use bytes::{Bytes, BytesMut};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// TLS material besides the system's own CA certificates.
+/// TLS files besides the system's own CA certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// PEM file with the CA certificates to trust in place of the system's.
     pub ca_file: Option<std::path::PathBuf>,
-    /// PEM files with our own certificate chain and its key, for mutual TLS.
+    /// PEM files with the client's certificate chain and its key, for mutual TLS.
     pub identity: Option<(std::path::PathBuf, std::path::PathBuf)>,
 }
 
-/// Why no client could be made, or why a body could not be read.
+/// Why a client could not be made, or why a body could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// A certificate or key file is missing, unreadable or empty.
@@ -34,15 +35,15 @@ pub enum HttpError {
     /// The TLS settings do not fit together.
     #[error("TLS settings: {0}")]
     Tls(#[from] rustls::Error),
-    /// An address that cannot be asked.
+    /// An address that is not valid.
     #[error("address {address:?}: {detail}")]
     Address {
         /// The address as it was given, without credentials.
         address: String,
-        /// What would do.
+        /// What is expected.
         detail: &'static str,
     },
-    /// reqwest refused to build the client, or the transfer broke off.
+    /// reqwest refused to build the client, or the transfer failed.
     #[error(transparent)]
     Request(#[from] reqwest::Error),
     /// The body is larger than allowed.
@@ -53,16 +54,19 @@ pub enum HttpError {
     },
 }
 
-/// A client without proxies and redirects, with this deadline for a connection; requests set their own total deadline.
+/// A client without proxies and redirects, with this deadline for a connection. Each request sets
+/// its own total deadline.
 ///
 /// # Errors
 ///
-/// When a certificate or key file cannot be used. Missing system CA certificates are no error: then only plain HTTP works.
+/// When a certificate or key file cannot be used. Missing system CA certificates are not an error:
+/// then only plain HTTP works.
 pub fn client(connect_timeout: Duration, tls: &Tls) -> Result<reqwest::Client, HttpError> {
     Ok(builder(connect_timeout, tls)?.build()?)
 }
 
-/// The same before it is built, for those who add to it (a Unix socket, more idle connections).
+/// The builder of such a client, for callers that add to it (a Unix socket, more idle
+/// connections).
 ///
 /// # Errors
 ///
@@ -79,7 +83,7 @@ pub fn builder(connect_timeout: Duration, tls: &Tls) -> Result<reqwest::ClientBu
         .tls_backend_preconfigured(tls_config(tls)?))
 }
 
-/// Whether TLS material can be used, for those who hand the files on to another library.
+/// Checks whether the TLS files can be used, for callers that pass them to another library.
 ///
 /// # Errors
 ///
@@ -96,7 +100,8 @@ fn tls_config(tls: &Tls) -> Result<rustls::ClientConfig, HttpError> {
                 roots.add(certificate)?;
             }
         }
-        // An unreadable bundle leaves the store empty: https then fails with a certificate error, http works.
+        // An unreadable bundle leaves the store empty: https then fails with a certificate error,
+        // and http works.
         None => {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
@@ -131,11 +136,12 @@ fn tls_file(path: &Path, detail: &dyn std::fmt::Display) -> HttpError {
     }
 }
 
-/// Reads a body to its end, and gives up when it grows beyond `limit` bytes (after decompression).
+/// Reads a body to its end. Fails when the body is larger than `limit` bytes (after
+/// decompression).
 ///
 /// # Errors
 ///
-/// When the transfer breaks off, its deadline passes, or the body is too large.
+/// When the transfer fails, its deadline passes, or the body is too large.
 pub async fn body(mut response: reqwest::Response, limit: usize) -> Result<Bytes, HttpError> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await? {

@@ -1,7 +1,8 @@
-//! Every series, in one table, read from the core when somebody scrapes.
+//! Every series, in one table, read from the core at each scrape.
 //!
-//! Nothing here stands on the path of a pick: counters are kept where things happen, and summed up here. A service or
-//! instance that is gone has no series any more; a name that nobody lists never had one.
+//! Nothing here is on the path of a pick: counters are kept where things happen, and added up
+//! here. A service or instance that is gone has no series any more. A name that no source lists
+//! never had a series.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -60,7 +61,7 @@ const READY: Series = gauge("pickd_ready", &[], "Whether /readyz answers 200.");
 const PICKS: Series = counter(
     "pickd_picks_total",
     &["service", "result"],
-    "Picks by result: ok, panic (answered from a pool of which too few are usable), or the error code. Names that nobody lists count under service \"(unknown)\".",
+    "Picks by result: ok, panic (answered from a pool with too few usable instances), or the error code. Names that no source lists count under service \"(unknown)\".",
 );
 const POOL_INSTANCES: Series = gauge(
     "pickd_pool_instances",
@@ -86,7 +87,7 @@ const RESPONSE: Series = summary("pickd_response_seconds", SERVICE, "Response ti
 const POOL_PANIC: Series = gauge(
     "pickd_pool_panic",
     SERVICE,
-    "Whether so few instances are usable that all are candidates that only local judgement has taken out.",
+    "Whether so few instances are usable that instances taken out by local health are candidates, too.",
 );
 const HEALTH_CHECKS: Series = counter(
     "pickd_health_checks_total",
@@ -111,7 +112,7 @@ const INSTANCE_FAILURES: Series = counter(
 const INSTANCE_IN_FLIGHT: Series = gauge(
     "pickd_instance_in_flight",
     ENDPOINT,
-    "Requests in flight, as far as callers say when they end.",
+    "Requests in flight, as far as callers report when they end.",
 );
 const INSTANCE_WEIGHT: Series = gauge(
     "pickd_instance_weight",
@@ -132,7 +133,7 @@ const LEASES_ACTIVE: Series = gauge("pickd_leases_active", &[], "Leases open now
 const LEASES_CAPACITY: Series = gauge(
     "pickd_leases_capacity",
     &[],
-    "Leases that memory is held for: as many as were open at a time, and those expired that are still known.",
+    "Leases that memory is held for: the most that were open at a time, and expired leases that are still known.",
 );
 const LEASES_LIMIT: Series = gauge(
     "pickd_leases_limit",
@@ -142,7 +143,7 @@ const LEASES_LIMIT: Series = gauge(
 const LEASES_EXPIRED: Series = counter(
     "pickd_leases_expired_total",
     SERVICE,
-    "Leases whose time was over before anybody reported how the request ended.",
+    "Leases that expired before a caller reported how the request ended.",
 );
 const LEASES_DENIED: Series = counter(
     "pickd_leases_denied_total",
@@ -152,7 +153,7 @@ const LEASES_DENIED: Series = counter(
 const REPORTS: Series = counter(
     "pickd_reports_total",
     &["service", "result"],
-    "Reports by result: accepted, or the code of the refusal. Those that name nothing known count under service \"(unknown)\".",
+    "Reports by result: accepted, or the code of the refusal. Reports without a known service count under service \"(unknown)\".",
 );
 const SERIES_DROPPED: Series = gauge(
     "pickd_series_dropped",
@@ -167,7 +168,7 @@ const SOURCE_UP: Series = gauge(
 const SOURCE_SYNCED: Series = gauge(
     "pickd_source_synced",
     SOURCE,
-    "Whether the source has told everything once.",
+    "Whether the source has sent everything once.",
 );
 const SOURCE_AGE: Series = gauge(
     "pickd_source_age_seconds",
@@ -187,7 +188,7 @@ const SOURCE_ERRORS: Series = counter(
 const SOURCE_HELD: Series = gauge(
     "pickd_source_held_removals",
     SOURCE,
-    "Removals held back, because the source may have lost its memory.",
+    "Removals held back, because the registry may have lost its data.",
 );
 const SOURCE_REMOVALS_HELD: Series = counter(
     "pickd_source_removals_held_total",
@@ -197,12 +198,12 @@ const SOURCE_REMOVALS_HELD: Series = counter(
 const SOURCE_RELISTS: Series = counter(
     "pickd_source_relists_total",
     &["source", "reason"],
-    "Complete lists read from a source that is watched from a list on.",
+    "Complete lists read from a source that is watched after a list.",
 );
 const SOURCE_DRIFT: Series = counter(
     "pickd_source_drift_repaired_total",
     SOURCE,
-    "Registrations that had changed without the source's watch saying so, corrected by reading everything again.",
+    "Registrations that had changed without an event of the source's watch, found and corrected by reading everything again.",
 );
 const RELOAD_SUCCESSFUL: Series = gauge(
     "pickd_config_last_reload_successful",
@@ -215,13 +216,13 @@ const SERVICE: &[&str] = &["service"];
 const ENDPOINT: &[&str] = &["service", "endpoint"];
 const SOURCE: &[&str] = &["source"];
 
-/// Instances that get series of their own, unless set otherwise.
+/// How many instances get series of their own by default.
 pub const INSTANCE_SERIES: usize = 2_000;
 
-/// No service can be called this.
+/// Not a valid name of a service.
 const UNKNOWN: &str = "(unknown)";
 
-/// What is measured here rather than read from the core.
+/// What is measured here, in addition to what is read from the core.
 #[derive(Debug)]
 pub struct Metrics {
     convergence: Histogram,
@@ -234,11 +235,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Starts with no measurement, and the configuration taken as loaded.
+    /// Starts without measurements; the configuration counts as loaded.
     ///
     /// # Errors
     ///
-    /// Never in practice: when the histogram's definition is refused.
+    /// When the definition of the histogram is refused, which does not happen in practice.
     pub fn new(error_reasons: impl IntoIterator<Item = &'static str>) -> Result<Self, prometheus::Error> {
         let options = HistogramOpts::new(
             "pickd_convergence_seconds",
@@ -267,12 +268,12 @@ impl Metrics {
         self.reload_successful.store(successful, Ordering::Relaxed);
     }
 
-    /// Records a report that says nothing that could be understood.
+    /// Counts a report that could not be understood.
     pub fn count_invalid_report(&self) {
         self.invalid_reports.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Sets how many instances get series of their own; 0 turns those series off.
+    /// Sets how many instances get series of their own. 0 turns those series off.
     pub fn set_instance_series(&self, most: usize) {
         self.instance_series.store(most as u64, Ordering::Relaxed);
     }
@@ -473,7 +474,7 @@ fn add_instance(table: &mut Table, service: &str, id: &InstanceId, instance: &In
     }
 }
 
-/// Families in the making.
+/// Families that are being built.
 #[derive(Default)]
 struct Table(BTreeMap<&'static str, MetricFamily>);
 
@@ -626,7 +627,7 @@ mod tests {
         }
         let text = scrape(&Metrics::new([]).unwrap(), &directory);
         assert!(!text.contains("stranger") && !text.contains("web2"), "{text}");
-        // The source has not synced, so that is what the answer was.
+        // The source has not synced, which decides the result.
         assert!(
             text.lines()
                 .any(|line| line.contains("(unknown)") && line.contains("not_synced") && line.ends_with(" 2"))

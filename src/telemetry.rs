@@ -1,40 +1,42 @@
-//! Logs, set up once.
+//! Logs, set up once, on stderr.
 //!
-//! Human lines on a terminal, one JSON object a line otherwise, on stderr. State changes are logged once, picks never.
+//! Lines for people on a terminal, one JSON object a line otherwise. State changes are logged
+//! once, picks never.
 
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// How log lines look.
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// Human on a terminal, else JSON.
+    /// Lines for people on a terminal, else JSON.
     #[default]
     Auto,
-    /// For reading.
+    /// Lines for people.
     Human,
-    /// For machines: one object a line.
+    /// One JSON object a line, for programs.
     Json,
 }
 
 /// Why logs could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The filter is no filter.
+    /// Not a valid filter.
     #[error("log filter: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    /// Somebody has set up logs before.
+    /// Logs were set up before.
     #[error("logs are set up already")]
     AlreadySet,
 }
 
-/// Starts logging what `filter` lets through: a level (`info`), or levels by module (`warn,pickd::discovery=debug`).
+/// Starts logging what `filter` lets through: a level (`info`), or levels by module
+/// (`warn,pickd::discovery=debug`).
 ///
 /// # Errors
 ///
-/// When the filter cannot be read, or logs are set up already.
+/// When the filter is not valid, or logs were set up before.
 pub fn start(filter: &str, format: Format) -> Result<(), TelemetryError> {
     let filter = EnvFilter::try_new(filter)?;
     let terminal = io::stderr().is_terminal();

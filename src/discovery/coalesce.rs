@@ -1,28 +1,30 @@
-//! When a changed service is published: at once if it was quiet, else when it has been quiet for a moment.
+//! Decides when a changed service is published: at once if it was quiet, else when it has been
+//! quiet for a moment.
 //!
 //! ```text
-//! change      published at once, a window of 50 ms opens
-//! change      within it: published 50 ms after the last change, and 1 s after the first at the latest
+//! a change while quiet        is published at once, and opens a window of 50 ms
+//! a change within the window  is published 50 ms after the last change, or 1 s after the first
 //! ```
 //!
-//! A deploy that touches a service a hundred times a second makes one view a second of it, and a lone change waits for
-//! nothing. (The same two bounds as consul-template's quiescence timers.) Pure: `now` comes in, decisions go out.
+//! A deploy that changes a service a hundred times a second leads to one view a second, and a
+//! single change does not wait. (consul-template's quiescence timers have the same two bounds.)
+//! Pure: `now` comes in, decisions go out.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use crate::balancer::{ServiceName, Timestamp};
 
-/// So long a service must be quiet.
+/// How long a service must be quiet.
 pub const QUIET: Duration = Duration::from_millis(50);
-/// So long a change waits at most.
-pub const LATEST: Duration = Duration::from_secs(1);
+/// How long a change waits at most.
+pub const LONGEST_DELAY: Duration = Duration::from_secs(1);
 
 /// The services that changed a moment ago.
 #[derive(Debug, Default)]
 pub struct Coalesce {
     windows: HashMap<ServiceName, Window>,
-    /// The deadline of each window, soonest first.
+    /// The deadline of each window, earliest first.
     deadlines: BTreeSet<(Timestamp, ServiceName)>,
 }
 
@@ -41,12 +43,12 @@ struct Waiting {
 }
 
 impl Coalesce {
-    /// Notes a change that was read at `read_at`. True: publish it now.
+    /// Notes a change that was read at `read_at`. Returns whether to publish it now.
     pub fn changed(&mut self, service: &ServiceName, read_at: Timestamp, now: Timestamp) -> bool {
         match self.windows.get(service).copied() {
             Some(window) if window.deadline > now || window.waiting.is_some() => {
                 let waiting = window.waiting.unwrap_or(Waiting { since: now, read_at });
-                let deadline = (now + QUIET).min(waiting.since + LATEST);
+                let deadline = (now + QUIET).min(waiting.since + LONGEST_DELAY);
                 self.open(
                     service,
                     Window {
@@ -81,7 +83,7 @@ impl Coalesce {
                 waiting: Some(waiting), ..
             }) = self.windows.remove(&service)
             {
-                // Publishing opens a window of its own.
+                // Publishing opens another window.
                 self.open(
                     &service,
                     Window {
@@ -95,14 +97,14 @@ impl Coalesce {
         due
     }
 
-    /// All that waits, whatever its deadline.
+    /// All waiting services, whatever their deadline.
     pub fn flush(&mut self) -> Vec<(ServiceName, Timestamp)> {
         self.deadlines.clear();
         let waiting = |(service, window): (ServiceName, Window)| Some((service, window.waiting?.read_at));
         self.windows.drain().filter_map(waiting).collect()
     }
 
-    /// When [`due`](Self::due) should be asked next.
+    /// When to call [`due`](Self::due) next.
     #[must_use]
     pub fn next(&self) -> Option<Timestamp> {
         self.deadlines.first().map(|(deadline, _)| *deadline)
@@ -129,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_change_is_published_at_once() {
+    fn a_single_change_is_published_at_once() {
         let mut coalesce = Coalesce::default();
         assert!(coalesce.changed(&web(), at(0), at(1)));
         assert_eq!(coalesce.next(), Some(at(51)));

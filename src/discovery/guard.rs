@@ -1,54 +1,59 @@
-//! Doubts large drops: a registry that has just come back, or knows no leader, does not take a service away on its first word.
+//! Holds large drops: a registry that has just come back, or has no leader, does not remove a
+//! service with its first answer.
 //!
-//! Consul without its data answers `200 []` with a leader and a good index, and so does etcd after a wiped disk. Believed at
-//! once, that empties every pool of every agent; never believed, dead instances stay for ever. So what is missing is *held*:
-//! it stays in the pool for a bounded time, while additions and changes of the same reading apply at once.
+//! After Consul lost its data, it answers `200 []` with a leader and a good index, and etcd does
+//! the same after its disk was wiped. If pickd applied such an answer at once, every pool of every
+//! agent would be empty. If pickd never applied such an answer, dead instances would stay for
+//! ever. So missing instances are *held*: they stay in the pool for a bounded time. Additions and
+//! changes of the same reading apply at once.
 //!
 //! ```text
 //!            AfterGap, and less than half is left          Steady, 5 s later or more
 //!   listed ─────────────────────────────────────► held ─────────────────────────────► gone
-//!     ▲                                            │    30 s passed, or it refuses a connection
+//!     ▲                                            │    30 s passed, or a connection is refused
 //!     └────────────── listed again ────────────────┘
 //! ```
 //!
-//! A watcher owes its second look for the gap, not for each reading after it, so that the look may come less than five seconds
-//! after the reading that it confirms. It counts all the same, once those are over and nothing else was heard.
+//! A watcher sends one confirmation for each gap, not for each reading after the gap. So the
+//! confirmation may come less than five seconds after the reading that it confirms. It counts all
+//! the same, once the five seconds are over and no other reading came.
 //!
-//! Under [`Trust::AdditionsOnly`] whatever is missing is held, however little it is, and without a limit in time: until the
-//! registry can be trusted again, or the instance refuses a connection.
+//! Under [`Trust::AdditionsOnly`], every missing instance is held, even a single one, and without
+//! a limit in time: until the registry can be trusted again, or the instance refuses a connection.
 //!
-//! One guard per source, between its watcher and [`merge`](super::merge). The other half of caution, that nothing counts as
-//! empty before its source has synced, needs no memory: it is
-//! [`Sources::waiting_for`](crate::balancer::Sources::waiting_for). Knows no registry, clock, task or socket: moments come with
-//! the readings, and the agent tries the connections.
+//! Each source has one guard, between its watcher and [`merge`](super::merge). A second rule, that
+//! no service counts as empty before its source has synced, needs no memory: see
+//! [`Sources::waiting_for`](crate::balancer::Sources::waiting_for). Knows no registry, clock, task
+//! or socket: times come with the readings, and the agent tries the connections.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::merge::Instances;
-use super::{CONFIRM_AFTER, Trust, Update};
+use super::watcher::{CONFIRM_AFTER, Trust, Update};
 use crate::balancer::{Address, ServiceInstance, ServiceName, Timestamp};
 
-/// How long a removal is held at most when no second look confirms it.
+/// How long a removal is held at most if no second reading confirms it.
 pub const HOLD_AT_MOST: Duration = Duration::from_secs(30);
 
-/// What to do about a service.
+/// What to change for a service.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
-    /// These are its instances now: what the registry lists, and what is held.
+    /// The instances of a service are these now: those that the registry lists, and those that are
+    /// held.
     Set {
         /// The service.
         service: ServiceName,
-        /// Its instances, by id.
+        /// The instances, by id.
         instances: Instances,
     },
-    /// The registry does not list it any more, and nothing of it is held.
+    /// The registry no longer lists the service, and no instance of it is held.
     Remove {
         /// The service.
         service: ServiceName,
     },
-    /// Everything has been told once, and all decisions about it have been handed out before this one.
+    /// Everything has been sent once, and all decisions about it were returned before this one.
     Synced,
 }
 
@@ -56,14 +61,14 @@ pub enum Decision {
 #[derive(Debug, Default)]
 pub struct Guard {
     services: HashMap<ServiceName, Service>,
-    /// Those with something held: mostly none.
-    doubted: BTreeSet<ServiceName>,
+    /// The services with held instances. Mostly there are none.
+    holding: BTreeSet<ServiceName>,
     held: usize,
 }
 
 #[derive(Debug)]
 struct Service {
-    /// What the last reading listed, by id; `None` when the registry does not know the service any more.
+    /// What the last reading listed, by id; `None` if the registry no longer lists the service.
     listed: Option<Instances>,
     held: Vec<Held>,
 }
@@ -71,26 +76,27 @@ struct Service {
 #[derive(Clone, Debug)]
 struct Held {
     instance: Arc<ServiceInstance>,
-    doubt: Doubt,
+    reason: HoldReason,
 }
 
-/// Why a removal is not believed yet.
+/// Why a removal is held.
 #[derive(Clone, Copy, Debug)]
-enum Doubt {
-    /// It was part of a large drop after a gap, first read then, and goes in time if nothing else is heard.
+enum HoldReason {
+    /// The instance was part of a large drop after a gap. It was first missing at `since`, and is
+    /// removed at `until` if no other reading comes before.
     Gap { since: Timestamp, until: Timestamp },
-    /// The registry cannot speak for removals at all at present.
+    /// The registry cannot be trusted about removals at present.
     AdditionsOnly,
 }
 
 impl Guard {
-    /// Knows nothing yet.
+    /// A guard that knows no service.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes a watcher's word, and says what follows from it now. `None`: nothing changes.
+    /// Takes an update of the watcher, and returns what changes now. `None`: nothing changes.
     pub fn observe(&mut self, update: Update) -> Option<Decision> {
         match update {
             Update::Service(reading) => {
@@ -107,37 +113,39 @@ impl Guard {
         }
     }
 
-    /// Ends the holds whose time is over. Also says when it wants to be called next, if nothing happens before.
+    /// Ends the holds whose time is over. Also returns when to call again, if nothing happens
+    /// before.
     pub fn advance(&mut self, now: Timestamp) -> (Vec<Decision>, Option<Timestamp>) {
         let mut decisions = Vec::new();
         let mut next = None;
-        for service in self.doubted.clone() {
-            decisions.extend(self.retain_held(&service, |held| match held.doubt {
-                Doubt::Gap { until, .. } if until <= now => false,
-                Doubt::Gap { until, .. } => {
+        for service in self.holding.clone() {
+            decisions.extend(self.retain_held(&service, |held| match held.reason {
+                HoldReason::Gap { until, .. } if until <= now => false,
+                HoldReason::Gap { until, .. } => {
                     next = Some(next.map_or(until, |earlier: Timestamp| earlier.min(until)));
                     true
                 }
-                Doubt::AdditionsOnly => true,
+                HoldReason::AdditionsOnly => true,
             }));
         }
         (decisions, next)
     }
 
-    /// Lets a held instance go because it refuses connections. `None` when nothing is held at this address.
+    /// Removes a held instance, because it refuses connections. `None` if no instance is held at
+    /// this address.
     pub fn release(&mut self, service: &ServiceName, address: &Address) -> Option<Decision> {
         self.retain_held(service, |held| held.instance.address() != address)
     }
 
-    /// The number of removals that are held at present.
+    /// How many removals are held at present.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held
     }
 
-    /// What is held, to try whether it still takes connections.
+    /// The addresses of all held instances. The agent tries whether they still accept connections.
     pub fn held_addresses(&self) -> impl Iterator<Item = (&ServiceName, &Address)> {
-        self.doubted
+        self.holding
             .iter()
             .filter_map(|name| self.services.get_key_value(name))
             .flat_map(|(name, service)| service.held.iter().map(move |held| (name, held.instance.address())))
@@ -180,13 +188,14 @@ impl Guard {
         self.decide(name.clone(), &before)
     }
 
-    /// Files a service that was just changed, and says what changed seen from outside.
+    /// Sorts a service that was just changed into the right set, and returns what changed for the
+    /// pools.
     fn decide(&mut self, name: ServiceName, before: &Instances) -> Option<Decision> {
         let service = self.services.get_mut(&name)?;
         if service.held.is_empty() {
-            self.doubted.remove(&name);
+            self.holding.remove(&name);
         } else {
-            self.doubted.insert(name.clone());
+            self.holding.insert(name.clone());
         }
         if service.listed.is_none() && service.held.is_empty() {
             self.services.remove(&name);
@@ -194,7 +203,7 @@ impl Guard {
         }
         let instances = service.instances();
         if instances == *before {
-            // The copy that others already share is as good.
+            // Other owners share the earlier copy already: keep that copy.
             if service.held.is_empty() {
                 service.listed = Some(Arc::clone(before));
             }
@@ -208,7 +217,7 @@ impl Guard {
 }
 
 impl Service {
-    /// Listed and held, by id.
+    /// Listed and held instances, by id.
     fn instances(&self) -> Instances {
         match &self.listed {
             Some(listed) if self.held.is_empty() => Arc::clone(listed),
@@ -226,7 +235,7 @@ impl Service {
         }
     }
 
-    /// What of this service is to be held, once `now_listed` has been read.
+    /// Which instances are held once `now_listed` has been read.
     fn still_held(&self, now_listed: &[Arc<ServiceInstance>], read_at: Timestamp, trust: Trust) -> Vec<Held> {
         if trust == Trust::Steady && self.held.is_empty() {
             return Vec::new();
@@ -238,7 +247,7 @@ impl Service {
                 .listed
                 .iter()
                 .flat_map(|listed| listed.iter().map(|instance| (instance, None)));
-            listed.chain(self.held.iter().map(|held| (&held.instance, Some(held.doubt))))
+            listed.chain(self.held.iter().map(|held| (&held.instance, Some(held.reason))))
         };
         let is_large = || {
             let had: HashSet<_> = had().map(|(instance, _)| instance.address()).collect();
@@ -248,28 +257,29 @@ impl Service {
             return Vec::new();
         }
         had()
-            // The same id elsewhere has moved, the same address under another id is named anew: neither is missing.
+            // An id at another address has moved, and an address under another id was renamed:
+            // neither is missing.
             .filter(|(instance, _)| !ids.contains(instance.id()) && !addresses.contains(instance.address()))
-            .filter_map(|(instance, doubt)| {
-                let doubt = match (trust, doubt) {
-                    (Trust::AdditionsOnly, _) => Doubt::AdditionsOnly,
-                    (Trust::AfterGap, doubt) => {
-                        let since = match doubt {
-                            Some(Doubt::Gap { since, .. }) => since,
+            .filter_map(|(instance, reason)| {
+                let reason = match (trust, reason) {
+                    (Trust::AdditionsOnly, _) => HoldReason::AdditionsOnly,
+                    (Trust::AfterGap, reason) => {
+                        let since = match reason {
+                            Some(HoldReason::Gap { since, .. }) => since,
                             _ => read_at,
                         };
                         let until = since + HOLD_AT_MOST;
-                        Doubt::Gap { since, until }
+                        HoldReason::Gap { since, until }
                     }
-                    (Trust::Steady, Some(Doubt::Gap { since, .. })) if read_at.since(since) < CONFIRM_AFTER => {
+                    (Trust::Steady, Some(HoldReason::Gap { since, .. })) if read_at.since(since) < CONFIRM_AFTER => {
                         let until = since + CONFIRM_AFTER;
-                        Doubt::Gap { since, until }
+                        HoldReason::Gap { since, until }
                     }
                     (Trust::Steady, _) => return None,
                 };
                 Some(Held {
                     instance: Arc::clone(instance),
-                    doubt,
+                    reason,
                 })
             })
             .collect()
@@ -286,9 +296,9 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::watcher::Reading;
     use super::*;
     use crate::balancer::Weight;
-    use crate::discovery::Reading;
 
     fn web() -> ServiceName {
         "web".parse().unwrap()
@@ -302,7 +312,8 @@ mod tests {
         ServiceInstance::new(id, host, 80).unwrap()
     }
 
-    /// A guard, and what the pools would see of it. Letters are instances; `a>b` is instance `a` at the address of `b`.
+    /// A guard, and what the pools see of it. Letters are instances; `a>b` is instance `a` at the
+    /// address of `b`.
     #[derive(Default)]
     struct Bench {
         guard: Guard,
@@ -376,7 +387,7 @@ mod tests {
     use Trust::{AdditionsOnly, AfterGap, Steady};
 
     #[test]
-    fn an_unbroken_watch_is_believed() {
+    fn removals_of_an_unbroken_watch_are_applied() {
         let mut bench = Bench::default();
         assert_eq!(bench.read(0, Steady, "a b c d"), "a b c d");
         assert_eq!(bench.read(1, Steady, "a"), "a");
@@ -386,14 +397,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_word_about_a_service_is_believed() {
+    fn the_first_reading_of_a_service_is_applied() {
         assert_eq!(Bench::default().read(0, AfterGap, "a"), "a");
         assert_eq!(Bench::default().read(0, AdditionsOnly, ""), "");
         assert_eq!(Bench::default().gone(0, AfterGap), "(unknown)");
     }
 
     #[test]
-    fn a_large_drop_after_a_gap_is_held_until_a_second_look_five_seconds_later() {
+    fn a_large_drop_after_a_gap_is_held_until_it_is_confirmed_5_s_later() {
         let mut bench = Bench::default();
         bench.read(0, Steady, "a b c d");
         assert_eq!(bench.read(10, AfterGap, "a"), "a b c d");
@@ -402,14 +413,14 @@ mod tests {
         assert_eq!(
             bench.read(15, AfterGap, "a"),
             "a b c d",
-            "another first look confirms nothing"
+            "another first reading confirms nothing"
         );
         assert_eq!(bench.read(15, Steady, "a"), "a");
         assert_eq!(bench.guard.held(), 0);
     }
 
     #[test]
-    fn a_second_look_that_comes_too_soon_counts_once_it_is_time() {
+    fn a_confirmation_that_comes_too_soon_counts_after_5_s() {
         let mut bench = Bench::default();
         bench.read(0, Steady, "a b c d");
         assert_eq!(bench.read(10, AfterGap, ""), "a b c d");
@@ -420,13 +431,13 @@ mod tests {
         bench.read(21, AfterGap, "a");
         bench.read(22, Steady, "a");
         assert_eq!(bench.read(23, AfterGap, "a"), "a b c d");
-        assert_eq!(bench.advance(26), "a b c d", "in doubt again");
+        assert_eq!(bench.advance(26), "a b c d", "held again");
         assert_eq!(bench.read(27, Steady, "a b c d"), "a b c d");
         assert_eq!(bench.guard.held(), 0, "and not gone after all");
     }
 
     #[test]
-    fn a_small_drop_after_a_gap_is_believed() {
+    fn a_small_drop_after_a_gap_is_applied() {
         let mut bench = Bench::default();
         bench.read(0, Steady, "a b c d");
         assert_eq!(bench.read(1, AfterGap, "a b"), "a b");
@@ -454,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_minute_ends_a_hold_and_is_announced() {
+    fn a_hold_ends_after_30_s_and_announces_when() {
         let mut bench = Bench::default();
         bench.read(0, Steady, "a b c d");
         bench.read(10, AfterGap, "a");
@@ -465,12 +476,12 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_is_gone_is_held_whole_and_then_forgotten() {
+    fn all_instances_of_a_gone_service_are_held_then_forgotten() {
         let mut bench = Bench::default();
         bench.read(0, Steady, "a b");
         assert_eq!(bench.gone(1, AfterGap), "a b");
         assert_eq!(bench.gone(6, Steady), "(unknown)");
-        assert!(bench.guard.services.is_empty() && bench.guard.doubted.is_empty());
+        assert!(bench.guard.services.is_empty() && bench.guard.holding.is_empty());
 
         bench.read(10, Steady, "a b");
         assert_eq!(bench.gone(11, AfterGap), "a b");
@@ -483,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_comes_back_is_held_no_more() {
+    fn an_instance_that_is_listed_again_is_no_longer_held() {
         let mut bench = Bench::default();
         bench.read(0, Steady, "a b c d");
         bench.read(1, AfterGap, "a");
@@ -505,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_moved_or_changed_its_name_is_not_missing() {
+    fn an_instance_that_moved_or_was_renamed_is_not_missing() {
         let mut bench = Bench::default();
         bench.read(0, Steady, "a b c d e");
         assert_eq!(bench.read(1, AfterGap, "a>z new>b"), "a>z c d e new>b");
@@ -513,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn while_the_registry_has_no_leader_nothing_goes() {
+    fn nothing_is_removed_while_the_registry_has_no_leader() {
         let mut bench = Bench::default();
         bench.read(0, Steady, "a b c");
         assert_eq!(bench.read(1, AdditionsOnly, "a b x"), "a b c x");
@@ -521,7 +532,11 @@ mod tests {
         assert_eq!(bench.advance(100_000), "a b c x");
         assert_eq!(bench.gone(100_001, AdditionsOnly), "a b c x");
         assert_eq!(bench.guard.advance(at(200_000)), (vec![], None));
-        assert_eq!(bench.read(200_001, Steady, "a"), "a", "it can be trusted again");
+        assert_eq!(
+            bench.read(200_001, Steady, "a"),
+            "a",
+            "the registry can be trusted again"
+        );
     }
 
     #[test]
@@ -535,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn what_refuses_connections_goes_at_once() {
+    fn a_held_instance_that_refuses_connections_is_removed() {
         let mut bench = Bench::default();
         bench.read(0, Steady, "a b c d");
         bench.read(1, AfterGap, "a");
@@ -546,13 +561,13 @@ mod tests {
             .collect();
         assert_eq!(held, ["web b:80", "web c:80", "web d:80"]);
         assert_eq!(bench.release("c"), "a b d");
-        assert_eq!(bench.release("a"), "a b d", "the registry lists it: not ours to judge");
+        assert_eq!(bench.release("a"), "a b d", "the registry lists it, so it stays");
         assert_eq!(bench.guard.held(), 2);
         assert_eq!(bench.read(2, AfterGap, "a"), "a b d");
     }
 
     #[test]
-    fn a_reading_that_changes_nothing_decides_nothing() {
+    fn a_reading_without_changes_leads_to_no_decision() {
         let mut guard = Guard::new();
         let reading = |ids: [&str; 2], weight: i64| {
             let weight = Weight::new(weight).unwrap();
@@ -564,16 +579,16 @@ mod tests {
             })
         };
         assert!(guard.observe(reading(["a", "b"], 1)).is_some());
-        assert_eq!(guard.observe(reading(["b", "a"], 1)), None, "order says nothing");
+        assert_eq!(guard.observe(reading(["b", "a"], 1)), None, "the order does not count");
         assert!(guard.observe(reading(["a", "b"], 2)).is_some());
         assert_eq!(guard.observe(Update::Synced), Some(Decision::Synced));
     }
 
-    /// The rules once more, in sets of numbers and without a thought for cost.
+    /// The same rules again, with sets of numbers and without regard to cost.
     #[derive(Default)]
     struct Model {
         listed: BTreeSet<u8>,
-        /// Since when it is held, and for how long.
+        /// Since when each instance is held, and for how long.
         gap: BTreeMap<u8, (u64, u64)>,
         kept: BTreeSet<u8>,
     }
@@ -614,7 +629,7 @@ mod tests {
         }
     }
 
-    /// What the decisions add up to: the number of each instance, and its weight.
+    /// The sum of the decisions: the number of each instance, and its weight.
     fn apply(pool: &mut Option<BTreeMap<u8, u16>>, decision: Option<Decision>) {
         match decision {
             Some(Decision::Set { instances, .. }) => {
@@ -628,7 +643,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_a_naive_model_does(
+        fn the_guard_does_what_a_naive_model_does(
             events in prop::collection::vec(
                 (0u64..14, prop::option::weighted(0.9, prop::collection::btree_set(0u8..8, 0..8)), prop::sample::select(vec![Steady, AfterGap, AdditionsOnly])),
                 1..40,
@@ -641,7 +656,8 @@ mod tests {
             for (index, (passed, listed, trust)) in events.into_iter().enumerate() {
                 let trust = if gapless { Steady } else { trust };
                 let arrives = now + passed;
-                // The agent's timer: called at the announced moments only, and nothing is ever overdue.
+                // The agent's timer calls only at the announced times, and no hold is ever
+                // overdue.
                 while let Some(due) = deadline.filter(|due| *due <= at(arrives)) {
                     let (decisions, next) = guard.advance(due);
                     prop_assert!(next.is_none_or(|next| next > due));

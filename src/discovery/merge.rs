@@ -1,30 +1,36 @@
-//! Several registries, one view of each service.
+//! Joins several registries into one view of each service.
 //!
 //! ```text
-//!   consul  a@10.0.0.1  passing  ──┐             a@10.0.0.1  weight, tags ... of consul, status of both
-//!   etcd    x@10.0.0.1  unknown  ──┼─ desired ─► a~etcd@10.0.0.2
-//!   etcd    a@10.0.0.2  unknown  ──┘
+//! consul  a@10.0.0.1  passing  ──┐             a@10.0.0.1  weight, tags of consul, status of both
+//! etcd    x@10.0.0.1  unknown  ──┼─ desired ─► a~etcd@10.0.0.2
+//! etcd    a@10.0.0.2  unknown  ──┘
 //! ```
 //!
-//! - **One address is one instance**, however often it is listed. The first source in priority that lists it gives id, weight,
-//!   tags and metadata; within a source, the first by id. It leaves with the last listing: nginx-upsync drops a server when one
-//!   of two registrations of it goes, and that is the mistake to avoid.
-//! - **An id is used once.** The same id at another address, from a later source, gets `~<source>` behind it.
-//! - **Status**: maintenance anywhere wins, for an operator said so; `unknown` is no opinion; else the first opinion in order of
-//!   priority, and that of a stale source only where no other has one.
-//! - **Provenance**: an instance names every source that lists its address, the one that gave its attributes first.
-//! - **A stale source keeps its vote**: what it listed last stays listed until it says otherwise.
+//! - **An address is one instance**, however often it is listed. The first source by priority that
+//!   lists the address gives id, weight, tags and metadata; within a source, the first by id. The
+//!   instance leaves with the last listing. (nginx-upsync drops a server when one of its two
+//!   registrations goes: a mistake to avoid.)
+//! - **An id is used once.** If a later source lists the same id at another address, that id gets
+//!   the suffix `~<source>`.
+//! - **Status**: maintenance in any source wins, because an operator asked for it. `unknown` does
+//!   not count. Otherwise the first status by priority counts. The status of a stale source counts
+//!   only if no other source has one.
+//! - **Provenance**: an instance names every source that lists its address, first the one that
+//!   gave its attributes.
+//! - **A stale source keeps its listings**: what it listed last stays listed until its next
+//!   answer.
 //!
-//! Pure, and a function of what is listed now: the order in which it came to be so leaves no trace. Instances are shared with
-//! the [`guard`](super::guard), not copied, unless an id, a status or the list of sources has to be changed. Does not know what changed (the core's
-//! `diff` finds that) and why a source is stale.
+//! Pure, and a function of what is listed now: the order of the updates has no effect. Instances
+//! are shared with the [`guard`](super::guard), and copied only if an id, a status or the list of
+//! sources changes. Does not know what changed (the core's `diff` finds that), nor why a source is
+//! stale.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::balancer::{Address, InstanceId, RegistryStatus, ServiceInstance, ServiceName, Source};
 
-/// The instances of one service as one source lists them, shared between those who look at them.
+/// The instances of one service as one source lists them, shared between their readers.
 pub type Instances = Arc<[Arc<ServiceInstance>]>;
 
 /// What every source lists.
@@ -42,7 +48,7 @@ struct Listing {
     instances: Instances,
 }
 
-/// All that is said about one address.
+/// All listings of one address.
 struct Entry<'a> {
     registration: &'a Arc<ServiceInstance>,
     registered_by: Source,
@@ -51,7 +57,7 @@ struct Entry<'a> {
 }
 
 impl Merge {
-    /// Knows no service yet. A source that is not in `priority` comes after those that are.
+    /// Knows no service yet. A source that is not in `priority` comes after the sources that are.
     #[must_use]
     pub fn new(priority: Vec<Source>) -> Self {
         Self {
@@ -61,7 +67,8 @@ impl Merge {
         }
     }
 
-    /// This source lists these instances of the service, and no others. None at all is a listing too: the service is known.
+    /// Takes the instances of a service that this source lists, in place of those it listed
+    /// before. An empty listing counts: the service is known.
     pub fn set(&mut self, source: Source, service: &ServiceName, instances: impl Into<Instances>) {
         let instances = instances.into();
         let rank = rank(&self.priority, source);
@@ -79,7 +86,7 @@ impl Merge {
         }
     }
 
-    /// This source does not list the service any more.
+    /// This source no longer lists the service.
     pub fn remove(&mut self, source: Source, service: &ServiceName) {
         if let Some(listings) = self.services.get_mut(service) {
             listings.retain(|listing| listing.source != source);
@@ -89,7 +96,7 @@ impl Merge {
         }
     }
 
-    /// Forgets a source that is no longer configured. Returns the services it listed.
+    /// Forgets a source that is no longer configured. Returns the services that it listed.
     pub fn remove_source(&mut self, source: Source) -> Vec<ServiceName> {
         self.stale.retain(|stale| *stale != source);
         let listed = self.listed_by(source, |_| true);
@@ -99,7 +106,7 @@ impl Merge {
         listed
     }
 
-    /// Says whether a source is away at present. Returns the services whose view may be another one now.
+    /// Sets whether a source is away at present. Returns the services whose view may have changed.
     pub fn set_stale(&mut self, source: Source, stale: bool) -> Vec<ServiceName> {
         if self.stale.contains(&source) == stale {
             return Vec::new();
@@ -109,11 +116,11 @@ impl Merge {
         } else {
             self.stale.retain(|other| *other != source);
         }
-        // A source that is alone is the best there is, stale or not.
+        // Where only one source lists a service, that source counts, stale or not.
         self.listed_by(source, |listings| listings.len() > 1)
     }
 
-    /// Takes another order of priority. Returns the services whose view may be another one now.
+    /// Sets another order of priority. Returns the services whose view may have changed.
     pub fn set_priority(&mut self, priority: Vec<Source>) -> Vec<ServiceName> {
         if self.priority == priority {
             return Vec::new();
@@ -135,18 +142,18 @@ impl Merge {
         self.listed_by(source, |_| true)
     }
 
-    /// Every service that some source lists, in no order.
+    /// Every service that a source lists, in no order.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.services.keys()
     }
 
-    /// Whether some source lists the service, with or without instances.
+    /// Whether a source lists the service, with or without instances.
     #[must_use]
     pub fn is_listed(&self, service: &ServiceName) -> bool {
         self.services.contains_key(service)
     }
 
-    /// The service as all sources together have it, by id: each address once, each id once.
+    /// The instances of a service in all sources together, by id: each address once, each id once.
     #[must_use]
     pub fn desired(&self, service: &ServiceName) -> Vec<Arc<ServiceInstance>> {
         let entries = self.entries(service);
@@ -178,7 +185,8 @@ impl Merge {
             .collect()
     }
 
-    /// One entry an address, in the order in which they may choose their ids: by priority, then id, then address.
+    /// One entry per address, in the order in which the instances choose their ids: by priority,
+    /// then id, then address.
     fn entries(&self, service: &ServiceName) -> Vec<Entry<'_>> {
         let mut entries: Vec<Entry<'_>> = Vec::new();
         let mut by_address: HashMap<&Address, usize> = HashMap::new();
@@ -208,13 +216,13 @@ impl Merge {
     }
 }
 
-/// Sources in order of priority, the rest behind them by name.
+/// Sources in order of priority; the others after them by name.
 fn rank(priority: &[Source], source: Source) -> (usize, Source) {
     let place = priority.iter().position(|other| *other == source);
     (place.unwrap_or(priority.len()), source)
 }
 
-/// The opinions on one address, given in order of priority.
+/// The statuses that sources give for one address, in order of priority.
 #[derive(Default)]
 struct StatusVote {
     maintenance: bool,
@@ -227,8 +235,8 @@ impl StatusVote {
         match status {
             RegistryStatus::Unknown => {}
             RegistryStatus::Maintenance => self.maintenance = true,
-            opinion if is_stale => self.stale = self.stale.or(Some(opinion)),
-            opinion => self.fresh = self.fresh.or(Some(opinion)),
+            status if is_stale => self.stale = self.stale.or(Some(status)),
+            status => self.fresh = self.fresh.or(Some(status)),
         }
     }
 
@@ -240,8 +248,8 @@ impl StatusVote {
     }
 }
 
-/// The instance's own id if it is free, else `<id>~<source>`. Should even that be taken, or too long: its address, which no
-/// other instance of the view has, and a number behind it.
+/// The instance's own id if it is free, else `<id>~<source>`. If that id is taken or too long, the
+/// id is made of the address, which no other instance of the view has, and a number if need be.
 fn free_id(instance: &ServiceInstance, source: Source, taken: &HashSet<InstanceId>) -> InstanceId {
     let own = instance.id();
     if !taken.contains(own) {
@@ -272,7 +280,7 @@ mod tests {
         "web".parse().unwrap()
     }
 
-    /// `id@host status`; the status may be left out.
+    /// Takes `id@host status`; the status may be left out.
     fn instances(list: &[&str]) -> Vec<Arc<ServiceInstance>> {
         list.iter()
             .map(|text| {
@@ -310,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn one_address_in_two_registries_is_one_instance_and_leaves_with_the_last() {
+    fn an_address_in_two_registries_leaves_with_its_last_listing() {
         let mut merge = merged(&[(ETCD, &["x@h1"]), (CONSUL, &["a@h1", "b@h2"])]);
         assert_eq!(shown(&merge), ["a@h1", "b@h2"]);
         merge.set(CONSUL, &web(), instances(&["b@h2"]));
@@ -345,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_one_registry_lists_twice_is_one_instance_until_both_are_gone() {
+    fn an_address_listed_twice_by_a_registry_leaves_with_its_last_listing() {
         let mut merge = merged(&[(CONSUL, &["b@h1", "a@h1"])]);
         assert_eq!(shown(&merge), ["a@h1"]);
         merge.set(CONSUL, &web(), instances(&["b@h1"]));
@@ -353,13 +361,13 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_taken_gets_the_source_behind_it() {
+    fn an_id_that_is_taken_gets_the_source_as_suffix() {
         let merge = merged(&[(CONSUL, &["a@h1"]), (ETCD, &["a@h2"]), (FILE, &["a@h3", "a@h1"])]);
         assert_eq!(shown(&merge), ["a@h1", "a~etcd@h2", "a~file@h3"]);
     }
 
     #[test]
-    fn even_contrived_ids_stay_apart() {
+    fn contrived_ids_stay_distinct() {
         let long = "i".repeat(512);
         let merge = merged(&[
             (CONSUL, &["a@h1", "a~etcd@h2", "h9:80~etcd@h4"]),
@@ -380,13 +388,13 @@ mod tests {
     }
 
     #[test]
-    fn unknown_is_no_opinion() {
+    fn an_unknown_status_does_not_count() {
         let merge = merged(&[(CONSUL, &["a@h"]), (ETCD, &["a@h"]), (FILE, &["a@h critical"])]);
         assert_eq!(shown(&merge), ["a@h critical"]);
     }
 
     #[test]
-    fn a_stale_opinion_counts_only_where_there_is_no_other() {
+    fn a_stale_status_counts_only_if_there_is_no_other() {
         let mut merge = merged(&[
             (CONSUL, &["a@h critical", "b@i critical"]),
             (FILE, &["a@h passing", "b@i"]),
@@ -400,14 +408,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_source_keeps_its_instances_and_alone_changes_nothing() {
+    fn a_stale_source_keeps_its_instances_and_alone_its_status() {
         let mut merge = merged(&[(CONSUL, &["a@h warning"])]);
         assert_eq!(merge.set_stale(CONSUL, true), []);
         assert_eq!(shown(&merge), ["a@h warning"]);
     }
 
     #[test]
-    fn a_source_that_is_taken_out_of_the_configuration_takes_its_listings_with_it() {
+    fn a_source_removed_from_the_configuration_loses_its_listings() {
         let mut merge = merged(&[(CONSUL, &["a@h"]), (FILE, &["b@i"])]);
         merge.set(CONSUL, &"db".parse().unwrap(), instances(&["a@h"]));
         let mut touched = merge.remove_source(CONSUL);
@@ -437,7 +445,7 @@ mod tests {
         assert_eq!(
             provenance(&merge),
             ["h1 etcd,file", "h2 "],
-            "a stale source keeps its vote"
+            "a stale source still counts"
         );
         merge.remove(CONSUL, &web());
         assert_eq!(provenance(&merge), ["h1 file"], "etcd itself is first now");
@@ -446,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_no_change_is_shared() {
+    fn an_unchanged_instance_is_shared() {
         let list = instances(&["a@h passing"]);
         let mut merge = merged(&[(FILE, &["z@i"])]);
         merge.set(CONSUL, &web(), vec![Arc::clone(&list[0])]);
@@ -461,7 +469,7 @@ mod tests {
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        // Few ids and hosts, so that they clash; some ids look like renamed ones.
+        // Few ids and hosts, so that they collide; some ids look like renamed ids.
         let id = prop::sample::select(vec!["a", "b", "c", "a~etcd", "a~file", "h1:80~file"]);
         let status = prop::sample::select(vec!["unknown", "passing", "warning", "critical", "maintenance"]);
         let entry = |((id, host), status)| format!("{id}@h{host} {status}");
@@ -518,7 +526,7 @@ mod tests {
         }
 
         #[test]
-        fn the_order_of_updates_leaves_no_trace(
+        fn the_order_of_updates_has_no_effect(
             steps in prop::collection::vec(step(), 1..20),
             order in Just([0usize, 1, 2]).prop_shuffle(),
             reversed in any::<bool>(),
@@ -532,7 +540,7 @@ mod tests {
                     Step::Stale(source, _) => last_stale[*source] = Some(step.clone()),
                 }
             }
-            // Only the last word of each source, in another order, and each list the other way round.
+            // Only the last update of each source, in another order, and each list reversed.
             let mut again = Merge::new(ALL.to_vec());
             for source in order {
                 for step in [&last_stale[source], &last_set[source]].into_iter().flatten() {

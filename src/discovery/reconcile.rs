@@ -1,39 +1,40 @@
-//! From what watchers say to what picks see.
+//! From updates of watchers to views of pools.
 //!
 //! ```text
 //! Update ─► Guard (of its source) ─► Merge ─► Coalesce ─► Directory::apply
 //! ```
 //!
-//! One value with one owner, fed by the agent: updates in, views out. Knows no task, socket or registry; `now` is an argument.
+//! A reconciler has one owner, the agent, which feeds it: updates in, views out. Knows no task,
+//! socket or registry; `now` is an argument.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Update;
 use super::coalesce::Coalesce;
 use super::guard::{Decision, Guard};
 use super::merge::Merge;
+use super::watcher::Update;
 use crate::balancer::{Address, Directory, ServiceName, Source, SourceStatus, Timestamp};
 
-/// Told how long it took from reading an answer to publishing the view that it led to.
+/// Called with the time from reading an answer to publishing the view that it led to.
 pub type Published = Box<dyn Fn(Duration) + Send>;
 
-/// Keeps the directory as the sources say it should be.
+/// Keeps the directory in the state that the sources describe.
 pub struct Reconciler {
     directory: Arc<Directory>,
     merge: Merge,
     /// By priority.
-    sources: Vec<Watched>,
+    sources: Vec<SourceState>,
     coalesce: Coalesce,
     published: Published,
 }
 
-/// What is kept of one source.
-struct Watched {
+/// What is kept for one source.
+struct SourceState {
     status: Arc<SourceStatus>,
     guard: Guard,
-    /// After a watcher was replaced: the services that the new one has not spoken of yet.
+    /// After a watcher was replaced: the services that the new watcher has not sent yet.
     unconfirmed: HashSet<ServiceName>,
 }
 
@@ -41,8 +42,8 @@ impl Reconciler {
     /// Knows no instances yet. `statuses` are in order of priority.
     #[must_use]
     pub fn new(directory: Arc<Directory>, statuses: &[Arc<SourceStatus>], published: Published) -> Self {
-        let sources: Vec<Watched> = statuses.iter().map(Watched::new).collect();
-        let merge = Merge::new(sources.iter().map(|watched| watched.status.source()).collect());
+        let sources: Vec<SourceState> = statuses.iter().map(SourceState::new).collect();
+        let merge = Merge::new(sources.iter().map(|state| state.status.source()).collect());
         Self {
             directory,
             merge,
@@ -52,24 +53,21 @@ impl Reconciler {
         }
     }
 
-    /// Takes the word of the watcher with this record. Publishes at once what may be. The last words of a watcher that was
-    /// replaced or dropped meanwhile are not heard any more.
+    /// Takes an update of the watcher with this record, and publishes what can be published now.
+    /// Updates of a watcher that was replaced or dropped meanwhile are ignored.
     pub fn receive(&mut self, status: &Arc<SourceStatus>, update: Update, now: Timestamp) {
         let read_at = match &update {
             Update::Service(reading) => reading.read_at,
             Update::Gone { read_at, .. } => *read_at,
             Update::Synced => now,
         };
-        let Some(watched) = self
-            .sources
-            .iter_mut()
-            .find(|watched| Arc::ptr_eq(&watched.status, status))
-        else {
+        let Some(state) = self.sources.iter_mut().find(|state| Arc::ptr_eq(&state.status, status)) else {
             return;
         };
-        let decision = watched.guard.observe(update);
-        watched.count_held();
-        // Who speaks is not away: its opinions count from its first word on, not from the next look at the clock.
+        let decision = state.guard.observe(update);
+        state.update_held();
+        // A source that sends an update is not away: its statuses count from this update on, not
+        // only from the next call of `notice_absence`.
         for service in self.merge.set_stale(status.source(), !status.is_up()) {
             self.changed(&service, read_at, now);
         }
@@ -78,16 +76,16 @@ impl Reconciler {
         }
     }
 
-    /// Does what time has made due, and says when to call again.
+    /// Does what is due at `now`, and returns when to call again.
     pub fn advance(&mut self, now: Timestamp) -> Option<Timestamp> {
         let mut next = None;
         for index in 0..self.sources.len() {
-            let Some(watched) = self.sources.get_mut(index) else {
+            let Some(state) = self.sources.get_mut(index) else {
                 break;
             };
-            let source = watched.status.source();
-            let (decisions, due) = watched.guard.advance(now);
-            watched.count_held();
+            let source = state.status.source();
+            let (decisions, due) = state.guard.advance(now);
+            state.update_held();
             next = due.into_iter().chain(next).min();
             for decision in decisions {
                 self.decide(source, decision, now, now);
@@ -99,59 +97,60 @@ impl Reconciler {
         self.coalesce.next().into_iter().chain(next).min()
     }
 
-    /// Notices which sources are away and which are back: it decides whose opinion on a status counts.
+    /// Notices which sources are away and which are back. That decides whose statuses count.
     pub fn notice_absence(&mut self, now: Timestamp) {
         let mut changed = Vec::new();
-        for watched in &self.sources {
-            changed.extend(self.merge.set_stale(watched.status.source(), !watched.status.is_up()));
+        for state in &self.sources {
+            changed.extend(self.merge.set_stale(state.status.source(), !state.status.is_up()));
         }
         for service in changed {
             self.changed(&service, now, now);
         }
     }
 
-    /// The held instances of all sources, to try whether they still take connections.
+    /// The held instances of all sources. The agent tries whether they still accept connections.
     #[must_use]
     pub fn held(&self) -> Vec<(Source, ServiceName, Address)> {
-        let of = |watched: &Watched| {
-            let source = watched.status.source();
-            let held = watched.guard.held_addresses();
+        let of = |state: &SourceState| {
+            let source = state.status.source();
+            let held = state.guard.held_addresses();
             held.map(|(service, address)| (source, service.clone(), address.clone()))
                 .collect::<Vec<_>>()
         };
         self.sources.iter().flat_map(of).collect()
     }
 
-    /// Lets a held instance go: it refuses connections.
+    /// Removes a held instance, because it refuses connections.
     pub fn release(&mut self, source: Source, service: &ServiceName, address: &Address, now: Timestamp) {
-        let Some(watched) = self.watched(source) else {
+        let Some(state) = self.state_of(source) else {
             return;
         };
-        let decision = watched.guard.release(service, address);
-        watched.count_held();
+        let decision = state.guard.release(service, address);
+        state.update_held();
         if let Some(decision) = decision {
-            tracing::info!(%source, %service, %address, "a removal is held no longer: the instance refuses connections");
+            tracing::info!(%source, %service, %address, "held instance refuses connections, removed");
             self.decide(source, decision, now, now);
         }
     }
 
-    /// Takes another list of sources, in order of priority. Those whose record is the same go on as they are; of one with a new
-    /// record the instances stay until its new watcher has told everything; those that are gone take their instances along.
+    /// Sets another list of sources, in order of priority. A source with the same record goes on
+    /// as before. A source with a new record keeps its instances until its new watcher has sent
+    /// everything. A source that is not in the list loses its instances.
     pub fn set_sources(&mut self, statuses: &[Arc<SourceStatus>], now: Timestamp) {
-        let mut before: BTreeMap<Source, Watched> = self
+        let mut before: BTreeMap<Source, SourceState> = self
             .sources
             .drain(..)
-            .map(|watched| (watched.status.source(), watched))
+            .map(|state| (state.status.source(), state))
             .collect();
         for status in statuses {
             let kept = match before.remove(&status.source()) {
-                Some(watched) if Arc::ptr_eq(&watched.status, status) => watched,
+                Some(state) if Arc::ptr_eq(&state.status, status) => state,
                 Some(_) => {
-                    let mut replaced = Watched::new(status);
+                    let mut replaced = SourceState::new(status);
                     replaced.unconfirmed = self.merge.services_of(status.source()).into_iter().collect();
                     replaced
                 }
-                None => Watched::new(status),
+                None => SourceState::new(status),
             };
             self.sources.push(kept);
         }
@@ -161,7 +160,7 @@ impl Reconciler {
             .collect();
         let reordered = self
             .merge
-            .set_priority(self.sources.iter().map(|watched| watched.status.source()).collect());
+            .set_priority(self.sources.iter().map(|state| state.status.source()).collect());
         for service in dropped.iter().chain(&reordered) {
             self.changed(service, now, now);
         }
@@ -183,25 +182,23 @@ impl Reconciler {
         }
     }
 
-    fn watched(&mut self, source: Source) -> Option<&mut Watched> {
-        self.sources
-            .iter_mut()
-            .find(|watched| watched.status.source() == source)
+    fn state_of(&mut self, source: Source) -> Option<&mut SourceState> {
+        self.sources.iter_mut().find(|state| state.status.source() == source)
     }
 
     fn confirm(&mut self, source: Source, service: &ServiceName) {
-        if let Some(watched) = self.watched(source) {
-            watched.unconfirmed.remove(service);
+        if let Some(state) = self.state_of(source) {
+            state.unconfirmed.remove(service);
         }
     }
 
-    /// Marks the source synced once all that came before can be picked.
+    /// Marks the source as synced once all earlier updates can be picked.
     fn synced(&mut self, source: Source, now: Timestamp) {
-        let Some(watched) = self.watched(source) else {
+        let Some(state) = self.state_of(source) else {
             return;
         };
-        let status = Arc::clone(&watched.status);
-        for service in std::mem::take(&mut watched.unconfirmed) {
+        let status = Arc::clone(&state.status);
+        for service in std::mem::take(&mut state.unconfirmed) {
             self.merge.remove(source, &service);
             self.changed(&service, now, now);
         }
@@ -237,7 +234,7 @@ impl std::fmt::Debug for Reconciler {
     }
 }
 
-impl Watched {
+impl SourceState {
     fn new(status: &Arc<SourceStatus>) -> Self {
         Self {
             status: Arc::clone(status),
@@ -246,12 +243,12 @@ impl Watched {
         }
     }
 
-    /// Keeps the metric, and says once when a hold begins and when it is over.
-    fn count_held(&self) {
+    /// Updates the metric, and logs when the first hold begins and when the last hold ends.
+    fn update_held(&self) {
         let (before, held) = (self.status.held_removals(), self.guard.held() as u64);
         let source = self.status.source();
         match (before, held) {
-            (0, 1..) => tracing::warn!(%source, held, "removals held: the source may have lost its memory"),
+            (0, 1..) => tracing::warn!(%source, held, "removals held: the registry may have lost its data"),
             (1.., 0) => tracing::info!(%source, "no removals held any more"),
             _ => {}
         }
@@ -263,7 +260,7 @@ impl Watched {
 mod tests {
     use super::*;
     use crate::balancer::{Environment, Manual, RegistryStatus, ServiceConfigs, ServiceInstance, Sources};
-    use crate::discovery::{Reading, Trust};
+    use crate::discovery::watcher::{Reading, Trust};
 
     const CONSUL: Source = Source::new("consul");
     const FILE: Source = Source::new("file");
@@ -331,21 +328,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_can_be_picked_and_synced_comes_after_it() {
+    fn a_source_is_synced_after_all_it_sent_can_be_picked() {
         let mut setting = setting();
         setting.receive(0, reading("web", &["a:1", "b:1"], at(0), Trust::Steady), at(0));
         assert_eq!(setting.web(), "a:1 b:1");
-        // Within the window of the first, so it waits ...
+        // This change waits, because it is within the window of the first change ...
         setting.receive(0, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
         assert_eq!(setting.web(), "a:1 b:1");
-        // ... but not beyond the word that everything has been told.
+        // ... but it is published before the source counts as synced.
         setting.receive(0, Update::Synced, at(0));
         assert_eq!(setting.web(), "a:1");
         assert!(setting.statuses[0].is_synced() && !setting.statuses[1].is_synced());
     }
 
     #[test]
-    fn a_large_drop_after_a_gap_is_held_and_shown_and_released_by_a_refused_connection() {
+    fn a_large_drop_is_held_shown_and_released_by_a_refused_connection() {
         let mut setting = setting();
         setting.receive(0, reading("web", &["a:1", "b:1"], at(0), Trust::Steady), at(0));
         setting.receive(0, reading("web", &[], at(10), Trust::AfterGap), at(10));
@@ -371,9 +368,9 @@ mod tests {
     }
 
     #[test]
-    fn the_opinion_of_a_source_counts_from_its_first_word_on() {
+    fn the_status_of_a_source_counts_from_its_first_update_on() {
         let mut setting = setting();
-        let told = |status| {
+        let update = |status| {
             let instance = ServiceInstance::new("a", "a", 1).unwrap().with_status(status);
             let (service, trust) = ("web".parse().unwrap(), Trust::Steady);
             let instances = vec![instance];
@@ -386,19 +383,19 @@ mod tests {
         };
         setting.statuses[1].heard(at(0));
         setting.reconciler.notice_absence(at(0));
-        setting.receive(1, told(RegistryStatus::Passing), at(0));
+        setting.receive(1, update(RegistryStatus::Passing), at(0));
         setting.statuses[0].heard(at(1));
-        setting.receive(0, told(RegistryStatus::Critical), at(1));
+        setting.receive(0, update(RegistryStatus::Critical), at(1));
         let known = setting.directory.get("web").unwrap().instances();
         assert_eq!(
             known[0].0.registry_status(),
             RegistryStatus::Critical,
-            "it is the first in priority"
+            "consul is first by priority"
         );
     }
 
     #[test]
-    fn a_replaced_watcher_keeps_what_was_known_until_it_has_told_everything() {
+    fn a_replaced_watcher_keeps_known_instances_until_it_has_synced() {
         let mut setting = setting();
         setting.receive(0, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
         setting.receive(0, reading("mail", &["m:1"], at(0), Trust::Steady), at(0));
@@ -408,7 +405,7 @@ mod tests {
         let late = reading("late", &["l:1"], at(10), Trust::Steady);
         setting.reconciler.receive(&replaced[0], late, at(10));
         setting.reconciler.receive(&replaced[0], Update::Synced, at(10));
-        assert!(setting.directory.get("late").is_none(), "the last words of the old one");
+        assert!(setting.directory.get("late").is_none(), "an update of the old watcher");
         assert_eq!(setting.web(), "a:1");
         setting.receive(0, reading("mail", &["m:2"], at(20), Trust::Steady), at(20));
         assert_eq!(setting.web(), "a:1");
@@ -419,13 +416,13 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_is_dropped_takes_its_instances_along() {
+    fn a_source_that_is_dropped_loses_its_instances() {
         let mut setting = setting();
         setting.receive(0, reading("web", &["a:1"], at(0), Trust::Steady), at(0));
         setting.receive(1, reading("web", &["a:1", "b:1"], at(10), Trust::Steady), at(10));
         setting.reconciler.set_sources(&[setting.statuses[0].clone()], at(20));
         assert_eq!(setting.web(), "a:1");
         setting.receive(1, reading("web", &["c:1"], at(30), Trust::Steady), at(30));
-        assert_eq!(setting.web(), "a:1", "its last words are not heard any more");
+        assert_eq!(setting.web(), "a:1", "updates of a dropped source are ignored");
     }
 }

@@ -1,4 +1,5 @@
-//! Runs any [`Watcher`] for as long as the agent lives: retries it, tells the operator when it goes and comes back, stops it.
+//! Runs any [`Watcher`] for as long as the agent lives: retries it, logs when it fails and
+//! recovers, and stops it.
 //!
 //! ```text
 //!          ┌──────────── reset the backoff ◄──────────┐
@@ -9,22 +10,25 @@
 //!          └── sleep 250 ms .. 30 s, with jitter
 //! ```
 //!
-//! Who writes what into a source's [`SourceStatus`]:
+//! Which part writes what into a source's [`SourceStatus`]:
 //!
-//! - The *watcher* marks `heard` and `lost` on each answer, for only it knows an answer from a good answer (a Consul without a
-//!   leader does answer). So nothing here marks a source as heard.
+//! - The *watcher* marks `heard` and `lost` on each answer, because only the watcher knows which
+//!   answers are good. (A Consul without a leader does answer.) So nothing here marks a source as
+//!   heard.
 //! - *This module* marks `lost` when `next` fails, and counts errors and updates.
-//! - The *agent* calls `mark_synced`, once it has applied all that came before [`Update::Synced`]:
-//!   earlier, a pick could find a service missing that is only on its way.
-//! - The two log lines of a source's life, lost and back, are written here, whoever marked it: once each.
+//! - The *agent* calls `mark_synced` after it has applied all updates before [`Update::Synced`].
+//!   If that happened earlier, a pick could miss a service that is about to be applied.
+//! - This module also logs when a source is lost and when it is back, once each, whichever part
+//!   marked it.
 //!
-//! Knows no protocol, and not what an update means.
+//! Knows no protocol, and does not look into an update.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-// Asked for by name. Unmaintained (RUSTSEC-2025-0012, and 2024-0384 for `instant` below it), noted in deny.toml; this module
-// is its only importer, so that replacing it stays a change of one file.
+// The crate `backoff` is unmaintained (RUSTSEC-2025-0012, and 2024-0384 for `instant` below it),
+// as noted in deny.toml. Only this file imports it, so that replacing it stays a change of one
+// file.
 use backoff::SystemClock;
 use backoff::backoff::Backoff as _;
 use backoff::exponential::ExponentialBackoff;
@@ -32,19 +36,22 @@ use tokio::sync::mpsc;
 use tokio::time::{self, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::{Reason, Update, WatchError, Watcher};
+use super::watcher::{Reason, Update, WatchError, Watcher};
 use crate::balancer::{Clock, SourceStatus, Timestamp};
 
 /// The first delay, before jitter.
-const INITIAL: Duration = Duration::from_millis(250);
+const INITIAL_DELAY: Duration = Duration::from_millis(250);
 /// The longest delay, after jitter.
-const CEILING: Duration = Duration::from_secs(30);
-/// Each delay is drawn from +-50 % of the interval, so that a thousand agents do not return as one.
+const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// Each delay is drawn from +-50 % of the interval, so that a thousand agents do not reconnect at
+/// the same time.
 const JITTER: f64 = 0.5;
-/// How soon a change of state that a watcher marked by itself is told.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+/// How often the source's status is checked while the watcher waits, so that a loss or a recovery
+/// is logged soon.
+const LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// Delays between attempts: 250 ms, doubling, each with a jitter of +-50 %, never above 30 s, without end.
+/// The delays between attempts: 250 ms, doubling, each with a jitter of +-50 %, never above 30 s,
+/// without end.
 #[derive(Debug)]
 pub struct Backoff<C = SystemClock>(ExponentialBackoff<C>);
 
@@ -63,17 +70,18 @@ impl Default for Backoff {
 }
 
 impl<C: backoff::Clock> Backoff<C> {
-    /// The same over another clock.
+    /// The same with another clock.
     #[must_use]
     pub fn with_clock(clock: C) -> Self {
         Self(ExponentialBackoff {
-            current_interval: INITIAL,
-            initial_interval: INITIAL,
+            current_interval: INITIAL_DELAY,
+            initial_interval: INITIAL_DELAY,
             randomization_factor: JITTER,
             multiplier: 2.0,
-            max_interval: CEILING.div_f64(1.0 + JITTER),
+            max_interval: LONGEST_DELAY.div_f64(1.0 + JITTER),
             start_time: clock.now(),
-            // The crate's default gives up after 15 minutes; a registry may be away for a night.
+            // The crate's default gives up after 15 minutes, but a registry may be away for a
+            // night.
             max_elapsed_time: None,
             clock,
         })
@@ -81,7 +89,7 @@ impl<C: backoff::Clock> Backoff<C> {
 
     /// How long to wait before the next attempt.
     pub fn next_delay(&mut self) -> Duration {
-        self.0.next_backoff().unwrap_or(CEILING).min(CEILING)
+        self.0.next_backoff().unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY)
     }
 
     /// Starts over, after a success.
@@ -90,9 +98,11 @@ impl<C: backoff::Clock> Backoff<C> {
     }
 }
 
-/// Runs a watcher until `stop` is cancelled or the other end of `out` is gone; then drops it.
+/// Runs a watcher until `stop` is cancelled or the receiver of `out` is gone. Then drops the
+/// watcher.
 ///
-/// A failing watcher is asked again, for ever. Stops at once, also in the midst of a delay or of a send to a slow agent.
+/// A failing watcher is called again, for ever. Stops at once, even during a delay or while the
+/// agent is slow to receive.
 pub async fn supervise<W: Watcher>(
     mut watcher: W,
     status: Arc<SourceStatus>,
@@ -103,13 +113,13 @@ pub async fn supervise<W: Watcher>(
     let source = watcher.source();
     let watch = async {
         let mut backoff = Backoff::new();
-        let mut report = Report::Silent;
+        let mut logged = Logged::Nothing;
         loop {
-            match next(&mut watcher, &mut report, &status, &*clock).await {
+            match next(&mut watcher, &mut logged, &status, &*clock).await {
                 Ok(update) => {
                     backoff.reset();
                     status.count_update();
-                    report.tell(&status, clock.now());
+                    logged.update(&status, clock.now());
                     if out.send((Arc::clone(&status), update)).await.is_err() {
                         return;
                     }
@@ -117,16 +127,17 @@ pub async fn supervise<W: Watcher>(
                 Err(error) => {
                     status.count_error(error.reason.as_str());
                     status.lost(clock.now(), &error);
-                    let told = report.tell(&status, clock.now());
+                    let changed = logged.update(&status, clock.now());
                     if error.reason == Reason::InvalidFile {
-                        // Since once for each version of a file, and an operator who saved another wrong one wants to read
-                        // why. The watcher then waits for the next version by itself: a fix must not wait for a delay.
-                        if !told {
-                            tracing::warn!(%source, %error, "still unusable, serving what it said last");
+                        // An invalid file is reported once per version, and each version has other
+                        // mistakes to log. The watcher then waits for the next version by itself,
+                        // so that a corrected file is not delayed.
+                        if !changed {
+                            tracing::warn!(%source, %error, "file still invalid, serving the last valid version");
                         }
                     } else {
                         let delay = backoff.next_delay();
-                        tracing::debug!(%source, %error, ?delay, "asking again after a delay");
+                        tracing::debug!(%source, %error, ?delay, "retrying after a delay");
                         time::sleep(delay).await;
                     }
                 }
@@ -136,58 +147,59 @@ pub async fn supervise<W: Watcher>(
     stop.run_until_cancelled(watch).await;
 }
 
-/// The watcher's next word. While it waits, what it marks by itself (a leader lost, a file mended) is told too.
+/// The next update. Meanwhile, what the watcher marks by itself (a leader lost, a file corrected)
+/// is logged, too.
 async fn next<W: Watcher>(
     watcher: &mut W,
-    report: &mut Report,
+    logged: &mut Logged,
     status: &SourceStatus,
     clock: &dyn Clock,
 ) -> Result<Update, WatchError> {
     let mut next = std::pin::pin!(watcher.next());
-    let mut tick = time::interval(TELL_EVERY);
+    let mut tick = time::interval(LOG_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             outcome = &mut next => return outcome,
             _ = tick.tick() => {
-                report.tell(status, clock.now());
+                logged.update(status, clock.now());
             }
         }
     }
 }
 
-/// What the operator was last told of a source.
-enum Report {
-    Silent,
-    Answers,
-    Away { since: Timestamp },
+/// Which state of a source was logged last.
+enum Logged {
+    Nothing,
+    Available,
+    Lost { since: Timestamp },
 }
 
-impl Report {
-    /// Writes a line if there is news, and returns whether there was.
-    fn tell(&mut self, status: &SourceStatus, now: Timestamp) -> bool {
+impl Logged {
+    /// Logs a change of state, and returns whether there was one.
+    fn update(&mut self, status: &SourceStatus, now: Timestamp) -> bool {
         let source = status.source();
         match (&self, status.away(now)) {
-            (Self::Silent, None) => {
+            (Self::Nothing, None) => {
                 tracing::info!(%source, "registry answers");
-                *self = Self::Answers;
+                *self = Self::Available;
             }
-            (Self::Away { since }, None) => {
+            (Self::Lost { since }, None) => {
                 let away_seconds = now.since(*since).as_secs_f64();
                 tracing::info!(%source, away_seconds, "registry answers again");
-                *self = Self::Answers;
+                *self = Self::Available;
             }
-            (Self::Silent | Self::Answers, Some(away)) => {
-                // A source that has not been asked yet is no news.
+            (Self::Nothing | Self::Available, Some(away)) => {
+                // A source that has not been asked yet is not lost.
                 let Some(error) = status.last_error() else { return false };
-                tracing::warn!(%source, error, "registry lost, serving what it said last");
+                tracing::warn!(%source, error, "registry lost, serving the last known instances");
                 let lost_at = now.since(Timestamp::default()).saturating_sub(away);
-                *self = Self::Away {
+                *self = Self::Lost {
                     since: Timestamp::default() + lost_at,
                 };
             }
-            (Self::Answers, None) | (Self::Away { .. }, Some(_)) => return false,
+            (Self::Available, None) | (Self::Lost { .. }, Some(_)) => return false,
         }
         true
     }
@@ -208,14 +220,14 @@ mod tests {
 
     const SOURCE: Source = Source::new("scripted");
 
-    /// A clock for `backoff`, moved by hand.
+    /// A clock for `backoff` that the test moves.
     #[derive(Clone)]
-    struct Dial {
+    struct ManualClock {
         start: std::time::Instant,
         seconds: Arc<AtomicU64>,
     }
 
-    impl Dial {
+    impl ManualClock {
         #[expect(
             clippy::disallowed_methods,
             reason = "`backoff` wants a real start; only distances from it are looked at"
@@ -232,38 +244,38 @@ mod tests {
         }
     }
 
-    impl backoff::Clock for Dial {
+    impl backoff::Clock for ManualClock {
         fn now(&self) -> std::time::Instant {
             self.start + Duration::from_secs(self.seconds.load(Ordering::Relaxed))
         }
     }
 
-    /// The paused clock of a test runtime.
-    struct Paused(time::Instant);
+    /// The paused clock of the test runtime.
+    struct PausedClock(time::Instant);
 
-    impl Clock for Paused {
+    impl Clock for PausedClock {
         fn now(&self) -> Timestamp {
             Timestamp::default() + self.0.elapsed()
         }
     }
 
     enum Step {
-        Say,
+        Send,
         Fail(Reason),
-        /// The watcher marks its own state and goes on waiting.
+        /// The watcher marks its own state, and waits.
         Mark(bool, Duration),
     }
 
-    /// Does what the script says, then waits for ever. Notes when it was asked.
-    struct Scripted {
+    /// Follows its script, then waits for ever. Records when it was called.
+    struct ScriptedWatcher {
         script: VecDeque<Step>,
         status: Arc<SourceStatus>,
-        clock: Arc<Paused>,
+        clock: Arc<PausedClock>,
         asked: Arc<Mutex<Vec<Duration>>>,
         _dropped: mpsc::Sender<()>,
     }
 
-    impl Watcher for Scripted {
+    impl Watcher for ScriptedWatcher {
         fn source(&self) -> Source {
             SOURCE
         }
@@ -272,7 +284,7 @@ mod tests {
             self.asked.lock().unwrap().push(self.clock.0.elapsed());
             loop {
                 match self.script.pop_front() {
-                    Some(Step::Say) => {
+                    Some(Step::Send) => {
                         self.status.heard(self.clock.now());
                         return Ok(Update::Synced);
                     }
@@ -296,11 +308,11 @@ mod tests {
         }
     }
 
-    /// All the parts around a scripted watcher.
-    struct Stage {
-        watcher: Option<Scripted>,
+    /// A scripted watcher, and all that is around it.
+    struct Fixture {
+        watcher: Option<ScriptedWatcher>,
         status: Arc<SourceStatus>,
-        clock: Arc<Paused>,
+        clock: Arc<PausedClock>,
         asked: Arc<Mutex<Vec<Duration>>>,
         out: mpsc::Sender<(Arc<SourceStatus>, Update)>,
         updates: mpsc::Receiver<(Arc<SourceStatus>, Update)>,
@@ -309,14 +321,14 @@ mod tests {
         log: Arc<Mutex<Vec<u8>>>,
     }
 
-    impl Stage {
+    impl Fixture {
         fn new(script: impl IntoIterator<Item = Step>, room: usize) -> Self {
             let status = Arc::new(SourceStatus::new(SOURCE, true, Box::new(|_| true)));
-            let clock = Arc::new(Paused(time::Instant::now()));
+            let clock = Arc::new(PausedClock(time::Instant::now()));
             let asked = Arc::default();
             let (out, updates) = mpsc::channel(room);
             let (sender, dropped) = mpsc::channel(1);
-            let watcher = Scripted {
+            let watcher = ScriptedWatcher {
                 script: script.into_iter().collect(),
                 status: Arc::clone(&status),
                 clock: Arc::clone(&clock),
@@ -337,7 +349,7 @@ mod tests {
         }
 
         /// Supervises for this long of paused time.
-        async fn play(&mut self, time: Duration) {
+        async fn run_for(&mut self, time: Duration) {
             let watcher = self.watcher.take().unwrap();
             let (status, clock) = (Arc::clone(&self.status), Arc::clone(&self.clock) as Arc<dyn Clock>);
             let task = supervise(watcher, status, clock, self.out.clone(), self.stop.clone());
@@ -375,12 +387,12 @@ mod tests {
     fn delays_double_from_a_quarter_of_a_second_up_to_half_a_minute() {
         for _ in 0..200 {
             let mut backoff = Backoff::new();
-            let mut interval = INITIAL;
+            let mut interval = INITIAL_DELAY;
             for _ in 0..12 {
                 let delay = backoff.next_delay();
                 assert!(delay >= interval.mul_f64(0.5), "{delay:?} for {interval:?}");
                 assert!(
-                    delay <= interval.mul_f64(1.5) + Duration::from_nanos(1) && delay <= CEILING,
+                    delay <= interval.mul_f64(1.5) + Duration::from_nanos(1) && delay <= LONGEST_DELAY,
                     "{delay:?}"
                 );
                 interval = (interval * 2).min(Duration::from_secs(20));
@@ -391,14 +403,14 @@ mod tests {
     }
 
     #[test]
-    fn no_two_agents_wait_alike() {
+    fn delays_differ_between_agents() {
         let delays: std::collections::BTreeSet<_> = (0..50).map(|_| Backoff::new().next_delay()).collect();
         assert!(delays.len() > 40, "{delays:?}");
     }
 
     #[test]
-    fn it_still_retries_after_a_day() {
-        let clock = Dial::new();
+    fn retries_go_on_after_a_day() {
+        let clock = ManualClock::new();
         let mut backoff = Backoff::with_clock(clock.clone());
         backoff.next_delay();
         clock.advance(Duration::from_secs(24 * 3600));
@@ -408,51 +420,51 @@ mod tests {
             "the clock was not looked at"
         );
         assert!(backoff.0.next_backoff().is_some(), "gave up");
-        assert!(backoff.next_delay() <= CEILING);
+        assert!(backoff.next_delay() <= LONGEST_DELAY);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_registry_that_is_away_for_a_day_is_asked_all_day() {
-        let mut stage = Stage::new((0..10_000).map(|_| Step::Fail(Reason::Unreachable)), 1);
-        stage.play(Duration::from_secs(24 * 3600)).await;
-        let asked = stage.asked.lock().unwrap().clone();
-        // One attempt every 10 to 30 s once the delays have grown.
+        let mut fixture = Fixture::new((0..10_000).map(|_| Step::Fail(Reason::Unreachable)), 1);
+        fixture.run_for(Duration::from_secs(24 * 3600)).await;
+        let asked = fixture.asked.lock().unwrap().clone();
+        // One attempt every 10 to 30 s, after the delays have grown.
         assert!((2880..8650).contains(&asked.len()), "{}", asked.len());
         assert!(asked.last().unwrap() > &Duration::from_secs(24 * 3600 - 31));
         assert!(
             asked
                 .windows(2)
-                .all(|pair| pair[1] - pair[0] <= CEILING + Duration::from_millis(2))
+                .all(|pair| pair[1] - pair[0] <= LONGEST_DELAY + Duration::from_millis(2))
         );
-        assert_eq!(stage.status.errors()["unreachable"], asked.len() as u64);
+        assert_eq!(fixture.status.errors()["unreachable"], asked.len() as u64);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_success_starts_the_delays_over() {
+    async fn a_success_resets_the_delays() {
         let fail = || Step::Fail(Reason::Timeout);
-        let script = (0..8).map(|_| fail()).chain([Step::Say, fail()]);
-        let mut stage = Stage::new(script, 4);
-        stage.play(Duration::from_secs(600)).await;
-        let asked = stage.asked.lock().unwrap().clone();
+        let script = (0..8).map(|_| fail()).chain([Step::Send, fail()]);
+        let mut fixture = Fixture::new(script, 4);
+        fixture.run_for(Duration::from_secs(600)).await;
+        let asked = fixture.asked.lock().unwrap().clone();
         assert_eq!(asked.len(), 11);
         assert!(asked[8] - asked[7] >= Duration::from_secs(10), "the delays had grown");
         assert_eq!(asked[9], asked[8], "no delay after a success");
         assert!(asked[10] - asked[9] <= Duration::from_millis(380));
-        let (status, update) = stage.updates.recv().await.unwrap();
-        assert!(Arc::ptr_eq(&status, &stage.status) && update == Update::Synced);
-        assert_eq!((stage.status.updates(), stage.status.errors()["timeout"]), (1, 9));
+        let (status, update) = fixture.updates.recv().await.unwrap();
+        assert!(Arc::ptr_eq(&status, &fixture.status) && update == Update::Synced);
+        assert_eq!((fixture.status.updates(), fixture.status.errors()["timeout"]), (1, 9));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lost_and_back_are_told_once_each_with_how_long_it_was_away() {
+    async fn loss_and_recovery_are_logged_once_with_the_time_in_between() {
         let fail = || Step::Fail(Reason::Unreachable);
-        let mut stage = Stage::new([Step::Say, fail(), fail(), fail(), fail(), Step::Say, Step::Say], 9);
-        stage.play(Duration::from_secs(60)).await;
-        let log = stage.log();
+        let mut fixture = Fixture::new([Step::Send, fail(), fail(), fail(), fail(), Step::Send, Step::Send], 9);
+        fixture.run_for(Duration::from_secs(60)).await;
+        let log = fixture.log();
         assert_eq!(log.len(), 3, "{log:#?}");
         assert!(log[0].starts_with("INFO registry answers"), "{log:#?}");
         assert!(
-            log[1].starts_with("WARN registry lost, serving what it said last"),
+            log[1].starts_with("WARN registry lost, serving the last known instances"),
             "{log:#?}"
         );
         assert!(
@@ -462,74 +474,82 @@ mod tests {
         let away: f64 = log[2].split_once("away_seconds=").unwrap().1.parse().unwrap();
         assert!(log[2].starts_with("INFO registry answers again"), "{log:#?}");
         assert!((1.875..5.7).contains(&away), "{away} s for four delays");
-        assert!(stage.status.is_up());
+        assert!(fixture.status.is_up());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_leader_lost_is_told_although_nothing_failed_and_is_not_overruled() {
+    async fn a_lost_leader_is_logged_although_no_call_failed() {
         let seconds = Duration::from_secs;
-        let mut stage = Stage::new(
-            [Step::Say, Step::Mark(false, seconds(40)), Step::Mark(true, seconds(40))],
+        let mut fixture = Fixture::new(
+            [
+                Step::Send,
+                Step::Mark(false, seconds(40)),
+                Step::Mark(true, seconds(40)),
+            ],
             9,
         );
-        stage.play(seconds(20)).await;
-        assert!(!stage.status.is_up());
-        assert_eq!(stage.log().len(), 2, "{:#?}", stage.log());
+        fixture.run_for(seconds(20)).await;
+        assert!(!fixture.status.is_up());
+        assert_eq!(fixture.log().len(), 2, "{:#?}", fixture.log());
 
-        let mut stage = Stage::new(
-            [Step::Say, Step::Mark(false, seconds(40)), Step::Mark(true, seconds(40))],
+        let mut fixture = Fixture::new(
+            [
+                Step::Send,
+                Step::Mark(false, seconds(40)),
+                Step::Mark(true, seconds(40)),
+            ],
             9,
         );
-        stage.play(seconds(60)).await;
-        assert!(stage.log()[2].contains("answers again"), "{:#?}", stage.log());
-        assert!(stage.log()[2].contains("away_seconds=40"), "{:#?}", stage.log());
+        fixture.run_for(seconds(60)).await;
+        assert!(fixture.log()[2].contains("answers again"), "{:#?}", fixture.log());
+        assert!(fixture.log()[2].contains("away_seconds=40"), "{:#?}", fixture.log());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_bad_version_of_a_file_is_told_and_none_delays_the_next() {
+    async fn each_invalid_version_of_a_file_is_logged_without_delay() {
         let fail = || Step::Fail(Reason::InvalidFile);
-        let mut stage = Stage::new([fail(), fail(), fail(), Step::Say], 9);
-        stage.play(Duration::from_millis(500)).await;
-        assert!(stage.asked.lock().unwrap().iter().all(Duration::is_zero));
-        let warnings = stage.log().iter().filter(|line| line.starts_with("WARN")).count();
-        assert_eq!(warnings, 3, "{:#?}", stage.log());
+        let mut fixture = Fixture::new([fail(), fail(), fail(), Step::Send], 9);
+        fixture.run_for(Duration::from_millis(500)).await;
+        assert!(fixture.asked.lock().unwrap().iter().all(Duration::is_zero));
+        let warnings = fixture.log().iter().filter(|line| line.starts_with("WARN")).count();
+        assert_eq!(warnings, 3, "{:#?}", fixture.log());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn synced_is_left_to_the_agent() {
-        let mut stage = Stage::new([Step::Say], 1);
-        stage.play(Duration::from_secs(1)).await;
-        let (status, update) = stage.updates.recv().await.unwrap();
-        assert!(Arc::ptr_eq(&status, &stage.status) && update == Update::Synced);
-        assert!(!stage.status.is_synced());
+    async fn the_agent_marks_the_source_as_synced() {
+        let mut fixture = Fixture::new([Step::Send], 1);
+        fixture.run_for(Duration::from_secs(1)).await;
+        let (status, update) = fixture.updates.recv().await.unwrap();
+        assert!(Arc::ptr_eq(&status, &fixture.status) && update == Update::Synced);
+        assert!(!fixture.status.is_synced());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_stops_at_once_wherever_it_is() {
+    async fn supervision_stops_at_once_in_every_state() {
         let waiting = Vec::new();
         let sleeping = (0..9).map(|_| Step::Fail(Reason::Timeout)).collect();
-        let sending = (0..9).map(|_| Step::Say).collect::<Vec<_>>();
+        let sending = (0..9).map(|_| Step::Send).collect::<Vec<_>>();
         for script in [waiting, sleeping, sending] {
-            let mut stage = Stage::new(script, 1);
-            let stop = stage.stop.clone();
+            let mut fixture = Fixture::new(script, 1);
+            let stop = fixture.stop.clone();
             let started = time::Instant::now();
             tokio::spawn(async move {
                 time::sleep(Duration::from_secs(20)).await;
                 stop.cancel();
             });
-            stage.play(Duration::from_secs(3600)).await;
+            fixture.run_for(Duration::from_secs(3600)).await;
             assert_eq!(started.elapsed().as_secs(), 20);
-            assert_eq!(stage.dropped.recv().await, None, "the watcher outlived its stop");
+            assert_eq!(fixture.dropped.recv().await, None, "the watcher outlived its stop");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_ends_with_the_agent_that_listens() {
-        let mut stage = Stage::new([Step::Say, Step::Say], 1);
-        stage.updates.close();
+    async fn supervision_ends_when_the_receiver_is_gone() {
+        let mut fixture = Fixture::new([Step::Send, Step::Send], 1);
+        fixture.updates.close();
         let started = time::Instant::now();
-        stage.play(Duration::from_secs(3600)).await;
+        fixture.run_for(Duration::from_secs(3600)).await;
         assert_eq!(started.elapsed(), Duration::ZERO);
-        assert_eq!(stage.dropped.recv().await, None);
+        assert_eq!(fixture.dropped.recv().await, None);
     }
 }

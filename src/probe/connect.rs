@@ -1,8 +1,9 @@
-//! Connections of checks: to the address that was looked at, and to no other.
+//! Connections of checks: only to addresses that were compared with the denied networks.
 //!
-//! A registered name may lead anywhere by the time it is resolved (Consul: CVE-2022-29153). So names are resolved here, what
-//! came of it is compared with the denied networks, and the connection goes to exactly the address that was compared: nothing
-//! resolves a second time. Neither proxies nor redirects are followed by anything above.
+//! A registered name may lead anywhere by the time it is resolved (Consul: CVE-2022-29153). So
+//! names are resolved here, the results are compared with the denied networks, and the connection
+//! goes to exactly the compared address: the name is not resolved a second time. The checks above
+//! follow neither proxies nor redirects.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,28 +15,28 @@ use crate::balancer::{Address, CheckFailure, DeniedNetworks};
 
 /// Why a check has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// It is the instance's.
+pub(super) enum ConnectError {
+    /// A failure of the instance.
     Instance(CheckFailure),
-    /// It is our own: out of files, ports or memory (the system's number for it). It says nothing of the instance, and must not
-    /// take a whole pool out.
-    Own(i32),
+    /// A failure of pickd's own host: it lacks files, ports or memory (the number of the system's
+    /// error). Such a failure says nothing about the instance, and must not take a whole pool out.
+    Local(i32),
 }
 
-impl From<CheckFailure> for Trouble {
+impl From<CheckFailure> for ConnectError {
     fn from(failure: CheckFailure) -> Self {
         Self::Instance(failure)
     }
 }
 
 /// Why there is no connection.
-impl From<io::Error> for Trouble {
+impl From<io::Error> for ConnectError {
     fn from(error: io::Error) -> Self {
         const OUT_OF_MEMORY: i32 = 12;
         const OUT_OF_FILES: [i32; 2] = [23, 24];
         match (error.raw_os_error(), error.kind()) {
-            (Some(number), io::ErrorKind::AddrNotAvailable) => Self::Own(number),
-            (Some(number), _) if number == OUT_OF_MEMORY || OUT_OF_FILES.contains(&number) => Self::Own(number),
+            (Some(number), io::ErrorKind::AddrNotAvailable) => Self::Local(number),
+            (Some(number), _) if number == OUT_OF_MEMORY || OUT_OF_FILES.contains(&number) => Self::Local(number),
             (_, io::ErrorKind::ConnectionRefused) => Self::Instance(CheckFailure::ConnectionRefused),
             (_, io::ErrorKind::TimedOut) => Self::Instance(CheckFailure::Timeout),
             _ => Self::Instance(CheckFailure::ConnectionFailed),
@@ -43,13 +44,13 @@ impl From<io::Error> for Trouble {
     }
 }
 
-/// Who knows the addresses of a name.
+/// How names are resolved.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Resolver {
-    /// The system.
+    /// By the system.
     #[default]
     System,
-    /// A list.
+    /// To a fixed list.
     #[cfg(test)]
     Fixed(std::sync::Arc<Vec<SocketAddr>>),
 }
@@ -64,42 +65,43 @@ impl Resolver {
     }
 }
 
-/// Connects to an instance, if that is allowed. Of several addresses of a name those that are denied are left out, and the first
-/// that takes the connection is the one. Each has its share of the time that is left: one that swallows everything must not
-/// hide the next.
+/// Connects to an instance, if that is allowed. Denied addresses of a name are skipped, and the
+/// first address that accepts the connection is used. The remaining time is divided among the
+/// addresses, so that an address that drops all packets does not hide the next.
 pub(super) async fn connect(
     address: &Address,
     denied: &DeniedNetworks,
     resolver: &Resolver,
     deadline: Instant,
-) -> Result<TcpStream, Trouble> {
+) -> Result<TcpStream, ConnectError> {
     let found = match address.ip() {
         Some(ip) => vec![SocketAddr::new(ip, address.port())],
-        None => match resolver.resolve(address).await.map_err(Trouble::from) {
+        None => match resolver.resolve(address).await.map_err(ConnectError::from) {
             Ok(found) => found,
-            Err(Trouble::Own(number)) => return Err(Trouble::Own(number)),
-            Err(Trouble::Instance(_)) => Vec::new(),
+            Err(ConnectError::Local(number)) => return Err(ConnectError::Local(number)),
+            Err(ConnectError::Instance(_)) => Vec::new(),
         },
     };
     if found.is_empty() {
         return Err(CheckFailure::NameNotResolved.into());
     }
-    let mut trouble = Trouble::Instance(CheckFailure::AddressRefused);
+    let mut failure = ConnectError::Instance(CheckFailure::AddressRefused);
     let allowed: Vec<SocketAddr> = found.into_iter().filter(|found| !denied.contains(found.ip())).collect();
     for (index, address) in allowed.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = left / (allowed.len() - index) as u32;
         match time::timeout(share, TcpStream::connect(address)).await {
-            // Without a listener a port of the system's own choice may happen to be this one: connected to itself.
+            // Without a listener, the system may choose the same port for the client's side: a
+            // connection to itself.
             Ok(Ok(stream)) if stream.local_addr().ok() == stream.peer_addr().ok() => {
-                trouble = CheckFailure::ConnectionRefused.into();
+                failure = CheckFailure::ConnectionRefused.into();
             }
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => trouble = error.into(),
-            Err(_) => trouble = CheckFailure::Timeout.into(),
+            Ok(Err(error)) => failure = error.into(),
+            Err(_) => failure = CheckFailure::Timeout.into(),
         }
     }
-    Err(trouble)
+    Err(failure)
 }
 
 #[cfg(test)]
@@ -120,7 +122,7 @@ mod tests {
         DeniedNetworks::default().and(["127.0.0.0/8".parse().unwrap()])
     }
 
-    async fn outcome(host: &str, port: u16, denied: &DeniedNetworks, resolved: &[&str]) -> Result<(), Trouble> {
+    async fn outcome(host: &str, port: u16, denied: &DeniedNetworks, resolved: &[&str]) -> Result<(), ConnectError> {
         let resolved = resolved.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
         let resolver = Resolver::Fixed(Arc::new(resolved.collect()));
         let address = Address::new(host, i64::from(port)).unwrap();
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_denied_address_is_not_connected_to_in_any_spelling() {
+    async fn a_denied_address_gets_no_connection_in_any_notation() {
         let (listener, address) = listener().await;
         let port = address.port();
         for host in ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:7f00:1"] {
@@ -146,20 +148,20 @@ mod tests {
             let refused = outcome("backend.test", port, &loopback_denied(), &resolved).await;
             assert_eq!(refused, Err(CheckFailure::AddressRefused.into()), "{resolved:?}");
         }
-        // What would have arrived is here before the one that is allowed.
+        // A connection to a denied address would arrive before this allowed connection.
         outcome("127.0.0.1", port, &DeniedNetworks::default(), &[])
             .await
             .unwrap();
         listener.accept().await.unwrap();
         let more = time::timeout(std::time::Duration::from_millis(50), listener.accept()).await;
-        assert!(more.is_err(), "nobody else has connected");
+        assert!(more.is_err(), "no other connection");
     }
 
     #[tokio::test]
     async fn the_first_allowed_address_of_a_name_that_answers_is_used() {
         let (listener, address) = listener().await;
         let port = address.port();
-        // 127.0.0.2 is loopback, too, and nobody listens there.
+        // 127.0.0.2 is loopback, too, without a listener.
         let denied = DeniedNetworks::default().and(["127.0.0.3".parse().unwrap()]);
         outcome("backend.test", port, &denied, &["127.0.0.3", "127.0.0.2", "127.0.0.1"])
             .await
@@ -172,12 +174,15 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_our_own_is_not_the_instances_fault() {
-        let trouble = |number| Trouble::from(io::Error::from_raw_os_error(number));
+    fn a_lack_of_local_resources_is_not_the_instances_failure() {
+        let error = |number| ConnectError::from(io::Error::from_raw_os_error(number));
         for number in [12, 23, 24] {
-            assert_eq!(trouble(number), Trouble::Own(number));
+            assert_eq!(error(number), ConnectError::Local(number));
         }
         let reset = io::Error::from(io::ErrorKind::ConnectionReset);
-        assert_eq!(Trouble::from(reset), Trouble::Instance(CheckFailure::ConnectionFailed));
+        assert_eq!(
+            ConnectError::from(reset),
+            ConnectError::Instance(CheckFailure::ConnectionFailed)
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! gRPC checks: the standard health protocol (`grpc.health.v1.Health/Check`), in plain text.
 //!
-//! `SERVING` passes. A service that the server does not know does not serve; a server that does not know the protocol is none.
-//! A target's channel is kept from one check to the next, and connects again by itself, each time to an address that was
-//! looked at.
+//! `SERVING` passes. A service that the server does not know counts as not serving. A server
+//! without the protocol fails with a protocol error. A target's channel is kept from one check to
+//! the next. The channel reconnects by itself, each time to an address that was compared with the
+//! denied networks.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,24 +17,24 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
-use super::connect::{Resolver, Trouble, connect};
+use super::connect::{ConnectError, Resolver, connect};
 use crate::balancer::{Address, CheckFailure, DeniedNetworks};
 
 /// What is kept of one target between checks.
 #[derive(Debug)]
 pub(super) struct GrpcTarget {
     client: HealthClient<Channel>,
-    /// Why the last attempt to connect failed: tonic tells only that it did.
-    refusal: Arc<Mutex<Option<Trouble>>>,
+    /// Why the last attempt to connect failed: tonic's own error does not say why.
+    refusal: Arc<Mutex<Option<ConnectError>>>,
 }
 
-/// An attempt to connect that failed.
+/// A failed attempt to connect.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("no connection: {0:?}")]
-struct NoConnection(Trouble);
+struct ConnectFailed(ConnectError);
 
 impl GrpcTarget {
-    /// Nothing is connected before the first check; a connection has this much time.
+    /// Connects at the first check. `timeout` is the time for a connection.
     pub(super) fn new(
         address: &Address,
         denied: &DeniedNetworks,
@@ -46,14 +47,14 @@ impl GrpcTarget {
             .map_err(|_| CheckFailure::Protocol)?;
         let refusal = Arc::new(Mutex::new(None));
         let (address, denied, resolver) = (address.clone(), denied.clone(), resolver.clone());
-        let noted = Arc::clone(&refusal);
+        let recorded = Arc::clone(&refusal);
         let connector = service_fn(move |_: Uri| {
             let (address, denied, resolver) = (address.clone(), denied.clone(), resolver.clone());
-            let noted = Arc::clone(&noted);
+            let recorded = Arc::clone(&recorded);
             async move {
                 let connected = connect(&address, &denied, &resolver, Instant::now() + timeout).await;
-                note(&noted, connected.as_ref().err().copied());
-                connected.map(TokioIo::new).map_err(NoConnection)
+                record(&recorded, connected.as_ref().err().copied());
+                connected.map(TokioIo::new).map_err(ConnectFailed)
             }
         });
         Ok(Self {
@@ -62,8 +63,8 @@ impl GrpcTarget {
         })
     }
 
-    pub(super) async fn check(&mut self, service: &str) -> Result<(), Trouble> {
-        note(&self.refusal, None);
+    pub(super) async fn check(&mut self, service: &str) -> Result<(), ConnectError> {
+        record(&self.refusal, None);
         let request = HealthCheckRequest {
             service: service.to_owned(),
         };
@@ -74,7 +75,7 @@ impl GrpcTarget {
         }
     }
 
-    fn failure(&self, status: &Status) -> Trouble {
+    fn failure(&self, status: &Status) -> ConnectError {
         if let Some(refusal) = *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) {
             return refusal;
         }
@@ -88,6 +89,6 @@ impl GrpcTarget {
     }
 }
 
-fn note(refusal: &Mutex<Option<Trouble>>, why: Option<Trouble>) {
+fn record(refusal: &Mutex<Option<ConnectError>>, why: Option<ConnectError>) {
     *refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
 }

@@ -1,10 +1,11 @@
 //! HTTP checks: a request, and the status of its answer.
 //!
-//! The status decides, and nothing behind it: a body that never ends does not make an instance sick. It is read as far as is
-//! needed to use the connection again, and else the connection is closed.
+//! Only the status decides. A body that never ends does not make an instance unhealthy. The body
+//! is read as far as the next use of the connection needs it; otherwise the connection is closed.
 //!
-//! A connection is kept from one check to the next, and driven only while a check runs: an idle one costs no task. That its
-//! server has closed it meanwhile is noticed by the next check, which then opens another one within the same time.
+//! A connection is kept from one check to the next, and is driven only during a check: an idle
+//! connection costs no task. If the server has closed it meanwhile, the next check notices that,
+//! and opens another connection within its own time.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -20,23 +21,23 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{self, Instant};
 
-use super::connect::{Resolver, Trouble, connect};
+use super::connect::{ConnectError, Resolver, connect};
 use super::settings::HttpCheck;
 use crate::balancer::{Address, CheckFailure, DeniedNetworks};
 
-/// How much of a body is read.
-const MOST_BYTES: usize = 64 << 10;
-/// And for how long.
+/// How many bytes of a body are read.
+const LONGEST_BODY: usize = 64 << 10;
+/// How long a body is read.
 const LONGEST_READ: Duration = Duration::from_secs(1);
 
 /// What is kept of one target between checks.
 #[derive(Debug, Default)]
 pub(super) struct HttpTarget {
-    open: Option<Open>,
+    open: Option<OpenConnection>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenConnection {
     sender: SendRequest<Empty<Bytes>>,
     driver: Pin<Box<Connection<TokioIo<TcpStream>, Empty<Bytes>>>>,
     closed: bool,
@@ -45,8 +46,8 @@ struct Open {
 /// Why there is no status.
 enum NoStatus {
     Failed(CheckFailure),
-    /// The connection was gone before anything was answered.
-    Gone,
+    /// The connection ended before an answer began.
+    Disconnected,
 }
 
 impl HttpTarget {
@@ -57,21 +58,21 @@ impl HttpTarget {
         denied: &DeniedNetworks,
         resolver: &Resolver,
         deadline: Instant,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), ConnectError> {
         let request = || request(check, address);
         if let Some(mut open) = self.open.take() {
             match open.ask(request()?, deadline).await {
                 Ok(status) => return self.judge(check, open, status),
                 Err(NoStatus::Failed(failure)) => return Err(failure.into()),
-                // It had been idle, and its server may close what is idle.
-                Err(NoStatus::Gone) => {}
+                // A server may close an idle connection.
+                Err(NoStatus::Disconnected) => {}
             }
         }
         let stream = connect(address, denied, resolver, deadline).await?;
-        // A request in one segment is worth more than a full one.
+        // A small request must not wait for more data.
         let _best_effort = stream.set_nodelay(true);
         let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(|error| failure(&error))?;
-        let mut open = Open {
+        let mut open = OpenConnection {
             sender,
             driver: Box::pin(driver),
             closed: false,
@@ -79,11 +80,11 @@ impl HttpTarget {
         match open.ask(request()?, deadline).await {
             Ok(status) => self.judge(check, open, status),
             Err(NoStatus::Failed(failure)) => Err(failure.into()),
-            Err(NoStatus::Gone) => Err(CheckFailure::ConnectionFailed.into()),
+            Err(NoStatus::Disconnected) => Err(CheckFailure::ConnectionFailed.into()),
         }
     }
 
-    fn judge(&mut self, check: &HttpCheck, open: Open, status: u16) -> Result<(), Trouble> {
+    fn judge(&mut self, check: &HttpCheck, open: OpenConnection, status: u16) -> Result<(), ConnectError> {
         self.open = Some(open).filter(|open| !open.closed);
         if check.expects(status) {
             Ok(())
@@ -93,23 +94,26 @@ impl HttpTarget {
     }
 }
 
-impl Open {
-    /// The status of the answer. Its body is read, or the connection given up.
+impl OpenConnection {
+    /// The status of the answer. Reads the body, or marks the connection as closed.
     async fn ask(&mut self, request: Request<Empty<Bytes>>, deadline: Instant) -> Result<u16, NoStatus> {
         let Self { sender, driver, closed } = self;
         let head = async {
-            sender.ready().await.map_err(|_| NoStatus::Gone)?;
+            sender.ready().await.map_err(|_| NoStatus::Disconnected)?;
             sender.send_request(request).await.map_err(|error| {
                 if error.is_parse() || error.is_parse_too_large() {
                     NoStatus::Failed(CheckFailure::Protocol)
                 } else {
-                    NoStatus::Gone
+                    NoStatus::Disconnected
                 }
             })
         };
-        let response = drive(driver, closed, head).await.unwrap_or(Err(NoStatus::Gone))?;
+        let response = drive(driver, closed, head)
+            .await
+            .unwrap_or(Err(NoStatus::Disconnected))?;
         let status = response.status().as_u16();
-        // A little before the check's own time is over: it has its status, and must not fail for the rest.
+        // A little less than the check's own time: the check has its status, and must not fail
+        // because of the body.
         let read_until = (Instant::now() + LONGEST_READ).min(deadline - Duration::from_millis(2));
         let drained = time::timeout_at(read_until, drive(driver, closed, drain(response.into_body()))).await;
         *closed |= !matches!(drained, Ok(Some(true)));
@@ -117,20 +121,21 @@ impl Open {
     }
 }
 
-/// Reads a body to its end. False: there is more of it than anybody needs.
+/// Reads a body to its end. False if there is more than the limit.
 async fn drain(mut body: Incoming) -> bool {
     let mut read = 0;
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return false };
         read += frame.data_ref().map_or(0, Bytes::len);
-        if read > MOST_BYTES {
+        if read > LONGEST_BODY {
             return false;
         }
     }
     true
 }
 
-/// Drives the connection for as long as `exchange` takes. `None`: the connection ended, and the exchange cannot.
+/// Drives the connection as long as `exchange` takes. `None`: the connection ended before the
+/// exchange.
 async fn drive<T>(
     driver: &mut Pin<Box<Connection<TokioIo<TcpStream>, Empty<Bytes>>>>,
     closed: &mut bool,
@@ -159,7 +164,7 @@ fn request(check: &HttpCheck, address: &Address) -> Result<Request<Empty<Bytes>>
         .method(check.method.clone())
         .uri(check.path.as_str())
         .body(Empty::new())
-        // Both were checked when the check was made.
+        // Both were validated when the check was configured.
         .map_err(|_| CheckFailure::Protocol)?;
     let headers = request.headers_mut();
     let host = match &check.host {
@@ -172,7 +177,7 @@ fn request(check: &HttpCheck, address: &Address) -> Result<Request<Empty<Bytes>>
         HeaderValue::from_static(concat!("pickd/", env!("CARGO_PKG_VERSION"))),
     );
     if check.method == Method::POST {
-        // Of nothing; some servers insist on being told (411).
+        // Of an empty body: some servers require the header (411).
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     for (name, _) in &check.headers {

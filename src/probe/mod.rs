@@ -1,15 +1,20 @@
-//! Active checks: instances are asked whether they are well, and the core is told.
+//! Active checks: pickd asks instances whether they are healthy, and tells the core.
 //!
 //! ```text
-//! agent: ProbeHandle::set(service, plan, addresses) ──► Schedule ──► one task a check: http, tcp or grpc
-//!                                                          ▲              │ Check, and how long it took
-//!                                                          └── finished ──┴──► the agent's callback ──► LoadBalancer::observe
+//! agent: ProbeHandle::set(service, plan, addresses) ──► Schedule ──► one task a check
+//!                                                          ▲              │
+//!                                                          └── finished ──┤ Check, duration
+//!                                                                         ▼
+//!                     LoadBalancer::observe ◄── the agent's callback ─────┘
 //! ```
 //!
-//! [`schedule`] says whose turn it is and is pure; [`connect`] makes connections, to allowed addresses only; [`http`], [`tcp`] and
-//! [`grpc`] ask. How often a check must fail until it counts is the core's to decide, and what becomes of it too.
+//! [`schedule`] decides which target is checked next, and is pure. [`connect`] makes connections,
+//! to allowed addresses only. [`http`], [`tcp`] and [`grpc`] ask. The core decides how many failed
+//! checks count, and what follows.
 //!
-//! Knows nothing of registries, of HTTP's front door and of pools: services, addresses and plans come in, results go out.
+//! Knows nothing of registries, of pickd's own HTTP interface and of pools: services, addresses
+//! and plans come in, results go out. The files import only downwards: `mod`, then `schedule` and
+//! `http`, `tcp`, `grpc`, then `connect`, then `settings`.
 
 mod connect;
 mod grpc;
@@ -32,7 +37,7 @@ use crate::balancer::{Address, Check, CheckFailure, Clock, Monotonic, ServiceNam
 
 pub use settings::{HealthCheck, HttpCheck, InvalidCheck, Plan, ProbeSettings};
 
-use connect::{Resolver, Trouble};
+use connect::{ConnectError, Resolver};
 use grpc::GrpcTarget;
 use http::HttpTarget;
 use schedule::{Job, Schedule, TargetId};
@@ -42,28 +47,29 @@ use schedule::{Job, Schedule, TargetId};
 pub struct Checked {
     /// The service.
     pub service: ServiceName,
-    /// The address that was asked.
+    /// The address that was checked.
     pub address: Address,
-    /// What came of it.
+    /// The result.
     pub check: Check,
-    /// How long it took.
+    /// How long the check took.
     pub took: Duration,
 }
 
-/// Told of every result, in the order in which they arrive; never of a target that was taken back before.
+/// Called with every result, in the order in which the results arrive. Never called for a target
+/// that was removed before.
 pub type OnChecked = Arc<dyn Fn(Checked) + Send + Sync>;
 
-/// Checks instances for as long as it runs. Made without starting anything.
+/// Checks instances as long as it runs. The constructor starts nothing.
 pub struct Prober {
     shared: Arc<Shared>,
     on_checked: OnChecked,
     resolver: Resolver,
     clock: Arc<Monotonic>,
-    /// Connections kept between checks, at most: others need files, too.
-    most_kept: usize,
+    /// The most connections that are kept between checks. Other parts of pickd need files, too.
+    max_kept: usize,
 }
 
-/// Tells a prober whom to check, from anywhere.
+/// Sets the targets of a prober, from anywhere.
 #[derive(Clone, Debug)]
 pub struct ProbeHandle {
     shared: Arc<Shared>,
@@ -78,7 +84,7 @@ struct Shared {
 
 impl Shared {
     fn schedule(&self) -> MutexGuard<'_, Schedule> {
-        // Written in whole steps.
+        // Each change is complete before the lock is released.
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -90,15 +96,16 @@ impl fmt::Debug for Prober {
 }
 
 impl ProbeHandle {
-    /// Makes these the addresses of a service that are checked, as planned; without a plan none is. Says the whole each time:
-    /// those that stay keep their turns. Does not block.
+    /// Sets the addresses of a service that are checked, and how; without a plan, no address is
+    /// checked. Takes all addresses each time: an address that stays keeps its place in the
+    /// schedule. Does not block.
     pub fn set(&self, service: &ServiceName, plan: Option<&Plan>, addresses: impl IntoIterator<Item = Address>) {
         let now = self.clock.now();
         self.shared.schedule().set(service, plan, addresses, now);
         self.shared.changed.notify_one();
     }
 
-    /// Sets how much is checked in all.
+    /// Sets the limits of all checks together.
     pub fn configure(&self, settings: ProbeSettings) {
         self.shared.schedule().configure(settings);
         self.shared.changed.notify_one();
@@ -118,11 +125,11 @@ impl Prober {
             on_checked,
             resolver: Resolver::default(),
             clock,
-            most_kept: open_files() / 2,
+            max_kept: open_files() / 2,
         }
     }
 
-    /// Tells it whom to check.
+    /// A handle that sets the targets.
     #[must_use]
     pub fn handle(&self) -> ProbeHandle {
         ProbeHandle {
@@ -131,12 +138,12 @@ impl Prober {
         }
     }
 
-    /// Checks until stopped; checks that run then are given up.
+    /// Runs checks until stopped. Checks that run at that time are dropped.
     pub async fn run(self, stop: CancellationToken) {
         let work = async {
             let mut running = Running::default();
             loop {
-                // Their connections are of no use any more.
+                // The connections to removed targets are not needed any more.
                 for id in self.shared.schedule().take_removed() {
                     running.kept.remove(&id);
                 }
@@ -165,21 +172,21 @@ impl Prober {
             Err(error) => error.id(),
         };
         let Some(job) = running.jobs.remove(&id) else { return };
-        // Under the lock: whoever takes a target back hears nothing of it afterwards.
+        // Under the lock, so that there is no result for a target after its removal.
         let mut schedule = self.shared.schedule();
         let is_target = schedule.finished(job.id, fastrand::f64(), self.clock.now());
         match ended {
             Ok((_, ended)) => {
                 let result = ended.result;
                 if let Err(number) = result {
-                    // What is kept may be what is missing.
+                    // The kept connections may use the resource that is missing.
                     running.kept.clear();
-                    running.own_trouble(number);
+                    running.log_local_failure(number);
                 } else {
-                    running.in_trouble = false;
+                    running.lacks_resources = false;
                 }
                 if let (true, Ok(check)) = (is_target, result) {
-                    if running.kept.len() < self.most_kept {
+                    if running.kept.len() < self.max_kept {
                         running.kept.insert(job.id, ended.connection);
                     }
                     (self.on_checked)(Checked {
@@ -190,22 +197,22 @@ impl Prober {
                     });
                 }
             }
-            Err(error) => tracing::error!(service = %job.service, address = %job.address, %error, "a check broke off"),
+            Err(error) => tracing::error!(service = %job.service, address = %job.address, %error, "check task failed"),
         }
     }
 }
 
-/// Checks under way, and what is kept of targets between them.
+/// Checks in progress, and what is kept of targets between checks.
 #[derive(Default)]
 struct Running {
     tasks: JoinSet<Ended>,
     jobs: HashMap<Id, Job>,
     kept: HashMap<TargetId, Kept>,
-    /// We are out of something ourselves, and have said so.
-    in_trouble: bool,
+    /// Whether a lack of resources on this host was logged and still lasts.
+    lacks_resources: bool,
 }
 
-/// What is kept of a target between two checks, which is only good for the same question.
+/// What is kept of a target between two checks, for the same kind of check.
 enum Kept {
     Nothing,
     Http(HttpTarget),
@@ -213,17 +220,18 @@ enum Kept {
 }
 
 struct Ended {
-    /// What the instance answered; or the system's number for what we are out of ourselves, which says nothing of it.
+    /// The answer of the instance, or the number of the system's error if this host lacks a
+    /// resource. Such an error says nothing about the instance.
     result: Result<Check, i32>,
     took: Duration,
     connection: Kept,
 }
 
 impl Running {
-    fn own_trouble(&mut self, number: i32) {
-        if !std::mem::replace(&mut self.in_trouble, true) {
+    fn log_local_failure(&mut self, number: i32) {
+        if !std::mem::replace(&mut self.lacks_resources, true) {
             let error = std::io::Error::from_raw_os_error(number);
-            tracing::error!(%error, "checks cannot be made, and say nothing until they can");
+            tracing::error!(%error, "checks cannot run: this host lacks files, ports or memory");
         }
     }
 
@@ -234,7 +242,7 @@ impl Running {
     }
 }
 
-/// How many files this process may have open; where that cannot be read, what most systems begin with.
+/// How many files this process may open; 1,024, a common default, if that cannot be read.
 fn open_files() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
@@ -242,19 +250,19 @@ fn open_files() -> usize {
     soft.unwrap_or(1_024)
 }
 
-/// Makes one check, within its time.
+/// Makes one check, within its timeout.
 async fn check(job: Job, mut kept: Kept, resolver: Resolver) -> Ended {
     let started = time::Instant::now();
     let deadline = started + job.plan.timeout();
     let asked = ask(&job, &mut kept, &resolver, deadline);
     let result = match time::timeout_at(deadline, asked).await {
         Ok(Ok(())) => Ok(Check::Pass),
-        Ok(Err(Trouble::Instance(failure))) => Ok(Check::Fail(failure)),
-        Ok(Err(Trouble::Own(number))) => Err(number),
+        Ok(Err(ConnectError::Instance(failure))) => Ok(Check::Fail(failure)),
+        Ok(Err(ConnectError::Local(number))) => Err(number),
         Err(_) => Ok(Check::Fail(CheckFailure::Timeout)),
     };
     if result == Ok(Check::Fail(CheckFailure::Timeout)) {
-        // Whatever is half done on it would be in the way of the next one.
+        // A half-finished exchange on this connection would disturb the next check.
         kept = Kept::Nothing;
     }
     Ended {
@@ -264,7 +272,7 @@ async fn check(job: Job, mut kept: Kept, resolver: Resolver) -> Ended {
     }
 }
 
-async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver, deadline: time::Instant) -> Result<(), Trouble> {
+async fn ask(job: &Job, kept: &mut Kept, resolver: &Resolver, deadline: time::Instant) -> Result<(), ConnectError> {
     let (address, denied) = (&job.address, &job.plan.denied);
     match &*job.plan.check {
         HealthCheck::Tcp => tcp::check(address, denied, resolver, deadline).await,

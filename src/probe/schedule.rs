@@ -1,11 +1,13 @@
-//! Whose turn it is to be checked: pure, with `now` and entropy as arguments.
+//! Which target is checked next: pure, with `now` and entropy as arguments.
 //!
-//! - One that is new is due at once; its second check comes after a random part of the interval, so that a thousand that arrived
-//!   together are spread over it; from then on each comes 0.9 to 1.0 intervals after the one before. Nobody waits longer than
-//!   the interval.
-//! - Nobody is checked twice at a time. An answer that takes long delays nobody else.
-//! - A token bucket bounds the rate over all, with a burst of a tenth of a second; a bound on checks at a time saves memory
-//!   and sockets. Where more are due than may be, they come later, the one that waits longest first.
+//! - A new target is due at once. Its second check comes after a random part of the interval, so
+//!   that a thousand targets that arrived together are spread over the interval. From then on each
+//!   check comes 0.9 to 1.0 intervals after the check before. No target waits longer than the
+//!   interval.
+//! - No target is checked twice at a time. A slow answer does not delay other targets.
+//! - A token bucket limits the rate of all checks, with a burst of a tenth of a second. A limit on
+//!   checks at a time saves memory and sockets. Above the limits, checks come later, and the
+//!   target that waits longest comes first.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -13,7 +15,7 @@ use std::time::Duration;
 use super::settings::{Plan, ProbeSettings};
 use crate::balancer::{Address, ServiceName, Timestamp};
 
-/// Names a target for as long as it is one.
+/// The name of a target for as long as it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct TargetId(u64);
 
@@ -50,7 +52,7 @@ pub(super) struct Schedule {
     due: BTreeSet<(Timestamp, TargetId)>,
     next_id: u64,
     running: usize,
-    /// Those that are none any more, until somebody asks.
+    /// Targets that were removed since the last call of `take_removed`.
     removed: Vec<TargetId>,
     tokens: f64,
     filled_at: Timestamp,
@@ -78,7 +80,8 @@ impl Schedule {
         self.tokens = self.tokens.min(self.burst());
     }
 
-    /// Makes these the targets of a service. Those that stay keep their turns, unless what is asked has changed.
+    /// Sets the targets of a service. A target that stays keeps its place, unless its check
+    /// changes.
     pub(super) fn set(
         &mut self,
         service: &ServiceName,
@@ -94,7 +97,7 @@ impl Schedule {
                 continue;
             }
             let id = match before.remove(&address) {
-                Some(id) if self.goes_on(id, plan, now) => id,
+                Some(id) if self.keeps_its_check(id, plan, now) => id,
                 changed => {
                     changed.into_iter().for_each(|id| self.remove(id));
                     self.add(service, &address, plan, now)
@@ -125,9 +128,10 @@ impl Schedule {
         id
     }
 
-    /// Whether a target is asked the same by another plan; then only its times change. Another question makes it another
-    /// target: what was answered before, or is under way, says nothing.
-    fn goes_on(&mut self, id: TargetId, plan: &Plan, now: Timestamp) -> bool {
+    /// Whether a target keeps the same check under another plan. Then only its times change. With
+    /// another check it becomes another target, because earlier results say nothing about that
+    /// check.
+    fn keeps_its_check(&mut self, id: TargetId, plan: &Plan, now: Timestamp) -> bool {
         let Some(target) = self.targets.get_mut(&id) else {
             return false;
         };
@@ -151,13 +155,13 @@ impl Schedule {
                 State::DueAt(at) => {
                     self.due.remove(&(at, id));
                 }
-                // It goes on, and nobody will hear of it.
+                // The check goes on, and its result is ignored.
                 State::Running { .. } => {}
             }
         }
     }
 
-    /// The next check that is due and may be made now.
+    /// The next check that is due and allowed now.
     pub(super) fn take(&mut self, now: Timestamp) -> Option<Job> {
         self.fill(now);
         let (due_at, id) = *self.due.first()?;
@@ -178,7 +182,7 @@ impl Schedule {
         })
     }
 
-    /// A check has ended. Returns whether its target still is one. `entropy` is in 0.0..1.0.
+    /// A check has ended. Returns whether its target still exists. `entropy` is in 0.0..1.0.
     pub(super) fn finished(&mut self, id: TargetId, entropy: f64, now: Timestamp) -> bool {
         self.running = self.running.saturating_sub(1);
         let Some(target) = self.targets.get_mut(&id) else {
@@ -197,7 +201,8 @@ impl Schedule {
         true
     }
 
-    /// When [`take`](Self::take) should be asked next; `None`: when something has ended or changed.
+    /// When to call [`take`](Self::take) next; `None`: after a check has ended or a target has
+    /// changed.
     pub(super) fn next(&self, now: Timestamp) -> Option<Timestamp> {
         let (due_at, _) = *self.due.first()?;
         if self.running >= self.settings.max_concurrent {
@@ -207,7 +212,7 @@ impl Schedule {
         Some(due_at.max(self.filled_at + Duration::from_secs_f64(missing)).max(now))
     }
 
-    /// Targets that are none any more, since this was last asked.
+    /// The targets that were removed since the last call.
     pub(super) fn take_removed(&mut self) -> Vec<TargetId> {
         std::mem::take(&mut self.removed)
     }
@@ -270,7 +275,8 @@ mod tests {
         std::iter::from_fn(|| schedule.take(now)).collect()
     }
 
-    /// Runs the schedule for some time with checks that end at once; gives when each target was checked.
+    /// Runs the schedule for some time with checks that end at once. Returns when each target was
+    /// checked.
     fn run(schedule: &mut Schedule, until: Timestamp) -> HashMap<Address, Vec<Timestamp>> {
         let mut checked: HashMap<Address, Vec<Timestamp>> = HashMap::new();
         let mut now = at(0);
@@ -285,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_new_is_checked_at_once_and_then_once_an_interval() {
+    fn a_new_target_is_checked_at_once_and_then_once_an_interval() {
         let mut schedule = schedule(1_000, 100, 50, 1_000);
         let checked = run(&mut schedule, at(10_000));
         assert_eq!(checked.len(), 50);
@@ -303,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_arrive_together_are_spread_over_the_interval() {
+    fn targets_that_arrive_together_are_spread_over_the_interval() {
         fastrand::seed(2);
         let mut schedule = schedule(10_000, 1_000, 1_000, 1_000);
         let checked = run(&mut schedule, at(5_000));
@@ -319,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_bounded_and_no_due_target_is_forgotten() {
+    fn the_rate_is_bounded_and_no_target_is_forgotten() {
         let mut schedule = schedule(200, 1_000, 1_000, 1_000);
         let checked = run(&mut schedule, at(20_000));
         let total: usize = checked.values().map(Vec::len).sum();
@@ -337,14 +343,14 @@ mod tests {
     }
 
     #[test]
-    fn a_hanging_target_delays_no_other_and_is_checked_once_at_a_time() {
+    fn a_hanging_check_delays_no_other_and_runs_once_at_a_time() {
         let mut schedule = schedule(1_000, 100, 3, 1_000);
         let jobs = taken(&mut schedule, at(0));
         assert_eq!(jobs.len(), 3);
         for job in &jobs[1..] {
             schedule.finished(job.id, 0.5, at(1));
         }
-        // The first hangs for ten seconds.
+        // The first check hangs for ten seconds.
         for second in 1..10 {
             let jobs = taken(&mut schedule, at(second * 1_000));
             assert_eq!(jobs.len(), 2, "{second}");
@@ -367,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_target_is_not_heard_and_a_new_plan_is_asked_at_once() {
+    fn a_removed_target_has_no_results_and_another_check_is_due_at_once() {
         let mut schedule = schedule(1_000, 100, 2, 60_000);
         let jobs = taken(&mut schedule, at(0));
         schedule.set(&web(), Some(&plan(60_000)), addresses(1), at(1));
@@ -403,7 +409,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_target_is_due_or_running_whatever_happens(
+        fn every_target_is_always_due_or_running(
             steps in prop::collection::vec((0_u8..4, 0_u16..8, 0_u64..3_000), 1..80),
         ) {
             let mut schedule = schedule(50, 3, 0, 1_000);

@@ -1,4 +1,4 @@
-//! What to ask an instance, and how often an agent may ask.
+//! What a check asks, and how many checks an agent may make.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -8,53 +8,54 @@ use axum::http::{HeaderName, HeaderValue, Method};
 
 use crate::balancer::DeniedNetworks;
 
-/// What one active check asks. A value that exists can be asked.
+/// What an active check asks. Every value is a valid check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthCheck {
-    /// An HTTP/1.1 request; the status decides. Redirects are not followed: they are a status like any other.
+    /// An HTTP/1.1 request; the status decides. Redirects are not followed: they are a status like
+    /// any other.
     Http(HttpCheck),
-    /// A TCP connection; that it is accepted decides.
+    /// A TCP connection; the check passes if it is accepted.
     Tcp,
     /// The standard gRPC health protocol (`grpc.health.v1.Health/Check`), in plain text.
     Grpc {
-        /// The service asked for; empty: the server as a whole.
+        /// The service to ask for. Empty: the server as a whole.
         service: String,
     },
 }
 
-/// Why a check cannot be asked.
+/// Why a check is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCheck {
-    /// The method is none that a check may use.
+    /// A method that a check may not use.
     #[error("method {found:?}: expected GET, HEAD, OPTIONS or POST")]
     Method {
-        /// The word as it came.
+        /// The method that was given.
         found: String,
     },
-    /// The path is not one.
+    /// Not a valid path.
     #[error("path {found:?}: expected a path from \"/\" on, such as \"/healthz\"")]
     Path {
-        /// The text as it came.
+        /// The path that was given.
         found: String,
     },
-    /// The host cannot be sent.
+    /// Not a valid host.
     #[error("host {found:?}: expected a host name, with or without a port")]
     Host {
-        /// The text as it came.
+        /// The host that was given.
         found: String,
     },
-    /// A header cannot be sent.
+    /// Not a valid header.
     #[error("header {name:?}: {detail}")]
     Header {
-        /// Its name as it came.
+        /// The name that was given.
         name: String,
         /// What is wrong.
         detail: &'static str,
     },
-    /// Not a status, or a range of them.
+    /// Neither a status nor a range of statuses.
     #[error("status {found}: expected a number from 100 to 599, or a range such as \"200-299\"")]
     Status {
-        /// The value as it came.
+        /// The status that was given.
         found: String,
     },
 }
@@ -62,7 +63,9 @@ pub enum InvalidCheck {
 /// An HTTP check.
 ///
 /// ```
-/// let check = pickd::probe::HttpCheck::new("/healthz")?.with_method("HEAD")?.with_statuses([200..=204])?;
+/// let check = pickd::probe::HttpCheck::new("/healthz")?
+///     .with_method("HEAD")?
+///     .with_statuses([200..=204])?;
 /// assert!(check.expects(204) && !check.expects(500));
 /// # Ok::<(), pickd::probe::InvalidCheck>(())
 /// ```
@@ -80,7 +83,7 @@ impl HttpCheck {
     ///
     /// # Errors
     ///
-    /// When the path does not begin with `/`, or holds what has no place in one.
+    /// When the path does not begin with `/`, or has a character that is not valid in a path.
     pub fn new(path: &str) -> Result<Self, InvalidCheck> {
         let check = Self {
             method: Method::GET,
@@ -112,7 +115,7 @@ impl HttpCheck {
     ///
     /// # Errors
     ///
-    /// With any other.
+    /// For any other method.
     pub fn with_method(mut self, method: &str) -> Result<Self, InvalidCheck> {
         self.method = match method {
             "GET" => Method::GET,
@@ -128,11 +131,12 @@ impl HttpCheck {
         Ok(self)
     }
 
-    /// Sends this in place of the instance's `host:port` in the `Host` header. It is only sent: nothing is resolved.
+    /// Sends this host in place of the instance's `host:port` in the `Host` header. The host is
+    /// only sent, not resolved.
     ///
     /// # Errors
     ///
-    /// When it is empty, or holds what has no place in a host.
+    /// When the host is empty, or has a character that is not valid in a host.
     pub fn with_host(mut self, host: &str) -> Result<Self, InvalidCheck> {
         let is_host = !host.is_empty() && host.parse::<axum::http::uri::Authority>().is_ok() && !host.contains('@');
         match HeaderValue::from_str(host) {
@@ -150,7 +154,7 @@ impl HttpCheck {
     ///
     /// # Errors
     ///
-    /// When it is none, or one that frames the message or has a setting of its own.
+    /// When the header is not valid, frames the message, or has a setting of its own.
     pub fn with_header(mut self, name: &str, value: &str) -> Result<Self, InvalidCheck> {
         let refused = |detail| InvalidCheck::Header {
             name: name.chars().take(64).collect(),
@@ -173,7 +177,7 @@ impl HttpCheck {
     ///
     /// # Errors
     ///
-    /// When there is none, or one outside 100..=599.
+    /// When there is no status, or a status outside 100..=599.
     pub fn with_statuses(
         mut self,
         statuses: impl IntoIterator<Item = RangeInclusive<u16>>,
@@ -209,13 +213,13 @@ impl HttpCheck {
 /// How one service is checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// What is asked.
+    /// The check.
     pub check: Arc<HealthCheck>,
-    /// From one check of an instance to the next.
+    /// The time from one check of an instance to the next.
     pub interval: Duration,
-    /// How long an answer may take; not longer than the interval.
+    /// How long an answer may take; at most the interval.
     pub timeout: Duration,
-    /// Where no connection may lead.
+    /// The networks to which no connection may lead.
     pub denied: DeniedNetworks,
 }
 
@@ -227,10 +231,10 @@ impl Plan {
     }
 }
 
-/// How much an agent checks in all.
+/// The limits of all checks of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeSettings {
-    /// Checks per second, over all services, 1..=10,000. Where more are due, all come later.
+    /// Checks per second, over all services, 1..=10,000. If more are due, all of them come later.
     pub max_rate: u32,
     /// Checks that wait for their answers at a time, 1..=65,536.
     pub max_concurrent: usize,
@@ -251,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_asked_is_refused_and_named() {
+    fn an_invalid_check_is_refused_and_named() {
         let check = || HttpCheck::new("/").unwrap();
         for (refusal, start) in [
             (HttpCheck::new("healthz"), "path \"healthz\""),
@@ -280,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_expects_what_it_was_told_to() {
+    fn a_check_expects_the_configured_statuses() {
         let check = HttpCheck::new("/healthz?full=1").unwrap();
         assert!(check.expects(200) && check.expects(299) && !check.expects(300) && !check.expects(199));
         let check = check.with_statuses([401..=401, 200..=204]).unwrap();

@@ -1,8 +1,8 @@
-//! TCP checks: an instance that takes a connection is up.
+//! TCP checks: an instance that accepts a connection is up.
 
 use tokio::time::Instant;
 
-use super::connect::{Resolver, Trouble, connect};
+use super::connect::{ConnectError, Resolver, connect};
 use crate::balancer::{Address, DeniedNetworks};
 
 /// Connects, and closes at once.
@@ -11,6 +11,6 @@ pub(super) async fn check(
     denied: &DeniedNetworks,
     resolver: &Resolver,
     deadline: Instant,
-) -> Result<(), Trouble> {
+) -> Result<(), ConnectError> {
     connect(address, denied, resolver, deadline).await.map(drop)
 }

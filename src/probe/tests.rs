@@ -1,4 +1,5 @@
-//! Checks of backends in this process that answer, hang, refuse, break off and lie.
+//! Checks of backends in this process that answer, hang, refuse, disconnect and send invalid
+//! answers.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,15 +14,15 @@ use crate::balancer::DeniedNetworks;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A backend that answers requests as it is told, and counts.
+/// A backend with a given answer to every request. Counts connections and requests.
 #[derive(Clone, Debug)]
 struct Backend {
     address: Address,
     connections: Arc<AtomicUsize>,
     requests: Arc<Mutex<Vec<String>>>,
-    /// What it writes to each request; after nothing it closes.
+    /// The answer to each request. After an empty answer the backend closes the connection.
     answer: Arc<Mutex<Vec<u8>>>,
-    /// Whether it closes after each answer.
+    /// Whether the backend closes the connection after each answer.
     closes: Arc<AtomicBool>,
 }
 
@@ -84,7 +85,7 @@ fn target(address: SocketAddr) -> Address {
 fn plan(check: HealthCheck) -> Plan {
     Plan {
         check: Arc::new(check),
-        // The second check comes at any time within it: not while a test looks.
+        // The second check comes at any time within the interval: not during a test.
         interval: Duration::from_secs(24 * 3_600),
         timeout: Duration::from_secs(5),
         denied: DeniedNetworks::default(),
@@ -95,14 +96,14 @@ fn http() -> HttpCheck {
     HttpCheck::new("/healthz").unwrap()
 }
 
-/// Checks one address again and again, as the prober does, keeping what it keeps.
-struct Asker {
+/// Checks one address again and again, and keeps what the prober keeps.
+struct RepeatedCheck {
     plan: Plan,
     address: Address,
     kept: Kept,
 }
 
-impl Asker {
+impl RepeatedCheck {
     fn new(check: HealthCheck, address: &Address) -> Self {
         Self {
             plan: plan(check),
@@ -128,8 +129,8 @@ impl Asker {
     }
 }
 
-async fn asked(check: HealthCheck, address: &Address) -> Check {
-    Asker::new(check, address).ask().await
+async fn check_once(check: HealthCheck, address: &Address) -> Check {
+    RepeatedCheck::new(check, address).ask().await
 }
 
 async fn refusing() -> Address {
@@ -137,7 +138,7 @@ async fn refusing() -> Address {
     target(listener.local_addr().unwrap())
 }
 
-/// Takes connections (its backlog does) and never answers.
+/// Accepts connections (into its backlog) and never answers.
 async fn silent() -> (TcpListener, Address) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = target(listener.local_addr().unwrap());
@@ -154,7 +155,7 @@ async fn the_status_decides_and_a_redirect_is_a_status() {
         (500, Check::Fail(CheckFailure::Status(500))),
     ] {
         let backend = Backend::status(status).await;
-        assert_eq!(asked(HealthCheck::Http(http()), &backend.address).await, check);
+        assert_eq!(check_once(HealthCheck::Http(http()), &backend.address).await, check);
     }
     let elsewhere = Backend::status(200).await;
     let location = format!(
@@ -163,14 +164,17 @@ async fn the_status_decides_and_a_redirect_is_a_status() {
     );
     let backend = Backend::answering(location).await;
     let expected = http().with_statuses([302..=302]).unwrap();
-    assert_eq!(asked(HealthCheck::Http(expected), &backend.address).await, Check::Pass);
+    assert_eq!(
+        check_once(HealthCheck::Http(expected), &backend.address).await,
+        Check::Pass
+    );
     assert_eq!(elsewhere.requests(), 0);
 }
 
 #[tokio::test]
 async fn the_request_is_as_configured() {
     let backend = Backend::status(200).await;
-    asked(HealthCheck::Http(http()), &backend.address).await;
+    check_once(HealthCheck::Http(http()), &backend.address).await;
     let check = HttpCheck::new("/status?full=1")
         .and_then(|check| check.with_method("HEAD"))
         .and_then(|check| check.with_host("shop.example"))
@@ -178,10 +182,16 @@ async fn the_request_is_as_configured() {
         .and_then(|check| check.with_header("User-Agent", "mine"))
         .unwrap();
     backend.answers("HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n");
-    assert_eq!(asked(HealthCheck::Http(check), &backend.address).await, Check::Pass);
+    assert_eq!(
+        check_once(HealthCheck::Http(check), &backend.address).await,
+        Check::Pass
+    );
     backend.answers("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
     let check = http().with_method("POST").unwrap();
-    assert_eq!(asked(HealthCheck::Http(check), &backend.address).await, Check::Pass);
+    assert_eq!(
+        check_once(HealthCheck::Http(check), &backend.address).await,
+        Check::Pass
+    );
     let requests = backend.requests.lock().unwrap().clone();
     assert!(requests[2].contains("content-length: 0\r\n"), "{}", requests[2]);
     assert!(requests[0].starts_with("GET /healthz HTTP/1.1\r\n"), "{}", requests[0]);
@@ -198,7 +208,7 @@ async fn the_request_is_as_configured() {
 }
 
 #[tokio::test]
-async fn why_a_check_fails_is_told() {
+async fn a_failed_check_has_its_reason() {
     let failed = |failure| Check::Fail(failure);
     let refusing = refusing().await;
     for check in [
@@ -206,11 +216,14 @@ async fn why_a_check_fails_is_told() {
         HealthCheck::Http(http()),
         HealthCheck::Grpc { service: String::new() },
     ] {
-        assert_eq!(asked(check, &refusing).await, failed(CheckFailure::ConnectionRefused));
+        assert_eq!(
+            check_once(check, &refusing).await,
+            failed(CheckFailure::ConnectionRefused)
+        );
     }
     let nowhere: Address = "no-such-host.invalid:80".parse().unwrap();
     assert_eq!(
-        asked(HealthCheck::Tcp, &nowhere).await,
+        check_once(HealthCheck::Tcp, &nowhere).await,
         failed(CheckFailure::NameNotResolved)
     );
     let metadata: Address = "169.254.169.254:80".parse().unwrap();
@@ -219,12 +232,12 @@ async fn why_a_check_fails_is_told() {
         HealthCheck::Http(http()),
         HealthCheck::Grpc { service: String::new() },
     ] {
-        assert_eq!(asked(check, &metadata).await, failed(CheckFailure::AddressRefused));
+        assert_eq!(check_once(check, &metadata).await, failed(CheckFailure::AddressRefused));
     }
     let (_listener, silent) = silent().await;
     for check in [HealthCheck::Http(http()), HealthCheck::Grpc { service: String::new() }] {
-        let mut asker = Asker::new(check, &silent).within(Duration::from_millis(100));
-        assert_eq!(asker.ask().await, failed(CheckFailure::Timeout));
+        let mut repeated = RepeatedCheck::new(check, &silent).within(Duration::from_millis(100));
+        assert_eq!(repeated.ask().await, failed(CheckFailure::Timeout));
     }
     for (answer, failure) in [
         ("", CheckFailure::ConnectionFailed),
@@ -234,21 +247,22 @@ async fn why_a_check_fails_is_told() {
     ] {
         let backend = Backend::answering(answer).await;
         assert_eq!(
-            asked(HealthCheck::Http(http()), &backend.address).await,
+            check_once(HealthCheck::Http(http()), &backend.address).await,
             failed(failure),
             "{answer:?}"
         );
     }
     let backend = Backend::answering("HTTP/1.1 200 OK\r\nContent-Le").await;
-    let mut asker = Asker::new(HealthCheck::Http(http()), &backend.address).within(Duration::from_millis(100));
+    let mut repeated =
+        RepeatedCheck::new(HealthCheck::Http(http()), &backend.address).within(Duration::from_millis(100));
     assert_eq!(
-        asker.ask().await,
+        repeated.ask().await,
         failed(CheckFailure::Timeout),
         "a head that never ends"
     );
     backend.closes.store(true, Ordering::Relaxed);
     assert_eq!(
-        asker.ask().await,
+        repeated.ask().await,
         failed(CheckFailure::ConnectionFailed),
         "a head that breaks off"
     );
@@ -257,47 +271,48 @@ async fn why_a_check_fails_is_told() {
 #[tokio::test]
 async fn a_connection_is_used_again_until_its_server_closes_it() {
     let backend = Backend::status(200).await;
-    let mut asker = Asker::new(HealthCheck::Http(http()), &backend.address);
+    let mut repeated = RepeatedCheck::new(HealthCheck::Http(http()), &backend.address);
     for _ in 0..5 {
-        assert_eq!(asker.ask().await, Check::Pass);
+        assert_eq!(repeated.ask().await, Check::Pass);
     }
     assert_eq!(
         (backend.connections.load(Ordering::Relaxed), backend.requests()),
         (1, 5)
     );
-    // It closes after each answer, and says so too late: the next check finds out, and asks anew.
+    // The backend closes after each answer, without saying so in the answer: the next check
+    // notices that, and connects again.
     backend.closes.store(true, Ordering::Relaxed);
     for _ in 0..3 {
-        assert_eq!(asker.ask().await, Check::Pass);
+        assert_eq!(repeated.ask().await, Check::Pass);
     }
     assert_eq!(backend.requests(), 8);
-    // One that says so is not used again.
+    // A connection with `Connection: close` is not used again.
     backend.answers("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     for _ in 0..3 {
-        assert_eq!(asker.ask().await, Check::Pass);
+        assert_eq!(repeated.ask().await, Check::Pass);
     }
     assert_eq!(backend.requests(), 11);
 }
 
 #[tokio::test]
-async fn a_body_that_is_large_or_never_ends_does_not_matter() {
+async fn a_large_or_endless_body_does_not_matter() {
     let mut large = b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n".to_vec();
     large.resize(large.len() + 10_000_000, b'x');
     let backend = Backend::answering(large).await;
-    let mut asker = Asker::new(HealthCheck::Http(http()), &backend.address);
-    assert_eq!(asker.ask().await, Check::Pass);
-    assert_eq!(asker.ask().await, Check::Pass);
+    let mut repeated = RepeatedCheck::new(HealthCheck::Http(http()), &backend.address);
+    assert_eq!(repeated.ask().await, Check::Pass);
+    assert_eq!(repeated.ask().await, Check::Pass);
     assert_eq!(backend.connections.load(Ordering::Relaxed), 2, "not worth reading");
     let started = time::Instant::now();
     let backend = Backend::answering("HTTP/1.1 500 Oh\r\nContent-Length: 10\r\n\r\nx").await;
-    let check = asked(HealthCheck::Http(http()), &backend.address).await;
+    let check = check_once(HealthCheck::Http(http()), &backend.address).await;
     assert_eq!(check, Check::Fail(CheckFailure::Status(500)));
     assert!(
         started.elapsed() < Duration::from_secs(4),
         "the status counts, although the rest never came"
     );
-    // Also if the check's own time is over sooner.
-    let mut hasty = Asker::new(HealthCheck::Http(http()), &backend.address).within(Duration::from_millis(300));
+    // Also if the check's own time ends sooner.
+    let mut hasty = RepeatedCheck::new(HealthCheck::Http(http()), &backend.address).within(Duration::from_millis(300));
     assert_eq!(hasty.ask().await, Check::Fail(CheckFailure::Status(500)));
 }
 
@@ -318,8 +333,8 @@ async fn grpc_server() -> (Address, tonic_health::server::HealthReporter) {
 #[tokio::test]
 async fn grpc_serving_passes_and_nothing_else() {
     let (address, reporter) = grpc_server().await;
-    let mut whole = Asker::new(HealthCheck::Grpc { service: String::new() }, &address);
-    let mut shop = Asker::new(
+    let mut whole = RepeatedCheck::new(HealthCheck::Grpc { service: String::new() }, &address);
+    let mut shop = RepeatedCheck::new(
         HealthCheck::Grpc {
             service: "shop.Cart".to_owned(),
         },
@@ -338,9 +353,9 @@ async fn grpc_serving_passes_and_nothing_else() {
         .await;
     assert_eq!(shop.ask().await, Check::Fail(CheckFailure::NotServing));
     assert_eq!(whole.ask().await, Check::Pass);
-    // A server of another protocol.
+    // A server with another protocol.
     let backend = Backend::status(200).await;
-    let check = asked(HealthCheck::Grpc { service: String::new() }, &backend.address).await;
+    let check = check_once(HealthCheck::Grpc { service: String::new() }, &backend.address).await;
     assert!(
         matches!(
             check,
@@ -350,7 +365,7 @@ async fn grpc_serving_passes_and_nothing_else() {
     );
 }
 
-/// A prober that runs, and what it was told of.
+/// A running prober, and its results.
 struct Running {
     handle: ProbeHandle,
     results: mpsc::UnboundedReceiver<Checked>,
@@ -389,7 +404,7 @@ impl Running {
 }
 
 #[tokio::test]
-async fn a_new_instance_is_checked_at_once_and_one_that_hangs_delays_no_other() {
+async fn a_new_instance_is_checked_at_once_although_another_hangs() {
     let mut prober = Running::start(ProbeSettings::default());
     let (_listener, hangs) = silent().await;
     let backends = [Backend::status(200).await, Backend::status(500).await];
@@ -423,7 +438,7 @@ async fn a_new_instance_is_checked_at_once_and_one_that_hangs_delays_no_other() 
 }
 
 #[tokio::test]
-async fn a_removed_target_reports_no_result() {
+async fn a_removed_target_has_no_more_results() {
     let mut prober = Running::start(ProbeSettings::default());
     let mut often = plan(HealthCheck::Http(http()));
     often.interval = Duration::from_millis(100);
@@ -437,7 +452,7 @@ async fn a_removed_target_reports_no_result() {
         seen.insert((checked.service.to_string(), checked.address.to_string()));
     }
     prober.set("web", None, &[]);
-    // Whatever had been told before that.
+    // The results from before the removal.
     while let Ok(checked) = prober.results.try_recv() {
         drop(checked);
     }
@@ -465,7 +480,7 @@ async fn the_rate_of_all_checks_is_bounded() {
             std::slice::from_ref(&backend.address),
         );
     }
-    // A hundred a second would be due.
+    // Without the limit, a hundred checks a second would be due.
     for _ in 0..22 {
         prober.next().await;
     }

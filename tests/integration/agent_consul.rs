@@ -501,7 +501,10 @@ async fn outage(what: &str, wiped: bool) {
     let errors = agent.metric(r#"pickd_source_errors_total{reason="unreachable",source="consul"}"#);
     assert!(errors.is_some_and(|errors| errors >= 1.0));
     assert_eq!(
-        agent.program.logged("registry lost, serving what it said last").len(),
+        agent
+            .program
+            .logged("registry lost, serving the last known instances")
+            .len(),
         1,
         "said once"
     );

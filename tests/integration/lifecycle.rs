@@ -184,7 +184,7 @@ fn a_changed_file_acts_by_itself_and_sighup_at_once() {
     assert!(
         agent
             .program
-            .logged("registry lost, serving what it said last")
+            .logged("registry lost, serving the last known instances")
             .is_empty()
     );
 }
@@ -295,7 +295,7 @@ fn another_registry_file_takes_over_without_an_empty_moment() {
     moved("[file]\npath = \"missing.toml\"\n", &|| {});
     agent
         .program
-        .wait_for_log("registry lost, serving what it said last", |line| {
+        .wait_for_log("registry lost, serving the last known instances", |line| {
             line["error"]
                 .as_str()
                 .is_some_and(|error| error.contains("missing.toml"))

@@ -1,219 +1,319 @@
-//! What an answer changes: the other half of [`Schedule`].
+//! What an answer changes: what is known about the catalog and the services, and what is sent.
 //!
-//! Pure, but for log lines and the counters of the source's status. Answers come in with the question they belong to; what
-//! there is to tell goes to `news`, and trouble with Consul as a whole to `trouble`.
+//! Pure, but for log lines and the counters of the source's status. Answers come in with the
+//! request that they belong to. What there is to send goes to `updates`, and a failure of Consul
+//! as a whole to `error`.
 //!
-//! An empty answer is the one that needs care. Consul gives it with a 200 to a token without rights, too, so a service that
-//! answers with nothing is only gone when a catalog read *after* that no longer lists it:
+//! An empty answer needs care. Consul also gives an empty list with status 200 to a token without
+//! rights. So a service with an empty answer is gone only when a catalog that was asked for
+//! *after* that answer no longer lists it:
 //!
 //! ```text
 //! health []  ──► read the catalog ──┬─ not listed: Gone
-//!                                   └─ listed: nothing is taken away, looked at again ever more rarely (ACL, or a race)
+//!                                   └─ listed: nothing is removed, and the service is read again
+//!                                      at growing intervals (the token lacks rights, or a race)
 //! catalog {} ──► Denied: not even `consul` itself is in it
 //! ```
 
-use std::hash::{Hash, Hasher};
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::client::{Answer, AskError};
-use super::schedule::{Consistency, Doubt, Leader, Mode, Request, Schedule, Service, Target, Told};
-use super::topic::Verdict;
+use super::leader::Leader;
+use super::query::{Query, Verdict};
+use super::request::{Consistency, Mode, Request, Target};
+use super::services::{EmptyAnswer, Sent, Service, Services};
+use super::settings::{Names, Settings};
+use super::sync::InitialSync;
 use super::wire::{self, Catalog, Head, Listing};
-use crate::balancer::{ServiceInstance, ServiceName, Timestamp};
-use crate::discovery::{Reading, Reason, Trust, Update, WatchError};
+use crate::balancer::{ServiceInstance, ServiceName, SourceStatus, Timestamp};
+use crate::discovery::watcher::{Reading, Reason, Trust, Update, WatchError};
 
-/// A service whose answer cannot be understood holds up `Synced` for so many attempts.
+/// A service whose answers cannot be decoded delays `Synced` for so many attempts.
 const ATTEMPTS_BEFORE_SYNC: u32 = 3;
 
-impl Schedule {
-    /// Takes what came of a question.
-    pub(super) fn take(&mut self, request: &Request, result: Result<Answer, AskError>, now: Timestamp) {
-        match request.mode {
-            Mode::Read => self.reads -= 1,
-            Mode::Poll { .. } => self.polls -= 1,
-        }
-        match &request.target {
-            Target::Catalog => self.catalog.landed(request.number),
-            Target::Service(name) => {
-                if let Some(service) = self.services.get_mut(name) {
-                    service.topic.landed(request.number);
-                }
-            }
-        }
-        // From before the last break: all of it is read anew anyway, and one break is one error.
-        if request.generation == self.generation {
-            match result {
-                Ok(answer) => self.answered(request, &answer, now),
-                Err(error) => self.failed(request, error, now),
-            }
-        }
-        if let Target::Service(name) = &request.target {
-            self.rest(name, now);
-            self.requeue(name);
-            self.forget(name);
-        }
-        if !self.synced && self.unread.as_ref().is_some_and(|unread| unread.is_empty()) {
-            self.synced = true;
-            self.news.push_back(Update::Synced);
+/// What all answers so far add up to.
+pub(super) struct Answers {
+    names: Names,
+    pub(super) status: Arc<SourceStatus>,
+    rng: fastrand::Rng,
+    /// How often the watch was interrupted. An answer to an older request is not accepted.
+    pub(super) generation: u64,
+    /// Whether only the catalog is asked, until it answers.
+    pub(super) catalog_only: bool,
+    pub(super) leader: Leader,
+    pub(super) catalog: Query,
+    /// Whether the last catalog was filtered by ACLs.
+    filtered: bool,
+    /// Names in the catalog that are not valid names of services here.
+    unusable: BTreeSet<String>,
+    pub(super) services: Services,
+    /// Services that the catalog no longer lists and that are not yet forgotten.
+    delisted: BTreeSet<ServiceName>,
+    /// Services with an empty answer that no catalog has confirmed yet.
+    unconfirmed: BTreeSet<ServiceName>,
+    pub(super) sync: InitialSync,
+    pub(super) updates: VecDeque<Update>,
+    pub(super) error: Option<WatchError>,
+}
+
+/// What the schedule has to do after an answer.
+#[derive(Default)]
+pub(super) struct Followup {
+    /// Services that the catalog lists for the first time.
+    pub(super) added: Vec<ServiceName>,
+    /// The catalog's long poll returned a change: any service may have changed.
+    pub(super) catalog_changed: bool,
+    /// The catalog has been read: its next read can be planned.
+    pub(super) catalog_read: bool,
+}
+
+/// An answer in context.
+struct Received<'a> {
+    request: &'a Request,
+    answer: &'a Answer,
+    /// The number of the next request.
+    next: u64,
+    /// Whether the server that answered lags behind the leader, or knows no leader.
+    lagging: bool,
+    now: Timestamp,
+}
+
+impl Answers {
+    pub(super) fn new(settings: &Settings, status: Arc<SourceStatus>, rng: fastrand::Rng, now: Timestamp) -> Self {
+        Self {
+            names: settings.services.clone(),
+            status,
+            rng,
+            generation: 0,
+            catalog_only: true,
+            leader: Leader::new(settings),
+            catalog: Query::new(true, now),
+            filtered: false,
+            unusable: BTreeSet::new(),
+            services: Services::default(),
+            delisted: BTreeSet::new(),
+            unconfirmed: BTreeSet::new(),
+            sync: InitialSync::default(),
+            updates: VecDeque::new(),
+            error: None,
         }
     }
 
-    fn answered(&mut self, request: &Request, answer: &Answer, now: Timestamp) {
-        let head = &answer.head;
-        let lagging = !head.known_leader || head.last_contact > self.max_stale;
-        if lagging && request.consistency == Consistency::Stale && self.asks_leader(now) {
-            // The leader itself answers: no need for what this server remembers.
-            match &request.target {
-                Target::Catalog => self.catalog.by(now),
-                Target::Service(name) => {
-                    self.services
-                        .get_mut(name)
-                        .into_iter()
-                        .for_each(|service| service.topic.by(now));
-                }
+    /// Takes the result of a request. `next` is the number of the next request.
+    pub(super) fn take(
+        &mut self,
+        request: &Request,
+        result: Result<Answer, AskError>,
+        next: u64,
+        now: Timestamp,
+    ) -> Followup {
+        match &request.target {
+            Target::Catalog => self.catalog.completed(request.number),
+            Target::Service(name) => {
+                self.services
+                    .change(name, |service| service.query.completed(request.number));
             }
-            return;
+        }
+        // A request from before the last interruption: all is read again anyway, and the error was
+        // counted once.
+        let followup = if request.generation == self.generation {
+            match result {
+                Ok(answer) => self.answered(request, &answer, next, now),
+                Err(error) => self.failed(request, error, now),
+            }
+        } else {
+            Followup::default()
+        };
+        if let Target::Service(name) = &request.target {
+            self.forget(name);
+        }
+        if self.sync.complete() {
+            self.updates.push_back(Update::Synced);
+        }
+        followup
+    }
+
+    fn answered(&mut self, request: &Request, answer: &Answer, next: u64, now: Timestamp) -> Followup {
+        let lagging = self.leader.lags(&answer.head);
+        let asks_leader = self.leader.consistency(now) == Consistency::Default;
+        if lagging && request.consistency == Consistency::Stale && asks_leader {
+            // The leader itself answers at present: what this server knows is not needed.
+            match &request.target {
+                Target::Catalog => self.catalog.read_by(now),
+                Target::Service(name) => self.read_by(name, now),
+            }
+            return Followup::default();
         }
         if lagging {
-            self.leader_lost(head, now);
-        } else if self.leader == Leader::Known {
+            self.leader_lost(&answer.head, now);
+        } else if self.leader.is_known() {
             self.status.heard(now);
         } else if request.target == Target::Catalog {
             self.leader_found(request, now);
         }
+        let received = Received {
+            request,
+            answer,
+            next,
+            lagging,
+            now,
+        };
         match &request.target {
-            Target::Catalog => self.catalog_answered(request, answer, lagging, now),
-            Target::Service(name) => self.service_answered(name, request, answer, lagging, now),
+            Target::Catalog => self.catalog_answered(&received),
+            Target::Service(name) => {
+                self.service_answered(name, &received);
+                Followup::default()
+            }
         }
     }
 
-    fn failed(&mut self, request: &Request, error: AskError, now: Timestamp) {
+    fn failed(&mut self, request: &Request, error: AskError, now: Timestamp) -> Followup {
         match &request.target {
-            // What Consul thinks of one service is no trouble with Consul.
-            Target::Service(name) if error.reason == Reason::Protocol => self.not_understood(name, &error.detail, now),
-            // The question to the leader itself: that it is away is known.
+            // A bad answer about one service is not a failure of Consul.
+            Target::Service(name) if error.reason == Reason::Protocol => self.not_decoded(name, &error.detail, now),
+            // The read that went to the leader itself: it is known that the leader is away.
             Target::Catalog
                 if request.mode == Mode::Read
                     && request.consistency == Consistency::Default
-                    && self.leader != Leader::Known
+                    && !self.leader.is_known()
                     && matches!(error.reason, Reason::Unavailable | Reason::Timeout) =>
             {
-                self.rest_catalog(now);
+                return Followup {
+                    catalog_read: true,
+                    ..Followup::default()
+                };
             }
-            _ => self.broken(error.reason, error.detail, now),
+            _ => self.interrupted(error.reason, error.detail, now),
         }
+        Followup::default()
     }
 
-    /// Consul as a whole cannot be asked: nothing that is known about indexes holds any more.
-    /// It is counted by whoever is told of it.
-    fn broken(&mut self, reason: Reason, detail: String, now: Timestamp) {
-        self.trouble = Some(WatchError { reason, detail });
-        self.probing = true;
-        self.ask_leader_until = None;
-        self.read_all_anew(now);
+    /// Consul as a whole cannot be asked, so that no index holds any more. The error is counted
+    /// where the watcher's caller handles it.
+    fn interrupted(&mut self, reason: Reason, detail: String, now: Timestamp) {
+        self.error = Some(WatchError { reason, detail });
+        self.catalog_only = true;
+        self.leader.unreachable();
+        self.read_all_again(now);
     }
 
-    fn read_all_anew(&mut self, now: Timestamp) {
+    fn read_all_again(&mut self, now: Timestamp) {
         self.generation += 1;
-        self.catalog.broken(now);
-        self.read_services_anew(now);
+        self.catalog.interrupted(now);
+        self.read_services_again(now);
     }
 
-    fn read_services_anew(&mut self, now: Timestamp) {
-        self.doubted.clear();
-        let names: Vec<_> = self.services.keys().cloned().collect();
-        for name in names {
-            if let Some(service) = self.services.get_mut(&name) {
-                service.topic.broken(now);
-                service.doubt = None;
-            }
-            self.requeue(&name);
-        }
+    fn read_services_again(&mut self, now: Timestamp) {
+        self.unconfirmed.clear();
+        self.services.change_all(|service| {
+            service.query.interrupted(now);
+            service.empty_answer = None;
+        });
     }
 
-    /// The supervisor logs what the status says, here and when the leader is back.
+    fn read_by(&mut self, name: &ServiceName, at: Timestamp) {
+        self.services.change(name, |service| service.query.read_by(at));
+    }
+
     fn leader_lost(&mut self, head: &Head, now: Timestamp) {
         let detail = match head.known_leader {
-            false => String::from("no_leader: the server that answers knows no leader"),
+            false => String::from("no_leader: the server that answered knows no leader"),
             true => format!(
-                "no_leader: the server that answers heard of its leader {:?} ago",
+                "no_leader: the server that answered last heard from its leader {:?} ago",
                 head.last_contact
             ),
         };
         self.status.lost(now, &detail);
-        if self.leader == Leader::Known {
+        if self.leader.lost() {
             self.status.count_error(Reason::NoLeader.as_str());
-            self.leader = Leader::Away { asked: false };
-            self.catalog.by(now);
+            self.catalog.read_by(now);
         }
     }
 
     fn leader_found(&mut self, request: &Request, now: Timestamp) {
-        self.leader = Leader::Known;
+        self.leader.found(request.consistency, now);
         self.status.heard(now);
-        if request.consistency == Consistency::Default {
-            self.ask_leader_until = Some(now + self.refresh);
-        }
-        // This answer is the first of the new stretch; `read_all_anew` has made it a first look.
-        self.read_all_anew(now);
+        // This answer is the first after the gap: `read_all_again` marks it so.
+        self.read_all_again(now);
     }
 
-    fn catalog_answered(&mut self, request: &Request, answer: &Answer, lagging: bool, now: Timestamp) {
+    fn catalog_answered(&mut self, received: &Received<'_>) -> Followup {
+        let &Received {
+            request,
+            answer,
+            next,
+            lagging,
+            now,
+        } = received;
         let (head, body) = (&answer.head, wire::fingerprint(&answer.body));
         let had_gap = self.catalog.has_gap();
-        let verdict = self.catalog.judge(request, head, body, self.number, now);
+        let verdict = self.catalog.judge(request, head, body, next, now);
         if !had_gap && self.catalog.has_gap() {
-            // Indexes are Consul's own, not the catalog's: a snapshot was restored, and everything is as it was then.
-            self.read_services_anew(now);
+            // An index counts changes of all of Consul, not of the catalog alone: a snapshot was
+            // restored, and every service may be as it was then.
+            self.read_services_again(now);
         }
-        let Verdict::Believed { same } = verdict else {
-            return;
+        let Verdict::Accepted { unchanged } = verdict else {
+            return Followup::default();
         };
         let listing = match wire::catalog(&answer.body) {
-            _ if same => None,
+            _ if unchanged => None,
             Ok(listing) if listing.is_empty() && !lagging => {
-                let detail = "the catalog is empty, not even consul is in it: the token may not read services";
-                return self.broken(Reason::Denied, String::from(detail), now);
+                let detail = "the catalog is empty, without even consul itself: the token may not read services";
+                self.interrupted(Reason::Denied, String::from(detail), now);
+                return Followup::default();
             }
             Ok(listing) => Some(listing),
-            Err(error) => return self.broken(Reason::Protocol, format!("/v1/catalog/services: {error}"), now),
+            Err(error) => {
+                self.interrupted(Reason::Protocol, format!("/v1/catalog/services: {error}"), now);
+                return Followup::default();
+            }
         };
-        self.probing = false;
+        self.catalog_only = false;
         self.note_filtered_catalog(head.filtered);
         let trust = self.catalog.trust(lagging || head.filtered, now);
         if trust == Trust::AdditionsOnly {
-            // What it lacks has not been acted upon: an equal answer is news once it can be trusted.
+            // Services that this catalog lacks stay. Once the catalog can be trusted, an equal
+            // answer is news.
             self.catalog.forget_body();
         }
-        if let Some(listing) = listing {
-            self.list(&listing, trust, lagging, now);
-        }
+        let added = match listing {
+            Some(listing) => self.compare(&listing, trust, lagging, now),
+            None => Vec::new(),
+        };
         if trust != Trust::AdditionsOnly {
-            self.say_gone(trust, now);
+            for name in self.delisted.clone() {
+                self.send_gone(&name, trust, now);
+            }
         }
         if !lagging {
-            self.settle_doubts(request.number, now);
+            self.settle_empty_answers(request.number, now);
         }
-        if matches!(request.mode, Mode::Poll { .. }) {
-            self.plan_walk(now);
+        Followup {
+            added,
+            catalog_changed: matches!(request.mode, Mode::Poll { .. }),
+            catalog_read: true,
         }
-        self.rest_catalog(now);
     }
 
     fn note_filtered_catalog(&mut self, filtered: bool) {
         if filtered && !self.filtered {
             self.status.count_error(Reason::Denied.as_str());
-            tracing::warn!(source = %super::SOURCE, "the token may not see every service: the rest is left out of the catalog");
+            tracing::warn!(source = %wire::SOURCE, "the ACL token may not read every service: the catalog is filtered");
         }
         self.filtered = filtered;
     }
 
-    /// Compares the catalog with what is known.
-    fn list(&mut self, listing: &Catalog, trust: Trust, lagging: bool, now: Timestamp) {
+    /// Compares the catalog with what is known, and returns the services that are new.
+    fn compare(&mut self, listing: &Catalog, trust: Trust, lagging: bool, now: Timestamp) -> Vec<ServiceName> {
+        let mut added = Vec::new();
         let mut unusable = std::mem::take(&mut self.unusable);
         unusable.retain(|name| listing.contains_key(name));
-        if !lagging && self.unread.is_none() {
-            // What was read while no leader was known is read again, and counts only then.
-            self.unread = Some(self.services.keys().cloned().collect());
+        if !lagging {
+            self.sync.catalog_read(self.services.names());
         }
         for (text, &tags) in listing {
             if !self.names.matches(text) {
@@ -224,76 +324,76 @@ impl Schedule {
                 Err(error) => {
                     if unusable.insert(text.clone()) {
                         self.status.count_error(Reason::InvalidInstance.as_str());
-                        tracing::warn!(source = %super::SOURCE, %error, "a service is left out");
+                        tracing::warn!(source = %wire::SOURCE, %error, "service skipped: its name is not valid");
                     }
                     continue;
                 }
             };
-            if let Some(service) = self.services.get_mut(&name) {
+            let known = self.services.change(&name, |service| {
                 if !service.listed || service.missing || service.tags != tags {
-                    service.topic.by(now);
+                    service.query.read_by(now);
                 }
                 (service.listed, service.missing, service.tags) = (true, false, tags);
-                if self.leaving.remove(&name) {
-                    self.has_to_be_read(&name);
-                }
-                self.requeue(&name);
-            } else {
-                self.has_to_be_read(&name);
-                self.add(name, tags, trust != Trust::Steady, now);
+            });
+            if known.is_none() {
+                self.sync.wait_for(&name);
+                self.services
+                    .insert(name.clone(), Service::new(tags, trust != Trust::Steady, now));
+                added.push(name);
+            } else if self.delisted.remove(&name) {
+                self.sync.wait_for(&name);
             }
         }
         self.unusable = unusable;
-        if lagging {
-            return;
+        if !lagging {
+            self.drop_unlisted(listing, trust, now);
         }
-        let gone: Vec<_> = self
+        added
+    }
+
+    fn drop_unlisted(&mut self, listing: &Catalog, trust: Trust, now: Timestamp) {
+        let unlisted: Vec<_> = self
             .services
             .iter()
             .filter(|(name, service)| service.listed && !listing.contains_key(name.as_str()))
             .map(|(name, _)| name.clone())
             .collect();
-        for name in gone {
-            let Some(service) = self.services.get_mut(&name) else {
-                continue;
-            };
+        for name in unlisted {
             if trust == Trust::AdditionsOnly {
-                service.missing = true;
-                service.topic.by(now);
+                self.services.change(&name, |service| {
+                    service.missing = true;
+                    service.query.read_by(now);
+                });
             } else {
                 self.left(&name);
             }
-            self.requeue(&name);
         }
     }
 
     /// The catalog no longer lists a service.
     fn left(&mut self, name: &ServiceName) {
-        if let Some(service) = self.services.get_mut(name) {
-            (service.listed, service.missing, service.doubt) = (false, false, None);
-            service.topic.forget();
-        }
-        self.doubted.remove(name);
-        self.leaving.insert(name.clone());
-        self.settled(name);
-        self.requeue(name);
+        self.services.change(name, |service| {
+            (service.listed, service.missing, service.empty_answer) = (false, false, None);
+            service.query.discard_answer();
+        });
+        self.unconfirmed.remove(name);
+        self.delisted.insert(name.clone());
+        self.sync.settled(name);
     }
 
-    /// Tells of those who left, again if it was told with less trust before.
-    fn say_gone(&mut self, trust: Trust, now: Timestamp) {
-        for name in self.leaving.clone() {
-            self.say_one_gone(&name, trust, now);
-        }
-    }
-
-    fn say_one_gone(&mut self, name: &ServiceName, trust: Trust, now: Timestamp) {
-        if let Some(service) = self.services.get_mut(name)
-            && service
-                .told
-                .is_some_and(|told| told != Told::Gone(trust) && told != Told::Gone(Trust::Steady))
-        {
-            service.told = Some(Told::Gone(trust));
-            self.news.push_back(Update::Gone {
+    /// Sends that a service is gone. Sends it again if it was sent with less trust before.
+    fn send_gone(&mut self, name: &ServiceName, trust: Trust, now: Timestamp) {
+        let sent = self.services.change(name, |service| {
+            let is_news = service
+                .sent
+                .is_some_and(|sent| sent != Sent::Gone(trust) && sent != Sent::Gone(Trust::Steady));
+            if is_news {
+                service.sent = Some(Sent::Gone(trust));
+            }
+            is_news
+        });
+        if sent == Some(true) {
+            self.updates.push_back(Update::Gone {
                 service: name.clone(),
                 read_at: now,
                 trust,
@@ -302,218 +402,203 @@ impl Schedule {
         self.forget(name);
     }
 
-    /// Services that answered with nothing before catalog request `number` was sent, and are listed all the same.
-    fn settle_doubts(&mut self, number: u64, now: Timestamp) {
-        for name in self.doubted.clone() {
-            let Some(service) = self.services.get_mut(&name) else {
+    fn forget(&mut self, name: &ServiceName) {
+        if self.services.forget(name) {
+            self.delisted.remove(name);
+        }
+    }
+
+    /// Services whose answer was empty before catalog request `number` was sent. If the catalog
+    /// does not list a service any more, that was handled before.
+    fn settle_empty_answers(&mut self, number: u64, now: Timestamp) {
+        for name in self.unconfirmed.clone() {
+            let taken = self.services.change(&name, |service| {
+                let empty = service.empty_answer.take_if(|empty| empty.confirmed_from <= number)?;
+                Some((empty, service.missing))
+            });
+            let Some(Some((empty, missing))) = taken else {
                 continue;
             };
-            let Some(doubt) = service.doubt.filter(|doubt| doubt.from <= number) else {
-                continue;
-            };
-            service.doubt = None;
-            self.doubted.remove(&name);
-            if service.missing && doubt.trust == Trust::AfterGap {
-                // The second look follows.
-                self.tell(&name, &[], doubt.trust, doubt.read_at);
-                self.settled(&name);
-                continue;
-            }
-            if service.missing {
-                // A catalog that leaves things out does not list it, and its own answer, which does not, says it is empty.
+            self.unconfirmed.remove(&name);
+            if !missing {
+                self.listed_but_empty(&name, empty, now);
+            } else if empty.trust == Trust::AfterGap {
+                // The read that confirms this follows.
+                self.send(&name, &[], empty.trust, empty.read_at);
+                self.sync.settled(&name);
+            } else {
+                // An incomplete catalog does not list the service, and the complete answer of the
+                // service itself has no instances: it is gone.
                 self.left(&name);
-                self.say_one_gone(&name, doubt.trust, doubt.read_at);
-                continue;
-            }
-            service.hidden = service.hidden.saturating_add(1);
-            let times = service.hidden;
-            let delay = self.retry_delay(times);
-            self.status.count_error(Reason::Denied.as_str());
-            if times == 1 {
-                tracing::warn!(source = %super::SOURCE, service = %name,
-                    "listed, yet without instances: the token may lack rights (node:read?), or it just left");
-            }
-            self.tell(&name, &[], Trust::AdditionsOnly, doubt.read_at);
-            self.settled(&name);
-            if let Some(service) = self.services.get_mut(&name) {
-                service.topic.by(now + delay);
-                self.requeue(&name);
+                self.send_gone(&name, empty.trust, empty.read_at);
             }
         }
     }
 
-    fn service_answered(
-        &mut self,
-        name: &ServiceName,
-        request: &Request,
-        answer: &Answer,
-        lagging: bool,
-        now: Timestamp,
-    ) {
+    /// The catalog lists a service whose own answer was empty. Nothing is removed, and the service
+    /// is read again later.
+    fn listed_but_empty(&mut self, name: &ServiceName, empty: EmptyAnswer, now: Timestamp) {
+        let count = self.services.change(name, |service| {
+            service.listed_but_empty = service.listed_but_empty.saturating_add(1);
+            service.listed_but_empty
+        });
+        let times = count.unwrap_or_default();
+        let delay = self.retry_delay(times);
+        self.status.count_error(Reason::Denied.as_str());
+        if times == 1 {
+            tracing::warn!(source = %wire::SOURCE, service = %name,
+                "service listed without instances: the ACL token may lack node:read, or the service was just deregistered");
+        }
+        self.send(name, &[], Trust::AdditionsOnly, empty.read_at);
+        self.sync.settled(name);
+        self.read_by(name, now + delay);
+    }
+
+    fn service_answered(&mut self, name: &ServiceName, received: &Received<'_>) {
+        let &Received {
+            request,
+            answer,
+            next,
+            lagging,
+            now,
+        } = received;
+        if !self.services.get(name).is_some_and(|service| service.listed) {
+            return;
+        }
         let (head, body) = (&answer.head, wire::fingerprint(&answer.body));
-        let next = self.number;
-        let Some(service) = self.services.get_mut(name).filter(|service| service.listed) else {
+        let judged = self.services.change(name, |service| {
+            let had_gap = service.query.has_gap();
+            let verdict = service.query.judge(request, head, body, next, now);
+            (verdict, !had_gap && service.query.has_gap())
+        });
+        let Some((verdict, new_gap)) = judged else { return };
+        if new_gap {
+            // The server lags, or a snapshot was restored: the catalog shows which.
+            self.catalog.read_by(now);
+        }
+        let Verdict::Accepted { unchanged } = verdict else {
             return;
         };
-        let had_gap = service.topic.has_gap();
-        let verdict = service.topic.judge(request, head, body, next, now);
-        if !had_gap && service.topic.has_gap() {
-            // A server that lags, or a snapshot: the catalog tells.
-            self.catalog.by(now);
-        }
-        let Verdict::Believed { same } = verdict else { return };
-        let trust = service.topic.trust(lagging || head.filtered, now);
-        if same && service.has_told(trust) {
-            return;
-        }
+        let trusted = self.services.change(name, |service| {
+            let trust = service.query.trust(lagging || head.filtered, now);
+            (trust, unchanged && service.has_sent(trust))
+        });
+        let Some((trust, false)) = trusted else { return };
         let listing = match wire::health(&answer.body, name) {
             Ok(listing) => listing,
-            Err(error) => return self.not_understood(name, &error, now),
+            Err(error) => return self.not_decoded(name, &error, now),
         };
-        if service.failures > 0 {
-            service.failures = 0;
-            tracing::info!(source = %super::SOURCE, service = %name, "its answers can be understood again");
-        }
-        if head.filtered && !service.filtered {
-            self.status.count_error(Reason::Denied.as_str());
-            tracing::warn!(source = %super::SOURCE, service = %name, "the token may not see all of its instances");
-        }
-        service.filtered = head.filtered;
-        if !same {
+        self.note_decoded(name, head.filtered);
+        if !unchanged {
             self.note_skipped(name, &listing);
         }
         if listing.bare && trust != Trust::AdditionsOnly {
-            return self.doubt(name, trust, now);
+            return self.wait_for_catalog(name, trust, next, now);
         }
-        let Some(service) = self.services.get_mut(name) else {
-            return;
-        };
-        if !listing.bare {
-            service.hidden = 0;
-        }
-        service.doubt = None;
-        self.doubted.remove(name);
-        self.tell(name, &listing.instances, trust, now);
+        self.services.change(name, |service| {
+            if !listing.bare {
+                service.listed_but_empty = 0;
+            }
+            service.empty_answer = None;
+        });
+        self.unconfirmed.remove(name);
+        self.send(name, &listing.instances, trust, now);
         if !lagging {
-            self.settled(name);
+            self.sync.settled(name);
         }
     }
 
-    /// A service answered with nothing: the catalog decides.
-    fn doubt(&mut self, name: &ServiceName, trust: Trust, now: Timestamp) {
-        let Some(service) = self.services.get_mut(name) else {
-            return;
-        };
-        // The body is not acted upon yet: an equal one has to be looked at again.
-        service.topic.forget_body();
-        service.doubt = Some(Doubt {
-            from: self.number,
-            trust,
-            read_at: now,
+    /// An answer about a service could be decoded. Logs what is new about it.
+    fn note_decoded(&mut self, name: &ServiceName, filtered: bool) {
+        let before = self.services.change(name, |service| {
+            let before = (service.failures, service.filtered);
+            (service.failures, service.filtered) = (0, filtered);
+            before
         });
-        self.doubted.insert(name.clone());
-        self.catalog.by(now);
+        let Some((failures, was_filtered)) = before else { return };
+        if failures > 0 {
+            tracing::info!(source = %wire::SOURCE, service = %name, "answer for the service is valid again");
+        }
+        if filtered && !was_filtered {
+            self.status.count_error(Reason::Denied.as_str());
+            tracing::warn!(source = %wire::SOURCE, service = %name, "the ACL token may not read every instance of the service");
+        }
+    }
+
+    /// A service's answer was empty: the next catalog decides.
+    fn wait_for_catalog(&mut self, name: &ServiceName, trust: Trust, next: u64, now: Timestamp) {
+        self.services.change(name, |service| {
+            // Nothing is sent for this body yet, so an equal body has to count as new.
+            service.query.forget_body();
+            service.empty_answer = Some(EmptyAnswer {
+                confirmed_from: next,
+                trust,
+                read_at: now,
+            });
+        });
+        self.unconfirmed.insert(name.clone());
+        self.catalog.read_by(now);
     }
 
     fn note_skipped(&mut self, name: &ServiceName, listing: &Listing) {
         for _ in listing.skipped.iter().chain(&listing.ignored) {
             self.status.count_error(Reason::InvalidInstance.as_str());
         }
-        let Some(service) = self.services.get_mut(name) else {
-            return;
-        };
         let skipped = listing.skipped.len() + listing.ignored.len();
-        if skipped != service.skipped
+        let before = self
+            .services
+            .change(name, |service| std::mem::replace(&mut service.skipped, skipped));
+        if before.is_some_and(|before| before != skipped)
             && let Some(reason) = listing.skipped.first().or(listing.ignored.first())
         {
-            tracing::warn!(source = %super::SOURCE, service = %name, skipped = listing.skipped.len(),
-                ignored = listing.ignored.len(), %reason, "registrations cannot be used as they are");
+            tracing::warn!(source = %wire::SOURCE, service = %name, skipped = listing.skipped.len(),
+                ignored = listing.ignored.len(), %reason, "registrations skipped or partly ignored");
         }
-        service.skipped = skipped;
     }
 
-    /// One service's answer makes no sense: its last good one stays, and it is asked again, ever more rarely.
-    fn not_understood(&mut self, name: &ServiceName, detail: &dyn std::fmt::Display, now: Timestamp) {
-        let Some(service) = self.services.get_mut(name) else {
-            return;
-        };
-        service.topic.forget();
-        service.failures = service.failures.saturating_add(1);
-        let failures = service.failures;
+    /// An answer about one service cannot be decoded: the last valid answer stays in force, and
+    /// the service is read again at growing intervals.
+    fn not_decoded(&mut self, name: &ServiceName, detail: &dyn fmt::Display, now: Timestamp) {
+        let failures = self.services.change(name, |service| {
+            service.query.discard_answer();
+            service.failures = service.failures.saturating_add(1);
+            service.failures
+        });
+        let Some(failures) = failures else { return };
         let delay = self.retry_delay(failures);
         self.status.count_error(Reason::Protocol.as_str());
         if failures == 1 {
-            tracing::warn!(source = %super::SOURCE, service = %name, error = %detail,
-                "its answer cannot be understood, the last good one stays");
+            tracing::warn!(source = %wire::SOURCE, service = %name, error = %detail,
+                "answer for the service is not valid, keeping the last valid one");
         }
         if failures >= ATTEMPTS_BEFORE_SYNC {
-            self.settled(name);
+            self.sync.settled(name);
         }
-        if let Some(service) = self.services.get_mut(name) {
-            service.topic.by(now + delay);
-        }
+        self.read_by(name, now + delay);
     }
 
-    fn tell(&mut self, name: &ServiceName, instances: &[ServiceInstance], trust: Trust, read_at: Timestamp) {
-        let Some(service) = self.services.get_mut(name) else {
-            return;
-        };
-        let told = Told::Instances {
-            fingerprint: fingerprint(instances),
-            trust,
-        };
-        if !service.is_news(told) {
-            return;
-        }
-        service.told = Some(told);
-        let instances = instances.to_vec();
-        self.news.push_back(Update::Service(Reading {
-            service: name.clone(),
-            instances,
-            read_at,
-            trust,
-        }));
-    }
-
-    /// `Synced` waits for a service.
-    fn has_to_be_read(&mut self, name: &ServiceName) {
-        if let Some(unread) = self.unread.as_mut().filter(|_| !self.synced) {
-            unread.insert(name.clone());
+    fn send(&mut self, name: &ServiceName, instances: &[ServiceInstance], trust: Trust, read_at: Timestamp) {
+        let sent = Sent::instances(instances, trust);
+        let is_news = self.services.change(name, |service| {
+            let is_news = service.is_news(sent);
+            if is_news {
+                service.sent = Some(sent);
+            }
+            is_news
+        });
+        if is_news == Some(true) {
+            self.updates.push_back(Update::Service(Reading {
+                service: name.clone(),
+                instances: instances.to_vec(),
+                read_at,
+                trust,
+            }));
         }
     }
 
-    /// `Synced` no longer waits for a service.
-    fn settled(&mut self, name: &ServiceName) {
-        if let Some(unread) = &mut self.unread {
-            unread.remove(name);
-        }
+    /// A delay that doubles with each failure in a row, up to a minute; half of it is random.
+    fn retry_delay(&mut self, failures: u32) -> Duration {
+        let full = Duration::from_secs(1 << failures.saturating_sub(1).min(6)).min(Duration::from_secs(60));
+        full.mul_f64(0.5 + 0.5 * self.rng.f64())
     }
-}
-
-impl Service {
-    /// Whether telling this changes anything. Less trust in the same instances is no news.
-    fn is_news(&self, next: Told) -> bool {
-        match (self.told, next) {
-            (Some(told), next) if told == next => false,
-            (
-                Some(Told::Instances { fingerprint: old, .. }),
-                Told::Instances {
-                    fingerprint: new,
-                    trust,
-                },
-            ) => old != new || trust != Trust::AdditionsOnly,
-            _ => true,
-        }
-    }
-
-    /// Whether an answer with the same body as the last could add nothing to what was told.
-    fn has_told(&self, next: Trust) -> bool {
-        matches!(self.told, Some(Told::Instances { trust, .. }) if trust == next || next == Trust::AdditionsOnly)
-    }
-}
-
-fn fingerprint(instances: &[ServiceInstance]) -> u64 {
-    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    instances.hash(&mut hasher);
-    hasher.finish()
 }

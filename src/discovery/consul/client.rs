@@ -1,9 +1,10 @@
-//! Consul's endpoints: one question in, one whole answer out, or the kind of trouble there was.
+//! Consul's endpoints: a request goes out, and a whole answer or an error comes back.
 //!
-//! Knows addresses, tokens, deadlines and size limits. Does not know what was asked before, nor what JSON means.
+//! Knows addresses, tokens, deadlines and size limits. Does not know what was asked before, nor
+//! what the JSON means.
 //!
-//! Stale answers are asked for unless told otherwise: any server gives them, they survive the loss of the leader, and what
-//! they say of their age is checked by the reader.
+//! Requests ask for stale answers by default. Any server can give those, also without a leader.
+//! The reader checks how old they are.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -16,19 +17,21 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::HeaderValue;
 use reqwest::{Method, StatusCode};
 
-use super::schedule::{Consistency, Mode, Request, Target};
+use super::request::{Consistency, Mode, READS, Request, Target};
 use super::settings::{BasicAuth, Settings, Token};
 use super::wire::Head;
-use crate::discovery::Reason;
+use crate::discovery::shared::{one_line, without_credentials};
+use crate::discovery::watcher::Reason;
 use crate::http_client::{self, HttpError};
 
-/// What does not need escaping in a path (RFC 3986).
+/// The characters that need no escaping in a path (RFC 3986).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Consul adds up to a sixteenth to a wait, and a server without a leader takes seven seconds to say so.
+/// Consul adds up to a sixteenth to a wait, and a server without a leader takes seven seconds to
+/// say so.
 const GRACE: Duration = Duration::from_secs(10);
 const BODY_LIMIT: usize = 64 << 20;
-/// As much of an error's text as anybody wants to read in a log line.
+/// How many characters of an error's text go into a log line.
 const ERROR_TEXT: usize = 200;
 
 /// A good answer, whole.
@@ -38,7 +41,7 @@ pub(super) struct Answer {
     pub(super) body: Bytes,
 }
 
-/// Why there is none.
+/// Why there is no answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct AskError {
     pub(super) reason: Reason,
@@ -46,7 +49,7 @@ pub(super) struct AskError {
     pub(super) detail: String,
 }
 
-/// Asks one Consul agent.
+/// Sends requests to one Consul agent.
 pub(super) struct Client {
     http: reqwest::Client,
     /// Scheme, authority and any path prefix, without a slash at the end.
@@ -59,11 +62,12 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Checks the address and loads TLS material; connects to nothing.
+    /// Checks the address and loads the TLS files. Connects to nothing.
     pub(super) fn new(settings: &Settings) -> Result<Self, HttpError> {
         let builder = http_client::builder(CONNECT_TIMEOUT, &settings.tls)?
-            // Every long poll that returns is asked again: keeping fewer would mean connecting anew each time.
-            .pool_max_idle_per_host(settings.max_watches + super::schedule::READS);
+            // Each long poll that returns is sent again: with fewer idle connections, each would
+            // connect again.
+            .pool_max_idle_per_host(settings.max_watches + READS);
         let (base, builder) = match settings.address.strip_prefix("unix://") {
             Some(path) if path.starts_with('/') => (String::from("http://localhost"), builder.unix_socket(path)),
             Some(_) => return Err(refused(settings, "expected unix:///path/to/socket")),
@@ -79,12 +83,12 @@ impl Client {
         })
     }
 
-    /// For reading the token again.
+    /// Reads the token again on demand.
     pub(super) fn token(&self) -> &TokenReloader {
         &self.token
     }
 
-    /// Asks. The future owns all it needs, and has a deadline.
+    /// Sends a request. The future owns all it needs, and has a deadline.
     pub(super) fn ask(&self, request: &Request) -> impl Future<Output = Result<Answer, AskError>> + Send + use<> {
         let path = match &request.target {
             Target::Catalog => String::from("/v1/catalog/services"),
@@ -128,7 +132,10 @@ impl Client {
             let status = response.status();
             if status != StatusCode::OK {
                 let text = response.chunk().await.ok().flatten().unwrap_or_default();
-                return Err(failed(reason_of(status), &format!("{status}: {}", one_line(&text))));
+                return Err(failed(
+                    reason_of(status),
+                    &format!("{status}: {}", one_line(&String::from_utf8_lossy(&text), ERROR_TEXT)),
+                ));
             }
             let head = Head::read(response.headers());
             let body = http_client::body(response, BODY_LIMIT).await.map_err(broken)?;
@@ -137,7 +144,7 @@ impl Client {
     }
 }
 
-/// How long an answer may take in all, when the server was asked to wait so long for a change.
+/// How long an answer may take in all, if the server was asked to wait this long for a change.
 fn deadline(wait: Duration) -> Duration {
     wait * 17 / 16 + GRACE
 }
@@ -162,13 +169,8 @@ fn base(settings: &Settings) -> Result<String, HttpError> {
 }
 
 fn refused(settings: &Settings, detail: &'static str) -> HttpError {
-    // What stands before an @ may be a password.
-    let address = settings
-        .address
-        .rsplit_once('@')
-        .map_or(&*settings.address, |(_, host)| host);
     HttpError::Address {
-        address: address.to_owned(),
+        address: without_credentials(&settings.address).to_owned(),
         detail,
     }
 }
@@ -185,14 +187,15 @@ fn reason_of(status: StatusCode) -> Reason {
 fn kind(error: &HttpError) -> Reason {
     match error {
         HttpError::Request(error) if error.is_timeout() => Reason::Timeout,
-        // A body that does not decompress, or a request that cannot be built.
+        // A body that cannot be decompressed, or a request that cannot be built.
         HttpError::Request(error) if error.is_decode() && !cut_short(error) || error.is_builder() => Reason::Protocol,
         HttpError::Request(_) => Reason::Unreachable,
         _ => Reason::Protocol,
     }
 }
 
-/// Whether the connection ended before the body did. reqwest calls that a decoding error too.
+/// Whether the connection ended before the body was complete. reqwest calls that a decoding error
+/// too.
 fn cut_short(error: &reqwest::Error) -> bool {
     let mut source = error.source();
     while let Some(error) = source {
@@ -219,17 +222,6 @@ fn in_full(error: HttpError) -> String {
     text
 }
 
-fn one_line(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
-    text.split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(ERROR_TEXT)
-        .collect()
-}
-
 /// The token in use, and how to read it again. Clones share it.
 #[derive(Clone)]
 pub struct TokenReloader {
@@ -245,13 +237,14 @@ impl TokenReloader {
         }
     }
 
-    /// Forgets what was read from the file: the next request reads it again. Requests in flight keep the old token.
+    /// Forgets what was read from the file: the next request reads it again. Requests in flight
+    /// keep the old token.
     pub fn reload(&self) {
         *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The header's value. A token that is set but cannot be had is an error: going on without it would show up much later,
-    /// as services that seem to be gone.
+    /// The header's value. If a token is set but cannot be read, that is an error. Without it,
+    /// services would seem to be gone much later.
     fn header(&self) -> Result<Option<HeaderValue>, String> {
         let Some(token) = &self.token else { return Ok(None) };
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -338,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_file_is_read_again_only_when_told() {
+    fn a_token_file_is_read_again_only_after_a_reload() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let reloader = TokenReloader::new(Some(Token::File(file.path().to_owned())));
         assert!(reloader.header().is_err(), "empty");
@@ -361,9 +354,12 @@ mod tests {
     #[test]
     fn errors_are_one_short_line() {
         assert_eq!(
-            one_line(b"rpc error\n making\tcall:\x1b[0m EOF \xff"),
+            one_line(
+                &String::from_utf8_lossy(b"rpc error\n making\tcall:\x1b[0m EOF \xff"),
+                ERROR_TEXT
+            ),
             "rpc error making call:[0m EOF \u{fffd}"
         );
-        assert_eq!(one_line(&[b'x'; 5000]).len(), ERROR_TEXT);
+        assert_eq!(one_line(&"x".repeat(5000), ERROR_TEXT).len(), ERROR_TEXT);
     }
 }

@@ -1,31 +1,47 @@
-//! Consul: one catalog and many services, each watched with a long poll as far as polls go round.
+//! Consul: one catalog and many services, each watched with a long poll if there are enough.
 //!
 //! ```text
-//!                 ┌────────────────── ConsulWatcher::next ──────────────────┐
-//! schedule.rs ────┤ request ─► client.rs ─► Consul ─► answer ─► answers.rs ─┼─► Update
-//! (what to ask)   └───────────────── in flight, as futures ─────────────────┘
-//! topic.rs: at which index, how often, and whether an answer is believed      wire.rs: what its JSON means
+//!              ┌───────────────────── ConsulWatcher::next ─────────────────────┐
+//! schedule ────┤ Request ─► client ─► Consul ─► Answer ─► answers ──► Update   │
+//!              └────────────────── in flight, as futures ──────────────────────┘
 //! ```
 //!
-//! Consul's blocking queries are hints. They can sleep through a change (an instance registered under another service name),
-//! return what was true minutes ago (a restored snapshot), wait for an index that will never come (data lost), and an empty
-//! list may mean "nothing there" as well as "not for your token". So everything is read again now and then without blocking,
-//! an index is only trusted while the connection and the leader last, and emptiness is asked for twice.
+//! Consul's blocking queries are hints. A query may not return at a change (an instance was
+//! registered under another service name), may return old data (a snapshot was restored), or may
+//! wait for an index that never comes (the data was lost). An empty list may mean that there are
+//! no instances, or that the token has no rights. So everything is read again now and then without
+//! blocking, an index counts only while the connection and the leader last, and an empty answer is
+//! confirmed by a second request.
 //!
-//! Requests in flight are futures in a field of the watcher: nothing is spawned, and a cancelled `next` abandons none.
+//! Requests in flight are futures in a field of the watcher. No task is spawned, and a cancelled
+//! `next` loses no request.
+//!
+//! The files import only downwards:
+//!
+//! ```text
+//! mod        the watcher
+//! schedule   what to ask next       in_flight  long_polls  recheck (below schedule/mod)
+//! answers    what an answer changes
+//! services   what is known of each service          leader  sync
+//! query      when to ask, and whether to accept     client
+//! bucket  request  wire
+//! settings
+//! ```
 
 mod answers;
+mod bucket;
 mod client;
+mod leader;
+mod query;
+mod request;
 mod schedule;
-#[cfg(test)]
-mod schedule_tests;
+mod services;
 mod settings;
-mod topic;
+mod sync;
 mod wire;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -33,36 +49,34 @@ use futures_util::stream::FuturesUnordered;
 pub use client::TokenReloader;
 pub use schedule::Interest;
 pub use settings::{BasicAuth, MAX_WATCHES, Names, Settings, Token};
+pub use wire::SOURCE;
 
 use self::client::{Answer, AskError, Client};
-use self::schedule::{Request, Schedule};
-use super::{Reason, Update, WatchError, Watcher};
+use self::request::Request;
+use self::schedule::Schedule;
+use super::shared::pause_until;
+use super::watcher::{Reason, Update, WatchError, Watcher};
 use crate::balancer::{Clock, Source, SourceStatus};
 use crate::http_client::HttpError;
 
-/// Consul, in answers and metric labels.
-pub const SOURCE: Source = Source::new("consul");
-
-/// Timers fire a little early at times; this keeps a due time just ahead from being looked at in a tight loop.
-const TICK: Duration = Duration::from_millis(1);
-
-type Flight = Pin<Box<dyn Future<Output = (Request, Result<Answer, AskError>)> + Send>>;
+type InFlight = Pin<Box<dyn Future<Output = (Request, Result<Answer, AskError>)> + Send>>;
 
 /// Watches the services of one Consul agent.
 pub struct ConsulWatcher {
     client: Client,
     clock: Arc<dyn Clock>,
     schedule: Schedule,
-    flights: FuturesUnordered<Flight>,
+    in_flight: FuturesUnordered<InFlight>,
 }
 
 impl ConsulWatcher {
-    /// A watcher that has asked nothing yet. `interest` says how often a service has been picked: where there are more
-    /// services than long polls, the most picked get them.
+    /// A watcher that has sent no request yet. `interest` says how often a service was picked:
+    /// where there are more services than long polls, the most picked services get them.
     ///
     /// # Errors
     ///
-    /// When the address is none, or a certificate or key file cannot be used. Whether Consul is there shows in `next`.
+    /// When the address is not valid, or a certificate or key file cannot be used. `next` shows
+    /// whether Consul can be reached.
     pub fn new(
         settings: Settings,
         status: Arc<SourceStatus>,
@@ -73,11 +87,11 @@ impl ConsulWatcher {
             client: Client::new(&settings)?,
             schedule: Schedule::new(&settings, status, interest, fastrand::u64(..), clock.now()),
             clock,
-            flights: FuturesUnordered::new(),
+            in_flight: FuturesUnordered::new(),
         })
     }
 
-    /// A handle to have the token file read again (on SIGHUP), wherever the watcher runs.
+    /// A handle that makes the watcher read its token file again (on SIGHUP).
     #[must_use]
     pub fn token_reloader(&self) -> TokenReloader {
         self.client.token().clone()
@@ -91,24 +105,24 @@ impl Watcher for ConsulWatcher {
 
     async fn next(&mut self) -> Result<Update, WatchError> {
         loop {
-            if let Some(update) = self.schedule.news.pop_front() {
+            if let Some(update) = self.schedule.next_update() {
                 return Ok(update);
             }
-            if let Some(trouble) = self.schedule.trouble.take() {
-                if trouble.reason == Reason::Denied {
+            if let Some(error) = self.schedule.take_error() {
+                if error.reason == Reason::Denied {
                     self.client.token().reload();
                 }
-                return Err(trouble);
+                return Err(error);
             }
             let now = self.clock.now();
             while let Some(request) = self.schedule.request(now) {
                 let answer = self.client.ask(&request);
-                self.flights.push(Box::pin(async move { (request, answer.await) }));
+                self.in_flight.push(Box::pin(async move { (request, answer.await) }));
             }
-            let pause = self.schedule.wake().map(|at| at.since(now).max(TICK));
+            let pause = pause_until(self.schedule.wake(), now);
             tokio::select! {
-                Some((request, result)) = self.flights.next() => self.schedule.take(&request, result, self.clock.now()),
-                () = tokio::time::sleep(pause.unwrap_or(Duration::from_secs(60))) => {}
+                Some((request, result)) = self.in_flight.next() => self.schedule.take(&request, result, self.clock.now()),
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
@@ -117,8 +131,8 @@ impl Watcher for ConsulWatcher {
 impl std::fmt::Debug for ConsulWatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ConsulWatcher")
-            .field("in_flight", &self.flights.len())
-            .field("services", &self.schedule.services.len())
+            .field("in_flight", &self.in_flight.len())
+            .field("services", &self.schedule.services())
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,5 @@
-//! What an operator can set about a Consul, already checked. Secrets are here too, and none of them prints.
+//! What an operator can set about Consul, already checked. Includes secrets, which `Debug` does
+//! not print.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,8 +9,9 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::http_client::Tls;
 
-/// The most long polls at once. Consul lets one client address hold 200 connections, shared with everyone else there, and
-/// counts those of an agent that restarted until their wait is over.
+/// The most long polls at once. Consul lets each client address hold 200 connections, which all
+/// processes at that address share. Consul also counts the polls of an agent that was restarted,
+/// until their wait is over.
 pub const MAX_WATCHES: usize = 64;
 
 /// How to reach a Consul agent, and what to watch there.
@@ -19,23 +21,25 @@ pub struct Settings {
     pub address: String,
     /// The services to watch.
     pub services: Names,
-    /// ACL token.
+    /// The ACL token.
     pub token: Option<Token>,
-    /// For a proxy in front of Consul.
+    /// User and password for a proxy in front of Consul.
     pub basic_auth: Option<BasicAuth>,
     /// CA, certificate and key for `https://`.
     pub tls: Tls,
     /// Another datacenter than the agent's own.
     pub datacenter: Option<String>,
-    /// How long one long poll waits for a change. Shorter costs requests, longer costs connections after a restart.
+    /// How long one long poll waits for a change. Shorter waits cost requests, longer waits cost
+    /// connections after a restart.
     pub wait: Duration,
-    /// Long polls at once, 1..=[`MAX_WATCHES`]; services beyond them are read in turn.
+    /// The most long polls at once, 1..=[`MAX_WATCHES`]. The services beyond that are read in
+    /// turn.
     pub max_watches: usize,
-    /// Each service is read anew this often (give or take half), whatever its long poll says.
+    /// How often each service is read again (give or take half), during its long poll.
     pub refresh: Duration,
-    /// An answer from a server that has not heard of its leader for so long takes nothing away.
+    /// An answer from a server that has not heard from its leader for longer removes nothing.
     pub max_stale: Duration,
-    /// Whether the agent is not ready without it.
+    /// Whether the agent waits for this source before it is ready.
     pub required: bool,
 }
 
@@ -59,7 +63,8 @@ impl Settings {
     }
 }
 
-/// A choice of service names: globs, and globs that take out again. Upper and lower case are one, as in Consul.
+/// A choice of service names: globs, and globs of names to exclude. Upper and lower case are the
+/// same, as in Consul.
 #[derive(Clone)]
 pub struct Names {
     globs: Vec<String>,
@@ -69,11 +74,11 @@ pub struct Names {
 }
 
 impl Names {
-    /// Compiles the globs. Names without `*`, `?`, `[` or `{` stand for themselves.
+    /// Compiles the globs. A name without `*`, `?`, `[` or `{` stands for itself.
     ///
     /// # Errors
     ///
-    /// When one is not a glob.
+    /// When a text is not a valid glob.
     pub fn new<G: AsRef<str>, E: AsRef<str>>(globs: &[G], exclude: &[E]) -> Result<Self, globset::Error> {
         Ok(Self {
             wanted: compile(globs)?,
@@ -83,7 +88,7 @@ impl Names {
         })
     }
 
-    /// Whether a service of this name is wanted.
+    /// Whether a service with this name is wanted.
     #[must_use]
     pub fn matches(&self, service: &str) -> bool {
         self.wanted.is_match(service) && !self.refused.is_match(service)
@@ -98,10 +103,10 @@ fn compile<G: AsRef<str>>(globs: &[G]) -> Result<GlobSet, globset::Error> {
     set.build()
 }
 
-/// Everything but `consul`, the servers' own registration.
+/// Every service but `consul`, the servers' own registration.
 impl Default for Names {
     fn default() -> Self {
-        // Both globs are constants; should they ever fail to compile, nothing is wanted.
+        // Both globs are constants. If they failed to compile, no service would be wanted.
         Self::new(&["*"], &["consul"]).unwrap_or_else(|_| Self {
             globs: Vec::new(),
             exclude: Vec::new(),
@@ -126,12 +131,12 @@ impl fmt::Debug for Names {
     }
 }
 
-/// An ACL token, or where it is kept. Its `Debug` does not show it.
+/// An ACL token, or the file that holds it. `Debug` does not print it.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Token {
     /// The token itself.
     Value(String),
-    /// A file with the token in it, read again when Consul refuses the token.
+    /// A file that holds the token. It is read again when Consul refuses the token.
     File(PathBuf),
 }
 
@@ -144,7 +149,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// User and password. Its `Debug` shows neither.
+/// User and password. `Debug` prints neither.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BasicAuth {
     pub(super) user: String,
@@ -152,7 +157,7 @@ pub struct BasicAuth {
 }
 
 impl BasicAuth {
-    /// From both parts.
+    /// A user with a password.
     #[must_use]
     pub fn new(user: impl Into<String>, password: impl Into<String>) -> Self {
         Self {
@@ -161,7 +166,8 @@ impl BasicAuth {
         }
     }
 
-    /// From `user:password`, the form of `CONSUL_HTTP_AUTH`. Without a colon, all of it is the user.
+    /// Parses `user:password`, the form of `CONSUL_HTTP_AUTH`. Without a colon, the whole text is
+    /// the user.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let (user, password) = text.split_once(':').unwrap_or((text, ""));

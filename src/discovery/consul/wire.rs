@@ -1,31 +1,37 @@
-//! What Consul writes, and what it means: JSON and headers in, instances and names out.
+//! What Consul sends, and what it means: JSON and headers in, instances and names out.
 //!
 //! Pure. Knows nothing of requests, of time, or of what was read before.
 //!
-//! Registrations are outside data: port 70000, status `bogus` and `null` in place of a list have all been seen. Each entry is
-//! decoded on its own, so that a bad one costs only itself; an answer that is no list at all is an error, never an empty list.
+//! Registrations come from outside: port 70000, status `bogus` and `null` in place of a list have
+//! all been seen. Each entry is decoded on its own, so that a bad entry costs only itself. An
+//! answer that is not a list is an error, never an empty list.
 
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::SOURCE;
-use crate::balancer::{InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Weight};
+use crate::balancer::{InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight};
+use crate::discovery::shared::or_default;
+
+/// Consul, in answers and metric labels.
+pub const SOURCE: Source = Source::new("consul");
 
 /// What the headers of a good answer say about its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
-    /// The index to wait at; `None` when it is missing, zero or not a number: then there is nothing to wait at.
+    /// The index to wait at; `None` if the header is missing, zero or not a number. Then no long
+    /// poll can start.
     pub(super) index: Option<NonZeroU64>,
-    /// Whether the server that answered knows a leader. Silence counts as yes.
+    /// Whether the server that answered knows a leader. Without the header, it counts as knowing
+    /// one.
     pub(super) known_leader: bool,
-    /// How long ago that server heard of its leader.
+    /// How long ago that server heard from its leader.
     pub(super) last_contact: Duration,
-    /// Whether Consul says that it left out what the token may not see (1.11 and later).
+    /// Whether Consul says that the answer was filtered by ACLs (1.11 and later).
     pub(super) filtered: bool,
 }
 
@@ -57,21 +63,21 @@ pub(super) fn catalog(body: &[u8]) -> Result<Catalog, serde_json::Error> {
         .collect())
 }
 
-/// A body in eight bytes: enough to see that it is the same again.
+/// A fingerprint of a body, to detect that it is the same again.
 pub(super) fn fingerprint(body: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(body)
 }
 
-/// One service as `/v1/health/service/:name` tells it.
+/// One service in the answer of `/v1/health/service/:name`.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Listing {
-    /// The usable instances, sorted by id.
+    /// The valid instances, sorted by id.
     pub(super) instances: Vec<ServiceInstance>,
-    /// Why others were left out, one line each.
+    /// Why other entries were skipped, one line each.
     pub(super) skipped: Vec<String>,
-    /// Settings that were ignored on instances that are used, one line each.
+    /// Settings that were ignored on valid instances, one line each.
     pub(super) ignored: Vec<String>,
-    /// Whether Consul listed nothing at all, usable or not.
+    /// Whether Consul listed no entry at all, valid or not.
     pub(super) bare: bool,
 }
 
@@ -79,7 +85,7 @@ pub(super) struct Listing {
 ///
 /// # Errors
 ///
-/// When it is not a JSON list.
+/// When the body is not a JSON list.
 pub(super) fn health(body: &[u8], service: &ServiceName) -> Result<Listing, serde_json::Error> {
     let entries: Vec<&RawValue> = serde_json::from_slice(body)?;
     let mut listing = Listing {
@@ -109,7 +115,7 @@ fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) ->
     if service.id.is_empty() || node.name.is_empty() {
         return Err(String::from("no service id, or no node name"));
     }
-    // The same service id on two nodes is two instances (C21).
+    // The same service id on two nodes is two instances.
     let id = format!("{}@{}", service.id, node.name);
     let refused = |error: InvalidInstance| format!("{}: {error}", shortened(&id));
     let host = if service.address.is_empty() {
@@ -135,7 +141,7 @@ fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) ->
             None => ignored.push(format!("{}: Meta.weight {:?}", shortened(&id), shortened(text))),
         }
     }
-    // An odd tag costs the tag, not the instance: nobody can ask for it anyway.
+    // An invalid tag costs the tag, not the instance: no caller can ask for such a tag.
     let tags = service
         .tags
         .iter()
@@ -148,7 +154,8 @@ fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) ->
         .with_source(SOURCE))
 }
 
-/// The worst of all checks, those of the node included (C23). No checks: an external service, which passes.
+/// The worst of all checks, those of the node included. Without checks: an external service, which
+/// passes.
 fn status(checks: &[Check]) -> RegistryStatus {
     let mut worst = RegistryStatus::Passing;
     for check in checks {
@@ -167,11 +174,6 @@ fn status(checks: &[Check]) -> RegistryStatus {
 
 fn shortened(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(64).collect()
-}
-
-/// Consul writes `null` for many an empty list, map and string (C25).
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Deserialize)]
@@ -234,10 +236,12 @@ struct Check {
 mod tests {
     use super::*;
 
-    /// An external node: no address of its own, nulls everywhere. Verbatim from Consul 1.8.7.
+    /// An external node: without an address of its own, with nulls everywhere. Verbatim from
+    /// Consul 1.8.7.
     const EXTERNAL: &str = r#"[{"Node":{"ID":"","Node":"node15","Address":"10.2.0.15","Datacenter":"dc1","TaggedAddresses":null,"Meta":null,"CreateIndex":36,"ModifyIndex":36},"Service":{"ID":"svc5-0","Service":"svc5","Tags":["http","v1"],"Address":"","Meta":{"version":"1.2.3","zone":"a"},"Port":8000,"Weights":{"Passing":1,"Warning":1},"EnableTagOverride":false,"Proxy":{"MeshGateway":{},"Expose":{}},"Connect":{},"CreateIndex":36,"ModifyIndex":36},"Checks":[{"Node":"node15","CheckID":"service:svc5-0","Name":"http","Status":"passing","Notes":"","Output":"HTTP GET http://x/health: 200 OK","ServiceID":"svc5-0","ServiceName":"svc5","ServiceTags":["http","v1"],"Type":"","Definition":{},"CreateIndex":36,"ModifyIndex":36}]}]"#;
 
-    /// Registered through an agent, with two checks of which one warns. Verbatim, but for the node, which was not noted.
+    /// Registered through an agent, with two checks of which the second warns. Verbatim, except
+    /// for the node, which was not recorded.
     const AGENT: &str = r#"[{"Node":{"ID":"1","Node":"n1","Address":"127.0.0.1"},"Service":{"ID":"a2","Service":"asvc","Tags":["x"],"Address":"10.9.9.9","TaggedAddresses":{"lan":{"Address":"10.9.9.9","Port":5001},"lan_ipv4":{"Address":"10.9.9.9","Port":5001},"wan":{"Address":"1.2.3.4","Port":80},"wan_ipv4":{"Address":"10.9.9.9","Port":5001}},"Meta":{"k":"v"},"Port":5001,"Weights":{"Passing":10,"Warning":3}},"Checks":[{"CheckID":"serfHealth","Status":"passing","ServiceID":"","ServiceName":"","ServiceTags":[]},{"CheckID":"c1","Status":"passing","ServiceID":"a2","Type":"ttl"},{"CheckID":"c2","Status":"warning","ServiceID":"a2","Type":"ttl"}]}]"#;
 
     fn name(text: &str) -> ServiceName {
@@ -248,7 +252,7 @@ mod tests {
         health(body.as_bytes(), &name("web")).unwrap()
     }
 
-    /// One entry of service `web`, `service` and `checks` being what differs.
+    /// One entry of service `web`, with these fields of the service and these checks.
     fn entry(service: &str, checks: &str) -> String {
         format!(
             r#"{{"Node":{{"Node":"n1","Address":"10.0.0.1"}},"Service":{{"ID":"w1","Service":"web","Port":80{service}}},"Checks":{checks}}}"#
@@ -288,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_check_decides_and_maintenance_is_told_apart() {
+    fn the_worst_check_decides_and_maintenance_is_separate() {
         let check = |id: &str, status: &str| format!(r#"{{"CheckID":"{id}","Status":{status}}}"#);
         let of = |checks: &[String]| one("", &format!("[{}]", checks.join(","))).registry_status();
         let (pass, warn, fail) = (
@@ -340,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_meta_weight_that_is_no_weight_is_ignored_and_told() {
+    fn an_invalid_meta_weight_is_ignored_and_reported() {
         for bad in ["", "heavy", "-1", "10001", "1.5", "99999999999999999999"] {
             let listing = decode(&format!(
                 "[{}]",
@@ -352,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_cannot_be_used_costs_only_itself() {
+    fn an_invalid_entry_costs_only_itself() {
         let good = entry("", "[]").replace("w1", "good");
         let entry_with = |from: &str, to: &str| entry("", "[]").replace(from, to);
         for bad in [
@@ -391,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_but_usable_registrations_are_used() {
+    fn odd_but_valid_registrations_are_used() {
         let hosts = |address: &str| one(&format!(r#","Address":"{address}""#), "[]").address().to_string();
         assert_eq!(hosts("::1"), "[::1]:80");
         assert_eq!(hosts("db.local"), "db.local:80");
@@ -407,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn one_service_id_on_two_nodes_is_two_instances_and_listed_twice_is_one() {
+    fn a_service_id_on_two_nodes_is_two_instances_and_twice_is_one() {
         let (here, there) = (entry("", "[]"), entry("", "[]").replace("n1", "n2"));
         let listing = decode(&format!("[{there},{here},{here}]"));
         let ids: Vec<_> = listing
@@ -415,16 +419,12 @@ mod tests {
             .iter()
             .map(|instance| instance.id().as_str())
             .collect();
-        assert_eq!(
-            ids,
-            ["w1@n1", "w1@n2"],
-            "sorted, so that the order of the answer is no change"
-        );
+        assert_eq!(ids, ["w1@n1", "w1@n2"], "sorted, so that another order is not a change");
         assert_eq!(listing.skipped.len(), 1);
     }
 
     #[test]
-    fn what_is_no_list_is_an_error_and_never_an_empty_one() {
+    fn an_answer_that_is_not_a_list_is_an_error() {
         for bad in [
             "",
             "{}",
@@ -447,11 +447,11 @@ mod tests {
         );
         let empty = decode(" [ ] ");
         assert!(empty.bare && empty.instances.is_empty());
-        assert!(!decode("[null]").bare, "something is registered there");
+        assert!(!decode("[null]").bare, "there is an entry, though an invalid one");
     }
 
     #[test]
-    fn the_catalog_gives_names_and_sees_tags_change() {
+    fn the_catalog_has_names_and_fingerprints_of_tags() {
         let first = catalog(br#"{"consul":[],"other":["v1"],"web":["v1"]}"#).unwrap();
         assert_eq!(first.keys().collect::<Vec<_>>(), ["consul", "other", "web"]);
         let second = catalog(br#"{"consul":null,"other":["v1"],"web":["v2"]}"#).unwrap();
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_as_far_as_they_make_sense() {
+    fn headers_are_read_as_far_as_they_are_valid() {
         let head = |pairs: &[(&'static str, &'static str)]| {
             let mut headers = HeaderMap::new();
             for (name, value) in pairs {

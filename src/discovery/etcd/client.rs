@@ -1,10 +1,11 @@
-//! etcd's calls: a list in pages, and a watch. One endpoint a connection, or the kind of trouble there was.
+//! etcd's calls: a list in pages, and a watch. Each connection is to one endpoint.
 //!
 //! Knows addresses, credentials, deadlines and size limits. Does not know what was read before.
 //!
-//! The crate balances over several endpoints blindly: with one of three dead, every third call fails. So each connection is to
-//! one endpoint, and who holds it goes to the next when it fails. A connection is also the life of all that goes out of date:
-//! certificates and the password are read, and the token is fetched, for each anew.
+//! The etcd crate balances over its endpoints without looking at their state: with one of three
+//! dead, every third call fails. So each connection here is to one endpoint, and its owner goes to
+//! the next endpoint after a failure. Certificates and the password are read, and the auth token
+//! is fetched, for each connection: what has expired is renewed that way.
 
 use std::future::Future;
 use std::path::Path;
@@ -18,39 +19,44 @@ use etcd_client::{
 use futures_util::FutureExt;
 use tokio::time;
 
-use super::Prefixes;
+use super::formats::Prefixes;
 use super::settings::{Password, Settings, User};
-use super::wire::{Event, Listed, Listing, Message, Position, What};
-use crate::discovery::Reason;
+use super::wire::{Event, EventKind, Listed, Listing, Message, Position};
+use crate::discovery::shared::{one_line, without_credentials};
+use crate::discovery::watcher::Reason;
 use crate::http_client::{self, HttpError, Tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For every call; the watch has it until its first headers.
+/// The deadline of every call. For a watch it ends with the first headers.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// A frozen server, or one behind a dead link, is found out by these. etcd hangs up on those who ask more often than every 5 s.
+/// A frozen server or a dead connection is detected by these pings. etcd closes connections that
+/// ping more often than every 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Keys in the first page.
+/// How many keys the first page has.
 const PAGE: i64 = 1_000;
-/// Keys in a page at most. For each page etcd 3.4 counts all the keys that are left, so that many small ones cost it the square
-/// of their number: pages that turn out small are followed by larger ones.
+/// The most keys in a page. For each page, etcd 3.4 counts all keys that are left, so many small
+/// pages cost the square of their number. So a page with few bytes is followed by a larger page.
 const LARGEST_PAGE: i64 = 10_000;
-/// What a page may weigh for the next to be larger.
+/// Below this size of a page, in bytes, the next page is larger.
 const SMALL_PAGE: usize = 512 << 10;
-/// What one message may be. tonic's own limit of 4 MiB is less than what etcd sends after a few large changes.
+/// The largest message. tonic's own limit of 4 MiB is less than what etcd sends after a few large
+/// changes.
 const DECODE_LIMIT: usize = 64 << 20;
-/// A history that is compacted while it is listed is listed anew, so many times.
-const ATTEMPTS: usize = 3;
+/// How many characters of an error's text go into a log line.
+const ERROR_TEXT: usize = 300;
+/// How often a list is tried if its revision is compacted meanwhile.
+const LIST_ATTEMPTS: usize = 3;
 
-/// Why etcd could not be asked, or a watch ended.
+/// Why etcd could not be asked, or why a watch ended.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Trouble {
+pub(super) struct Failure {
     pub(super) cause: Cause,
     /// One line, without secrets.
     pub(super) detail: String,
 }
 
-impl Trouble {
+impl Failure {
     pub(super) fn new(cause: Cause, detail: impl Into<String>) -> Self {
         Self {
             cause,
@@ -59,29 +65,29 @@ impl Trouble {
     }
 }
 
-/// The kinds of trouble, as far as they are answered differently.
+/// The kinds of failure, as far as the watcher treats them differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// Refused, reset, name not resolved, the stream ended.
+    /// Connection refused or reset, name not resolved, or the stream ended.
     Unreachable,
     Timeout,
-    /// Busy, in an election, or a learner.
+    /// The member is busy, in an election, or a learner.
     Unavailable,
-    /// The member knows no leader: it is on the wrong side, or the quorum is gone.
+    /// The member knows no leader: it is partitioned, or the quorum is lost.
     NoLeader,
     /// Wrong password, no rights, or a file with credentials that cannot be used.
     Denied,
     /// The token has expired.
     Token,
-    /// The history that was asked for is not kept any more.
+    /// The requested revision was compacted.
     Compacted,
-    /// It is not the history that was listed.
+    /// The history is not the one that was listed.
     Rollback,
-    /// The server ended the watch, for whatever reason.
+    /// The server canceled the watch for some other reason.
     Canceled,
-    /// A message beyond the decoding limit.
+    /// A message above the decoding limit.
     TooLarge,
-    /// An answer that makes no sense.
+    /// An answer that cannot be understood.
     Protocol,
 }
 
@@ -98,8 +104,8 @@ impl Cause {
         }
     }
 
-    /// By what it says: gRPC's codes do not tell apart a compacted history from a message that is too large (both are
-    /// `OutOfRange`), and a canceled watch has no code at all.
+    /// Finds the cause by the text. gRPC's codes do not tell a compacted revision from a message
+    /// that is too large (both are `OutOfRange`), and a canceled watch has no code at all.
     pub(super) fn of_text(text: &str) -> Option<Self> {
         const KNOWN: [(&str, Cause); 13] = [
             ("no leader", Cause::NoLeader),
@@ -123,28 +129,28 @@ impl Cause {
     }
 }
 
-impl From<etcd_client::Error> for Trouble {
+impl From<etcd_client::Error> for Failure {
     fn from(error: etcd_client::Error) -> Self {
         match error {
             etcd_client::Error::GRpcStatus(status) => {
                 let code = format!("{:?}", status.code());
-                let detail = in_full(format!("{code}: {}", status.message()), &status);
-                let cause = Cause::of_text(&detail).unwrap_or_else(|| by_code(&code, status.message()));
+                let detail = with_causes(format!("{code}: {}", status.message()), &status);
+                let cause = Cause::of_text(&detail).unwrap_or_else(|| cause_of_code(&code, status.message()));
                 Self::new(cause, detail)
             }
             etcd_client::Error::TransportError(error) => {
-                Self::new(Cause::Unreachable, in_full(error.to_string(), &error))
+                Self::new(Cause::Unreachable, with_causes(error.to_string(), &error))
             }
             error @ (etcd_client::Error::IoError(_) | etcd_client::Error::EndpointError(_)) => {
-                Self::new(Cause::Unreachable, one_line(&error.to_string()))
+                Self::new(Cause::Unreachable, one_line(&error.to_string(), ERROR_TEXT))
             }
-            error => Self::new(Cause::Protocol, one_line(&error.to_string())),
+            error => Self::new(Cause::Protocol, one_line(&error.to_string(), ERROR_TEXT)),
         }
     }
 }
 
-/// With the causes that it does not tell yet: tonic's own text stops at "transport error".
-fn in_full(mut text: String, error: &dyn std::error::Error) -> String {
+/// The error with its causes: tonic's own text stops at "transport error".
+fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
     let mut source = error.source();
     while let Some(error) = source {
         let more = error.to_string();
@@ -153,31 +159,22 @@ fn in_full(mut text: String, error: &dyn std::error::Error) -> String {
         }
         source = error.source();
     }
-    one_line(&text)
+    one_line(&text, ERROR_TEXT)
 }
 
-/// By the name of gRPC's code: its type belongs to a crate that is not a dependency of this one.
-fn by_code(code: &str, message: &str) -> Cause {
+/// Finds the cause by the name of the gRPC code. The code's type belongs to a crate that pickd
+/// does not depend on.
+fn cause_of_code(code: &str, message: &str) -> Cause {
     match code {
         "Unauthenticated" | "PermissionDenied" => Cause::Denied,
         "DeadlineExceeded" => Cause::Timeout,
         "Cancelled" if message.contains("Timeout") => Cause::Timeout,
         "Unavailable" if message.starts_with("etcdserver") => Cause::Unavailable,
         "ResourceExhausted" => Cause::Unavailable,
-        // A server that is killed shows as Unknown, with a text about broken pipes.
+        // A killed server shows as Unknown, with a text about broken pipes.
         "Unavailable" | "Unknown" | "Cancelled" | "Internal" | "Aborted" => Cause::Unreachable,
         _ => Cause::Protocol,
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(300)
-        .collect()
 }
 
 /// Connects to the members of one cluster.
@@ -191,34 +188,32 @@ pub(super) struct Client {
 /// How a list is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Consistency {
-    /// Through the leader: the latest there is.
+    /// Through the leader: the latest data.
     Linearizable,
-    /// What this member remembers, however old.
+    /// From this member alone, however old its data.
     Serializable,
 }
 
-/// What came of opening a connection.
+/// An open connection, and the first list.
 pub(super) struct Opened {
-    pub(super) link: Link,
+    pub(super) connection: Connection,
     pub(super) listing: Listing,
 }
 
-/// Why none could be opened, and what the member remembered nevertheless.
+/// Why no connection was opened, and the member's own data, if that could be listed.
 pub(super) struct NotOpened {
-    pub(super) trouble: Trouble,
-    pub(super) remembered: Option<Listing>,
+    pub(super) failure: Failure,
+    pub(super) local: Option<Listing>,
 }
 
 impl Client {
-    /// Checks the endpoints and the TLS files; connects to nothing.
+    /// Checks the endpoints and the TLS files. Connects to nothing.
     pub(super) fn new(settings: &Settings, prefixes: Prefixes) -> Result<Self, HttpError> {
         for endpoint in &settings.endpoints {
             let known = endpoint.starts_with("http://") || endpoint.starts_with("https://");
             if !known || endpoint.contains('@') {
-                // What stands before an @ may be a password.
-                let address = endpoint.rsplit_once('@').map_or(&**endpoint, |(_, host)| host);
                 return Err(HttpError::Address {
-                    address: address.to_owned(),
+                    address: without_credentials(endpoint).to_owned(),
                     detail: "expected http://host:port or https://host:port",
                 });
             }
@@ -242,18 +237,18 @@ impl Client {
         self.endpoints.len()
     }
 
-    /// Connects to one endpoint, logs in, and lists everything. Where that fails for want of a leader, and `remember` is set,
-    /// lists what the member remembers.
+    /// Connects to one endpoint, logs in, and lists all keys. If that fails because there is no
+    /// leader, and `allow_local` is set, lists the member's own data.
     pub(super) fn open(
         &self,
         endpoint: usize,
-        remember: bool,
+        allow_local: bool,
     ) -> impl Future<Output = Result<Opened, NotOpened>> + Send + use<> {
         let endpoint = self.endpoints.get(endpoint).cloned().unwrap_or_default();
         let (prefixes, user, tls) = (Arc::clone(&self.prefixes), self.user.clone(), self.tls.clone());
         async move {
             let connect = |leader| {
-                Link::connect(
+                Connection::connect(
                     endpoint.clone(),
                     Arc::clone(&prefixes),
                     user.clone(),
@@ -262,44 +257,44 @@ impl Client {
                 )
             };
             let opened = async {
-                let link = connect(true).await?;
-                let listing = link.list().await?;
-                Ok(Opened { link, listing })
+                let connection = connect(true).await?;
+                let listing = connection.list().await?;
+                Ok(Opened { connection, listing })
             };
-            let trouble: Trouble = match opened.await {
+            let failure: Failure = match opened.await {
                 Ok(opened) => return Ok(opened),
-                Err(trouble) => trouble,
+                Err(failure) => failure,
             };
-            let mut remembered = None;
-            if remember && trouble.cause == Cause::NoLeader {
-                // Asked without `hasleader`, which a member without a leader refuses.
-                remembered = match connect(false).await {
-                    Ok(link) => link.list_remembered().await.ok(),
+            let mut local = None;
+            if allow_local && failure.cause == Cause::NoLeader {
+                // Connects without `hasleader`, which a member without a leader refuses.
+                local = match connect(false).await {
+                    Ok(connection) => connection.list_local().await.ok(),
                     Err(_) => None,
                 };
             }
-            Err(NotOpened { trouble, remembered })
+            Err(NotOpened { failure, local })
         }
     }
 }
 
 /// A connection to one member.
 #[derive(Clone)]
-pub(super) struct Link {
+pub(super) struct Connection {
     endpoint: String,
     prefixes: Prefixes,
     /// Kept because it owns the connection.
     client: Box<etcd_client::Client>,
 }
 
-impl Link {
+impl Connection {
     async fn connect(
         endpoint: String,
         prefixes: Prefixes,
         user: Option<User>,
         tls: Tls,
         require_leader: bool,
-    ) -> Result<Self, Trouble> {
+    ) -> Result<Self, Failure> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_timeout(TIMEOUT)
@@ -310,7 +305,7 @@ impl Link {
             options = options.with_tls(
                 tls_options(&tls)
                     .await
-                    .map_err(|detail| at(&endpoint, Trouble::new(Cause::Denied, detail)))?,
+                    .map_err(|detail| at(&endpoint, Failure::new(Cause::Denied, detail)))?,
             );
         }
         if let Some(User { name, password }) = user {
@@ -319,14 +314,14 @@ impl Link {
                 Password::File(path) => {
                     let text = read(&path)
                         .await
-                        .map_err(|detail| at(&endpoint, Trouble::new(Cause::Denied, detail)))?;
+                        .map_err(|detail| at(&endpoint, Failure::new(Cause::Denied, detail)))?;
                     String::from_utf8_lossy(&text).trim_end_matches(['\r', '\n']).to_owned()
                 }
             };
             options = options.with_user(name, password);
         }
         let connect = etcd_client::Client::connect([&endpoint], Some(options));
-        let client = Box::new(in_time(&endpoint, "connect", connect).await?);
+        let client = Box::new(with_deadline(&endpoint, "connect", connect).await?);
         Ok(Self {
             endpoint,
             prefixes,
@@ -346,19 +341,19 @@ impl Link {
         self.client.watch_client().max_decoding_message_size(DECODE_LIMIT)
     }
 
-    /// Lists everything as it is now.
-    pub(super) fn list(&self) -> impl Future<Output = Result<Listing, Trouble>> + Send + use<> {
+    /// Lists all keys as they are now.
+    pub(super) fn list(&self) -> impl Future<Output = Result<Listing, Failure>> + Send + use<> {
         list(self.clone(), Consistency::Linearizable)
     }
 
-    /// Lists what this member remembers.
-    fn list_remembered(&self) -> impl Future<Output = Result<Listing, Trouble>> + Send + use<> {
+    /// Lists the data of this member alone.
+    fn list_local(&self) -> impl Future<Output = Result<Listing, Failure>> + Send + use<> {
         list(self.clone(), Consistency::Serializable)
     }
 
-    /// Watches everything from this revision on, all prefixes over one stream.
-    pub(super) fn follow(&self, from: i64) -> impl Future<Output = Result<Feed, Trouble>> + Send + use<> {
-        let link = self.clone();
+    /// Watches all prefixes over one stream, from this revision on.
+    pub(super) fn watch(&self, from: i64) -> impl Future<Output = Result<WatchStream, Failure>> + Send + use<> {
+        let connection = self.clone();
         async move {
             let options = || {
                 WatchOptions::new()
@@ -367,18 +362,18 @@ impl Link {
                     .with_progress_notify()
                     .with_fragment()
             };
-            let Some((first, others)) = link.prefixes.split_first() else {
-                return Err(Trouble::new(Cause::Protocol, "nothing to watch"));
+            let Some((first, others)) = connection.prefixes.split_first() else {
+                return Err(Failure::new(Cause::Protocol, "nothing to watch"));
             };
-            let mut watcher = link.watcher();
+            let mut watcher = connection.watcher();
             let open = watcher.watch(first.as_str(), Some(options()));
-            let (mut requests, responses) = in_time(&link.endpoint, "watch", open).await?.split();
+            let (mut requests, responses) = with_deadline(&connection.endpoint, "watch", open).await?.split();
             for prefix in others {
                 let open = requests.watch(prefix.as_str(), Some(options()));
-                in_time(&link.endpoint, "watch", open).await?;
+                with_deadline(&connection.endpoint, "watch", open).await?;
             }
-            Ok(Feed {
-                endpoint: link.endpoint,
+            Ok(WatchStream {
+                endpoint: connection.endpoint,
                 requests,
                 responses,
             })
@@ -386,23 +381,23 @@ impl Link {
     }
 }
 
-/// Reads page by page, each in time, all at the revision of the first.
-async fn list(link: Link, consistency: Consistency) -> Result<Listing, Trouble> {
+/// Reads page by page, each with a deadline, all at the revision of the first page.
+async fn list(connection: Connection, consistency: Consistency) -> Result<Listing, Failure> {
     let mut attempt = 1;
     loop {
-        match list_once(&link, consistency).await {
-            Err(trouble) if trouble.cause == Cause::Compacted && attempt < ATTEMPTS => attempt += 1,
+        match list_once(&connection, consistency).await {
+            Err(failure) if failure.cause == Cause::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
             outcome => return outcome,
         }
     }
 }
 
-async fn list_once(link: &Link, consistency: Consistency) -> Result<Listing, Trouble> {
-    let mut kv = link.kv();
+async fn list_once(connection: &Connection, consistency: Consistency) -> Result<Listing, Failure> {
+    let mut kv = connection.kv();
     let mut at: Option<Position> = None;
     let mut keys = Vec::new();
     let mut limit = PAGE;
-    for prefix in link.prefixes.iter() {
+    for prefix in connection.prefixes.iter() {
         let end = end_of(prefix.as_str().as_bytes());
         let mut from = prefix.as_str().as_bytes().to_vec();
         loop {
@@ -413,15 +408,17 @@ async fn list_once(link: &Link, consistency: Consistency) -> Result<Listing, Tro
             if consistency == Consistency::Serializable {
                 options = options.with_serializable();
             }
-            let mut page = match in_time(&link.endpoint, "list", kv.get(from.clone(), Some(options))).await {
-                // Large values: fewer of them at a time.
-                Err(trouble) if trouble.cause == Cause::TooLarge && limit > 1 => {
+            let mut page = match with_deadline(&connection.endpoint, "list", kv.get(from.clone(), Some(options))).await
+            {
+                // Large values: fewer keys per page.
+                Err(failure) if failure.cause == Cause::TooLarge && limit > 1 => {
                     limit /= 2;
                     continue;
                 }
                 page => page?,
             };
-            // The headers of later pages tell the present revision, although what they hold is that of the first.
+            // The header of a later page has the present revision, although its keys are those of
+            // the first page's revision.
             if at.is_none() {
                 let header = page.header();
                 let first = header.map(|header| Position {
@@ -429,7 +426,7 @@ async fn list_once(link: &Link, consistency: Consistency) -> Result<Listing, Tro
                     term: header.raft_term(),
                     revision: header.revision(),
                 });
-                at = Some(first.ok_or_else(|| Trouble::new(Cause::Protocol, "a list without a header"))?);
+                at = Some(first.ok_or_else(|| Failure::new(Cause::Protocol, "a list without a header"))?);
             }
             let weight: usize = page
                 .kvs()
@@ -465,7 +462,7 @@ async fn list_once(link: &Link, consistency: Consistency) -> Result<Listing, Tro
     })
 }
 
-/// The first key behind all that start so.
+/// The first key after all keys with this prefix.
 fn end_of(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
@@ -477,26 +474,28 @@ fn end_of(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
-/// A watch under way.
-pub(super) struct Feed {
+/// The stream of a watch.
+pub(super) struct WatchStream {
     endpoint: String,
     requests: WatchRequestSender,
     responses: WatchResponseStream,
 }
 
-impl Feed {
-    /// The next message. Cancel safe. There is no deadline: a quiet prefix is silent, and a dead connection ends by itself.
-    pub(super) async fn message(&mut self) -> Result<Message, Trouble> {
+impl WatchStream {
+    /// The next message. Cancel safe. Without a deadline: a quiet prefix is silent, and keep-alive
+    /// pings end a dead connection.
+    pub(super) async fn message(&mut self) -> Result<Message, Failure> {
         match self.responses.message().await {
             Ok(Some(response)) => Ok(message(response)),
-            Ok(None) => Err(at(&self.endpoint, Trouble::new(Cause::Unreachable, "the watch ended"))),
+            Ok(None) => Err(at(&self.endpoint, Failure::new(Cause::Unreachable, "the watch ended"))),
             Err(error) => Err(at(&self.endpoint, error.into())),
         }
     }
 
-    /// Asks for a sign of life, which is a message without events.
+    /// Asks for a progress notification, which is a message without events.
     pub(super) fn ask_progress(&mut self) {
-        // There is always room, unless the server has not read for minutes; then there is no point in waiting.
+        // There is always room, unless the server has read nothing for minutes. Then waiting would
+        // not help.
         let _ = self.requests.request_progress().now_or_never();
     }
 }
@@ -506,16 +505,16 @@ fn message(response: WatchResponse) -> Message {
     let header = response.header.unwrap_or_default();
     let event = |event: etcd_client::proto::PbEvent| {
         let pair = event.kv?;
-        // Not by the crate's own accessor, which panics at what it does not know.
-        let what = match event.r#type {
-            0 => What::Put(pair.value),
-            1 => What::Delete,
-            other => What::Unknown(other),
+        // Not by the crate's own accessor, which panics on a type that it does not know.
+        let kind = match event.r#type {
+            0 => EventKind::Put(pair.value),
+            1 => EventKind::Delete,
+            other => EventKind::Unknown(other),
         };
         Some(Event {
             key: pair.key,
             mod_revision: pair.mod_revision,
-            what,
+            kind,
         })
     };
     Message {
@@ -523,7 +522,7 @@ fn message(response: WatchResponse) -> Message {
         created: response.created,
         canceled: response.canceled,
         compact_revision: response.compact_revision,
-        cancel_reason: one_line(&response.cancel_reason),
+        cancel_reason: one_line(&response.cancel_reason, ERROR_TEXT),
         fragment: response.fragment,
         at: Position {
             cluster: header.cluster_id,
@@ -534,25 +533,25 @@ fn message(response: WatchResponse) -> Message {
     }
 }
 
-async fn in_time<T>(
+async fn with_deadline<T>(
     endpoint: &str,
     what: &str,
     call: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<T, Trouble> {
+) -> Result<T, Failure> {
     let outcome = match time::timeout(TIMEOUT, call).await {
-        Ok(outcome) => outcome.map_err(Trouble::from),
-        Err(_) => Err(Trouble::new(Cause::Timeout, format!("no answer within {TIMEOUT:?}"))),
+        Ok(outcome) => outcome.map_err(Failure::from),
+        Err(_) => Err(Failure::new(Cause::Timeout, format!("no answer within {TIMEOUT:?}"))),
     };
-    outcome.map_err(|trouble| {
+    outcome.map_err(|failure| {
         at(
             endpoint,
-            Trouble::new(trouble.cause, format!("{what}: {}", trouble.detail)),
+            Failure::new(failure.cause, format!("{what}: {}", failure.detail)),
         )
     })
 }
 
-fn at(endpoint: &str, trouble: Trouble) -> Trouble {
-    Trouble::new(trouble.cause, format!("{endpoint}: {}", trouble.detail))
+fn at(endpoint: &str, failure: Failure) -> Failure {
+    Failure::new(failure.cause, format!("{endpoint}: {}", failure.detail))
 }
 
 async fn tls_options(tls: &Tls) -> Result<TlsOptions, String> {
@@ -578,7 +577,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trouble_is_told_apart_by_what_it_says_where_codes_do_not() {
+    fn the_cause_is_found_by_the_text_where_codes_are_ambiguous() {
         for (text, cause) in [
             (
                 "OutOfRange: etcdserver: mvcc: required revision has been compacted",
@@ -611,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn without_words_that_are_known_the_code_decides() {
+    fn without_a_known_text_the_code_decides() {
         for (code, message, cause) in [
             ("Unavailable", "tcp connect error", Cause::Unreachable),
             ("Unavailable", "etcdserver: too many requests", Cause::Unavailable),
@@ -625,12 +624,12 @@ mod tests {
             ("Unimplemented", "unknown service", Cause::Protocol),
             ("PermissionDenied", "", Cause::Denied),
         ] {
-            assert_eq!(by_code(code, message), cause, "{code}: {message}");
+            assert_eq!(cause_of_code(code, message), cause, "{code}: {message}");
         }
     }
 
     #[test]
-    fn a_range_ends_behind_the_last_key_that_starts_so() {
+    fn a_range_ends_after_the_last_key_with_the_prefix() {
         assert_eq!(end_of(b"/services/"), b"/services0");
         assert_eq!(end_of(b"a\xff\xff"), b"b");
         assert_eq!(end_of(b"\xff"), b"\0");

@@ -1,83 +1,92 @@
-//! etcd: everything below some prefixes, listed once and watched from there.
+//! etcd: all keys below some prefixes, listed once and watched from there.
 //!
 //! ```text
-//!            ┌─────────────────────── a connection to one endpoint ──────────────────────┐
-//!   Idle ──► │ Opening: log in, list (pinned pages) ──► Subscribing ──► Following        │
-//!    ▲       │                  │ replace                            put, delete │  │     │
-//!    │       │                  ▼                                                ▼  │     │
-//!    │       │                view.rs ◄──────────── repair ◄── a list now and then ─┘     │
-//!    │       └──────────────────┬───────────────────────────────────────────────────┬────┘
-//!    │                          └─► Update                                          │
-//!    └───────────── compacted, rolled back, canceled, expired, silent, gone ◄───────┘
+//!            ┌─────────────────── a connection to one endpoint ──────────────────┐
+//!   Idle ──► │ Opening: log in, list (pinned pages) ──► Subscribing ──► Watching │
+//!    ▲       │                  │ replace                    put, delete │  │   │
+//!    │       │                  ▼                                        ▼  │   │
+//!    │       │                 keys ◄─────────── repair ◄── a periodic list ┘   │
+//!    │       └──────────────────┬───────────────────────────────────────────┬───┘
+//!    │                          └─► Update                                  │
+//!    └───────────── compacted, rolled back, canceled, expired, closed ◄─────┘
 //! ```
 //!
-//! etcd's watch is exact while it lasts, and does not always say when it does not: a canceled watch leaves its stream open, one
-//! on a cluster that lost its data is silent for ever, one that fell behind the compaction has lost something. Whatever ends
-//! a watch, what follows is a new connection and a list, which is compared with what was known: the first after a gap, so that
-//! a large drop is doubted and looked at again. And while all is well, everything is read anew every few minutes: what differs
-//! then is corrected, and counted as drift.
+//! An etcd watch is exact while it lasts, but etcd does not always say when it ends. A canceled
+//! watch leaves its stream open, a watch on a cluster that lost its data is silent for ever, and a
+//! watch that fell behind the compaction has missed events. After a watch ends, a new connection
+//! lists all keys, and the list is compared with the known keys. The first list after a gap is
+//! confirmed by a second list if instances are missing. During a watch, all keys are listed every
+//! few minutes: a difference is corrected, and counted as drift.
 //!
-//! What is in flight (a connection being opened, a list, the stream) are fields of the watcher: a cancelled `next` abandons
-//! none. Nothing is spawned here; the connection's own task is tonic's.
+//! What is in flight (a connection that opens, a list, the stream) are fields of the watcher, so
+//! that a cancelled `next` loses none of them. No task is spawned here; each connection has a task
+//! of tonic's.
+//!
+//! The files import only downwards:
+//!
+//! ```text
+//! mod             the watcher
+//! keys            what the keys register     watch_messages   what ends a watch
+//!                                            client           connections, lists, streams
+//! wire            lists and events, without etcd's crate      settings
+//! formats         keys and values become instances
+//! ```
 
 mod client;
-mod follow;
 pub mod formats;
+mod keys;
 mod settings;
-mod view;
+mod watch_messages;
 mod wire;
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use formats::{Format, InvalidPrefix, Prefix};
+pub use formats::{Format, InvalidPrefix, Prefix, SOURCE};
 pub use settings::{Password, Settings, User};
 
-use self::client::{Cause, Client, Feed, Link, NotOpened, Opened, Trouble};
-use self::follow::{Follow, Step};
-use self::view::View;
+use self::client::{Cause, Client, Connection, Failure, NotOpened, Opened, WatchStream};
+use self::formats::Prefixes;
+use self::keys::Keys;
+use self::watch_messages::{Step, WatchMessages};
 use self::wire::{Listing, Message, Position};
-use super::{CONFIRM_AFTER, Trust, Update, WatchError, Watcher};
+use super::shared::pause_until;
+use super::watcher::{CONFIRM_AFTER, Trust, Update, WatchError, Watcher};
 use crate::balancer::{Clock, Source, SourceStatus, Timestamp};
 use crate::http_client::HttpError;
 
-/// etcd, in answers and metric labels.
-pub const SOURCE: Source = Source::new("etcd");
-
-/// Timers fire a little early at times; this keeps a due time just ahead from being looked at in a tight loop.
-const TICK: Duration = Duration::from_millis(1);
-/// A watch that ends sooner counts towards longer and longer pauses.
-const SHORT: Duration = Duration::from_secs(10);
+/// The pauses grow after watches that end sooner than this.
+const SHORT_WATCH: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Agents that lose the same member do not all list the next one at the same moment.
-const SPLAY: Duration = Duration::from_millis(200);
-/// How often a quiet watch is asked for a sign of life.
-const PROGRESS: Duration = Duration::from_secs(10);
-/// The time that a watch has to say what a list says already, before that counts as drift.
-const SETTLE: Duration = Duration::from_secs(2);
+/// Agents that lose the same member do not all list the next member at the same moment.
+const JITTER: Duration = Duration::from_millis(200);
+/// How often a quiet watch is asked for a progress notification.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+/// How long the watch has to deliver the changes that a list shows. Changes after that count as
+/// drift.
+const SETTLE_TIME: Duration = Duration::from_secs(2);
 
-type Prefixes = Arc<[Prefix]>;
-type Flight<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type InFlight<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Why everything was listed again, a metric label.
+/// Why all keys were listed again, a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Relist {
-    /// For the first time.
+    /// The first list.
     Start,
     /// The connection was lost.
     Reconnect,
-    /// The history to go on with is not kept any more.
+    /// The watch cannot go on: its next revision was compacted.
     Compacted,
-    /// It is another history.
+    /// The cluster has another history: restored or wiped data, or another cluster.
     Rollback,
-    /// The token had expired.
+    /// The auth token had expired.
     Token,
-    /// The server ended the watch.
+    /// The server canceled the watch.
     Canceled,
-    /// A second look after a doubtful one.
+    /// The confirmation of a list after a gap.
     Confirm,
-    /// It was time.
+    /// The refresh interval was over.
     Periodic,
 }
 
@@ -112,87 +121,88 @@ pub struct EtcdWatcher {
     clock: Arc<dyn Clock>,
     status: Arc<SourceStatus>,
     refresh: Duration,
-    view: View,
+    keys: Keys,
     phase: Phase,
-    /// The one in use, or to be used next.
+    /// The endpoint in use, or to be used next.
     endpoint: usize,
-    /// Endpoints that could not be listed since the last that could.
+    /// How many endpoints failed since one was listed.
     failed: usize,
-    /// Watches in a row that ended soon.
-    short: u32,
+    /// How many watches in a row ended soon.
+    short_watches: u32,
     not_before: Timestamp,
     why: Relist,
-    /// Where the last list, or the watch behind it, had come to.
+    /// The position of the last list, or of the watch after it.
     at: Option<Position>,
-    /// When the second look is due that is owed after a doubtful one.
+    /// When the list that confirms the last list is due.
     confirm_at: Option<Timestamp>,
-    trouble: Option<Trouble>,
+    failure: Option<Failure>,
 }
 
 enum Phase {
     Idle,
-    Opening(Flight<Result<Opened, NotOpened>>),
+    Opening(InFlight<Result<Opened, NotOpened>>),
     Subscribing {
-        link: Link,
+        connection: Connection,
         listed: (Position, Timestamp),
-        flight: Flight<Result<Feed, Trouble>>,
+        flight: InFlight<Result<WatchStream, Failure>>,
     },
-    Following(Box<Session>),
+    Watching(Box<Session>),
 }
 
-/// A watch under way.
+/// A watch in progress.
 struct Session {
-    link: Link,
-    feed: Feed,
-    follow: Follow,
+    connection: Connection,
+    stream: WatchStream,
+    messages: WatchMessages,
     since: Timestamp,
-    second: Second,
+    relisting: Relisting,
     refresh_at: Timestamp,
     progress_at: Timestamp,
 }
 
-/// Another list while the watch goes on.
-enum Second {
-    None,
-    Reading(Relist, Flight<Result<Listing, Trouble>>),
-    /// Read; the watch has until then to say the same.
+/// A list during the watch.
+enum Relisting {
+    Idle,
+    Reading(Relist, InFlight<Result<Listing, Failure>>),
+    /// The list was read. The watch has until then to deliver the same changes.
     Settling(Timestamp, Listing),
 }
 
-/// What `next` was woken by.
-enum Happened {
+/// Why `next` went on.
+enum Wakeup {
     Opened(Result<Opened, NotOpened>),
-    Subscribed(Result<Feed, Trouble>),
-    Message(Result<Message, Trouble>),
-    Listed(Relist, Result<Listing, Trouble>),
+    Subscribed(Result<WatchStream, Failure>),
+    Message(Result<Message, Failure>),
+    Listed(Relist, Result<Listing, Failure>),
     Time,
 }
 
 impl EtcdWatcher {
-    /// A watcher that has connected to nothing yet.
+    /// A watcher without a connection.
     ///
     /// # Errors
     ///
-    /// When an endpoint is no address, or a certificate or key file cannot be used. Whether etcd is there shows in `next`.
+    /// When an endpoint is not valid, or a certificate or key file cannot be used. `next` shows
+    /// whether etcd can be reached.
     pub fn new(settings: Settings, status: Arc<SourceStatus>, clock: Arc<dyn Clock>) -> Result<Self, HttpError> {
         let prefixes: Prefixes = settings.prefixes.as_slice().into();
         let client = Client::new(&settings, Arc::clone(&prefixes))?;
-        // Not all agents of a cluster on the same member.
+        // Spreads the agents over the members.
         let endpoint = fastrand::usize(..client.endpoints());
         Ok(Self {
-            view: View::new(prefixes, Arc::clone(&status)),
+            keys: Keys::new(prefixes, Arc::clone(&status)),
             client,
             status,
             refresh: settings.refresh,
             phase: Phase::Idle,
             endpoint,
             failed: 0,
-            short: 0,
+            short_watches: 0,
             not_before: clock.now(),
             why: Relist::Start,
             at: None,
             confirm_at: None,
-            trouble: None,
+            failure: None,
             clock,
         })
     }
@@ -201,76 +211,76 @@ impl EtcdWatcher {
     fn start(&mut self, now: Timestamp) {
         match &mut self.phase {
             Phase::Idle if now >= self.not_before => {
-                let remember = !self.view.is_listed();
-                self.phase = Phase::Opening(Box::pin(self.client.open(self.endpoint, remember)));
+                let allow_local = !self.keys.is_listed();
+                self.phase = Phase::Opening(Box::pin(self.client.open(self.endpoint, allow_local)));
             }
-            Phase::Following(session) => {
+            Phase::Watching(session) => {
                 if now >= session.progress_at {
-                    session.progress_at = now + PROGRESS;
-                    session.feed.ask_progress();
+                    session.progress_at = now + PROGRESS_EVERY;
+                    session.stream.ask_progress();
                 }
-                match &session.second {
-                    Second::None => {
+                match &session.relisting {
+                    Relisting::Idle => {
                         let why = match self.confirm_at {
                             Some(at) if now >= at => Relist::Confirm,
                             _ if now >= session.refresh_at => Relist::Periodic,
                             _ => return,
                         };
-                        self.view.expect_list();
-                        session.second = Second::Reading(why, Box::pin(session.link.list()));
+                        self.keys.expect_list();
+                        session.relisting = Relisting::Reading(why, Box::pin(session.connection.list()));
                     }
-                    Second::Settling(until, _) if now >= *until => {
-                        if let Second::Settling(_, listing) = std::mem::replace(&mut session.second, Second::None) {
-                            self.compare(listing, now);
+                    Relisting::Settling(until, _) if now >= *until => {
+                        if let Relisting::Settling(_, listing) =
+                            std::mem::replace(&mut session.relisting, Relisting::Idle)
+                        {
+                            self.repair(listing, now);
                         }
                     }
-                    Second::Reading(..) | Second::Settling(..) => {}
+                    Relisting::Reading(..) | Relisting::Settling(..) => {}
                 }
             }
             _ => {}
         }
     }
 
-    /// When to look at the clock again.
+    /// When the next timer is due.
     fn wake(&self) -> Option<Timestamp> {
         let phase = match &self.phase {
             Phase::Idle => Some(self.not_before),
             Phase::Opening(_) | Phase::Subscribing { .. } => None,
-            Phase::Following(session) => {
-                let second = match &session.second {
-                    Second::None => self.confirm_at.into_iter().chain([session.refresh_at]).min(),
-                    Second::Reading(..) => None,
-                    Second::Settling(until, _) => Some(*until),
+            Phase::Watching(session) => {
+                let relisting = match &session.relisting {
+                    Relisting::Idle => self.confirm_at.into_iter().chain([session.refresh_at]).min(),
+                    Relisting::Reading(..) => None,
+                    Relisting::Settling(until, _) => Some(*until),
                 };
-                second.into_iter().chain([session.progress_at]).min()
+                relisting.into_iter().chain([session.progress_at]).min()
             }
         };
-        phase.into_iter().chain(self.view.due()).min()
+        phase.into_iter().chain(self.keys.due()).min()
     }
 
-    /// Waits for the next thing to happen. Cancel safe.
-    async fn happening(&mut self, now: Timestamp) -> Happened {
-        let pause = self
-            .wake()
-            .map_or(Duration::from_secs(60), |at| at.since(now).max(TICK));
+    /// Waits for the next event. Cancel safe.
+    async fn wait(&mut self, now: Timestamp) -> Wakeup {
+        let pause = pause_until(self.wake(), now);
         let time = tokio::time::sleep(pause);
         match &mut self.phase {
             Phase::Idle => {
                 time.await;
-                Happened::Time
+                Wakeup::Time
             }
             Phase::Opening(flight) => tokio::select! {
-                opened = flight => Happened::Opened(opened),
-                () = time => Happened::Time,
+                opened = flight => Wakeup::Opened(opened),
+                () = time => Wakeup::Time,
             },
             Phase::Subscribing { flight, .. } => tokio::select! {
-                feed = flight => Happened::Subscribed(feed),
-                () = time => Happened::Time,
+                stream = flight => Wakeup::Subscribed(stream),
+                () = time => Wakeup::Time,
             },
-            Phase::Following(session) => {
-                let Session { feed, second, .. } = &mut **session;
-                let (why, listing) = match second {
-                    Second::Reading(why, flight) => (*why, Some(flight)),
+            Phase::Watching(session) => {
+                let Session { stream, relisting, .. } = &mut **session;
+                let (why, listing) = match relisting {
+                    Relisting::Reading(why, flight) => (*why, Some(flight)),
                     _ => (Relist::Periodic, None),
                 };
                 let listing = async {
@@ -280,163 +290,163 @@ impl EtcdWatcher {
                     }
                 };
                 tokio::select! {
-                    message = feed.message() => Happened::Message(message),
-                    listing = listing => Happened::Listed(why, listing),
-                    () = time => Happened::Time,
+                    message = stream.message() => Wakeup::Message(message),
+                    listing = listing => Wakeup::Listed(why, listing),
+                    () = time => Wakeup::Time,
                 }
             }
         }
     }
 
-    fn take(&mut self, happened: Happened, now: Timestamp) {
-        match happened {
-            Happened::Opened(Ok(Opened { link, listing })) => self.opened(link, listing, now),
-            Happened::Opened(Err(NotOpened { trouble, remembered })) => {
-                if let Some(listing) = remembered {
+    fn handle(&mut self, wakeup: Wakeup, now: Timestamp) {
+        match wakeup {
+            Wakeup::Opened(Ok(Opened { connection, listing })) => self.opened(connection, listing, now),
+            Wakeup::Opened(Err(NotOpened { failure, local })) => {
+                if let Some(listing) = local {
                     tracing::warn!(source = %SOURCE, keys = listing.keys.len(), revision = listing.at.revision,
-                        "no leader: starting with what one member remembers");
-                    self.view.replace(listing, Trust::AdditionsOnly, now);
+                        "no leader: starting with the data of one member");
+                    self.keys.replace(listing, Trust::AdditionsOnly, now);
                 }
-                self.not_opened(trouble);
+                self.not_opened(failure);
             }
-            Happened::Subscribed(Ok(feed)) => self.subscribed(feed, now),
-            Happened::Subscribed(Err(trouble)) | Happened::Message(Err(trouble)) => self.broken(trouble, now),
-            Happened::Message(Ok(message)) => self.heard(message, now),
-            Happened::Listed(why, Ok(listing)) => self.listed_again(why, listing, now),
-            Happened::Listed(_, Err(trouble)) => self.broken(trouble, now),
-            Happened::Time => {}
+            Wakeup::Subscribed(Ok(stream)) => self.subscribed(stream, now),
+            Wakeup::Subscribed(Err(failure)) | Wakeup::Message(Err(failure)) => self.watch_failed(failure, now),
+            Wakeup::Message(Ok(message)) => self.message_received(message, now),
+            Wakeup::Listed(why, Ok(listing)) => self.listed_again(why, listing, now),
+            Wakeup::Listed(_, Err(failure)) => self.watch_failed(failure, now),
+            Wakeup::Time => {}
         }
     }
 
-    fn opened(&mut self, link: Link, listing: Listing, now: Timestamp) {
+    fn opened(&mut self, connection: Connection, listing: Listing, now: Timestamp) {
         if let Some(before) = self.at
             && let Some(detail) = listing.at.breaks_with(before)
         {
-            tracing::warn!(source = %SOURCE, endpoint = link.endpoint(), detail, "etcd's history went back");
+            tracing::warn!(source = %SOURCE, endpoint = connection.endpoint(), detail, "etcd history changed: restored or wiped data, or another cluster");
             self.why = Relist::Rollback;
         }
         self.failed = 0;
         self.status.heard(now);
         self.status.count_relist(self.why.as_str());
-        tracing::info!(source = %SOURCE, endpoint = link.endpoint(), why = self.why.as_str(), keys = listing.keys.len(),
+        tracing::info!(source = %SOURCE, endpoint = connection.endpoint(), why = self.why.as_str(), keys = listing.keys.len(),
             revision = listing.at.revision, "listed");
         let at = listing.at;
         self.at = Some(at);
-        self.view.replace(listing, Trust::AfterGap, now);
-        self.confirm_at = self.view.is_owed().then(|| now + CONFIRM_AFTER);
-        let flight = Box::pin(link.follow(at.revision + 1));
+        self.keys.replace(listing, Trust::AfterGap, now);
+        self.confirm_at = self.keys.needs_confirmation().then(|| now + CONFIRM_AFTER);
+        let flight = Box::pin(connection.watch(at.revision + 1));
         self.phase = Phase::Subscribing {
-            link,
+            connection,
             listed: (at, now),
             flight,
         };
     }
 
-    /// On to the next endpoint; when none could be listed, that is an error.
-    fn not_opened(&mut self, trouble: Trouble) {
+    /// Tries the next endpoint. When no endpoint could be listed, that is an error.
+    fn not_opened(&mut self, failure: Failure) {
         self.phase = Phase::Idle;
         self.failed += 1;
         self.next_endpoint();
         if self.failed >= self.client.endpoints() {
             self.failed = 0;
-            self.trouble = Some(trouble);
+            self.failure = Some(failure);
         } else {
-            self.status.count_error(trouble.cause.reason().as_str());
-            tracing::info!(source = %SOURCE, error = trouble.detail, "asking the next endpoint");
+            self.status.count_error(failure.cause.reason().as_str());
+            tracing::info!(source = %SOURCE, error = failure.detail, "trying the next endpoint");
         }
     }
 
-    fn subscribed(&mut self, feed: Feed, now: Timestamp) {
-        let Phase::Subscribing { link, listed, .. } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+    fn subscribed(&mut self, stream: WatchStream, now: Timestamp) {
+        let Phase::Subscribing { connection, listed, .. } = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return;
         };
         let jitter = 0.5 + fastrand::f64();
-        self.phase = Phase::Following(Box::new(Session {
-            link,
-            feed,
-            follow: Follow::from(listed.0),
+        self.phase = Phase::Watching(Box::new(Session {
+            connection,
+            stream,
+            messages: WatchMessages::from(listed.0),
             since: listed.1,
-            second: Second::None,
+            relisting: Relisting::Idle,
             refresh_at: now + self.refresh.mul_f64(jitter),
-            progress_at: now + PROGRESS,
+            progress_at: now + PROGRESS_EVERY,
         }));
     }
 
-    fn heard(&mut self, message: Message, now: Timestamp) {
-        let Phase::Following(session) = &mut self.phase else {
+    fn message_received(&mut self, message: Message, now: Timestamp) {
+        let Phase::Watching(session) = &mut self.phase else {
             return;
         };
-        match session.follow.take(message) {
-            Step::Over(trouble) => self.broken(trouble, now),
+        match session.messages.take(message) {
+            Step::Over(failure) => self.watch_failed(failure, now),
             step => {
-                self.at = Some(session.follow.at());
+                self.at = Some(session.messages.at());
                 self.status.heard(now);
                 if let Step::Events(events) = step {
-                    self.view.follow(events, now);
+                    self.keys.apply(events, now);
                 }
             }
         }
     }
 
     fn listed_again(&mut self, why: Relist, listing: Listing, now: Timestamp) {
-        let Phase::Following(session) = &mut self.phase else {
+        let Phase::Watching(session) = &mut self.phase else {
             return;
         };
-        session.second = Second::None;
-        if let Some(detail) = listing.at.breaks_with(session.follow.at()) {
-            self.broken(Trouble::new(Cause::Rollback, detail), now);
+        session.relisting = Relisting::Idle;
+        if let Some(detail) = listing.at.breaks_with(session.messages.at()) {
+            self.watch_failed(Failure::new(Cause::Rollback, detail), now);
             return;
         }
         self.status.heard(now);
         self.status.count_relist(why.as_str());
         if why == Relist::Confirm {
             self.confirm_at = None;
-            // So soon after a list, what the watch has not said yet is no drift.
-            self.view.repair(listing, now);
-            self.view.confirm(now);
+            // So soon after a list, a change that the watch has not delivered yet is not drift.
+            self.keys.repair(listing, now);
+            self.keys.confirm(now);
         } else {
             session.refresh_at = now + self.refresh.mul_f64(0.5 + fastrand::f64());
-            session.second = Second::Settling(now + SETTLE, listing);
+            session.relisting = Relisting::Settling(now + SETTLE_TIME, listing);
         }
     }
 
-    fn compare(&mut self, listing: Listing, now: Timestamp) {
-        let repaired = self.view.repair(listing, now);
+    fn repair(&mut self, listing: Listing, now: Timestamp) {
+        let repaired = self.keys.repair(listing, now);
         if repaired > 0 {
             self.status.count_drift(repaired as u64);
-            tracing::warn!(source = %SOURCE, repaired, "keys had changed without the watch saying so; corrected");
+            tracing::warn!(source = %SOURCE, repaired, "the watch missed changes, corrected");
         }
     }
 
-    /// The connection is of no use any more: another one, and a list.
-    fn broken(&mut self, trouble: Trouble, now: Timestamp) {
+    /// The connection cannot be used any more: another connection lists again.
+    fn watch_failed(&mut self, failure: Failure, now: Timestamp) {
         let since = match &self.phase {
-            Phase::Following(session) => session.since,
+            Phase::Watching(session) => session.since,
             Phase::Subscribing { listed, .. } => listed.1,
             Phase::Idle | Phase::Opening(_) => now,
         };
         self.phase = Phase::Idle;
-        self.why = Relist::after(trouble.cause);
-        self.status.count_error(trouble.cause.reason().as_str());
+        self.why = Relist::after(failure.cause);
+        self.status.count_error(failure.cause.reason().as_str());
         let pause = self.pause(now.since(since));
         self.not_before = now + pause;
         if self.why == Relist::Reconnect {
             self.next_endpoint();
         }
-        tracing::info!(source = %SOURCE, error = trouble.detail, ?pause, "the watch is over, listing again");
+        tracing::info!(source = %SOURCE, error = failure.detail, ?pause, "watch ended, listing again");
     }
 
-    /// None to speak of after a watch that lasted; longer and longer after one that did not, or a server that ends each
-    /// at once would be listed without end.
+    /// Almost no pause after a watch that lasted; growing pauses after watches that ended soon.
+    /// Otherwise a server that ends each watch at once would be listed without end.
     fn pause(&mut self, lasted: Duration) -> Duration {
-        if lasted >= SHORT {
-            self.short = 0;
-            return SPLAY.mul_f64(fastrand::f64());
+        if lasted >= SHORT_WATCH {
+            self.short_watches = 0;
+            return JITTER.mul_f64(fastrand::f64());
         }
         let pause = Duration::from_millis(250)
-            .saturating_mul(1 << self.short.min(7))
+            .saturating_mul(1 << self.short_watches.min(7))
             .min(LONGEST_PAUSE);
-        self.short += 1;
+        self.short_watches += 1;
         pause.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
@@ -453,18 +463,18 @@ impl Watcher for EtcdWatcher {
     async fn next(&mut self) -> Result<Update, WatchError> {
         loop {
             let now = self.clock.now();
-            if let Some(update) = self.view.news(now) {
+            if let Some(update) = self.keys.next_update(now) {
                 return Ok(update);
             }
-            if let Some(Trouble { cause, detail }) = self.trouble.take() {
+            if let Some(Failure { cause, detail }) = self.failure.take() {
                 return Err(WatchError {
                     reason: cause.reason(),
                     detail,
                 });
             }
             self.start(now);
-            let happened = self.happening(now).await;
-            self.take(happened, self.clock.now());
+            let wakeup = self.wait(now).await;
+            self.handle(wakeup, self.clock.now());
         }
     }
 }
@@ -472,7 +482,7 @@ impl Watcher for EtcdWatcher {
 impl std::fmt::Debug for EtcdWatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EtcdWatcher")
-            .field("keys", &self.view.len())
+            .field("keys", &self.keys.len())
             .field("endpoint", &self.endpoint)
             .finish_non_exhaustive()
     }

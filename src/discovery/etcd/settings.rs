@@ -1,4 +1,5 @@
-//! What an operator can set about an etcd, already checked. The password is here too, and does not print.
+//! What an operator can set about an etcd cluster, already checked. Includes the password, which
+//! `Debug` does not print.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,17 +11,18 @@ use crate::http_client::Tls;
 /// How to reach an etcd cluster, and what to watch there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// `http://host:port` or `https://host:port`, at least one. One is asked at a time, the next when that fails.
+    /// `http://host:port` or `https://host:port`, at least one endpoint. One endpoint is used at a
+    /// time, the next after a failure.
     pub endpoints: Vec<String>,
-    /// The keys to watch, none below another.
+    /// The keys to watch. No prefix is below another.
     pub prefixes: Vec<Prefix>,
-    /// Whom to log in as, where etcd asks for it.
+    /// The user to log in as, if etcd asks for authentication.
     pub user: Option<User>,
     /// CA, certificate and key for `https://`.
     pub tls: Tls,
-    /// Everything is read anew this often (give or take half), whatever the watch says.
+    /// How often all keys are listed again (give or take half), during a watch.
     pub refresh: Duration,
-    /// Whether the agent is not ready without it.
+    /// Whether the agent waits for this source before it is ready.
     pub required: bool,
 }
 
@@ -38,14 +40,14 @@ impl Settings {
         }
     }
 
-    /// Whether some prefix could have a service of this name below it.
+    /// Whether a service of this name could be below some prefix.
     #[must_use]
     pub fn could_list(&self, service: &str) -> bool {
         self.prefixes.iter().any(|prefix| prefix.could_list(service))
     }
 }
 
-/// A user of etcd's own.
+/// A user of etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// The name.
@@ -54,12 +56,12 @@ pub struct User {
     pub password: Password,
 }
 
-/// A password, or where it is kept. Its `Debug` does not show it.
+/// A password, or the file that holds it. `Debug` does not print it.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Password {
     /// The password itself.
     Value(String),
-    /// A file with the password in it, read for every connection.
+    /// A file that holds the password. It is read for every connection.
     File(PathBuf),
 }
 

@@ -1,8 +1,9 @@
-//! What etcd says, without the crate it comes through: lists, messages of a watch, and where in etcd's history they stand.
+//! What etcd sends, without the types of its crate: lists, messages of a watch, and positions in
+//! etcd's history.
 
 use super::formats::{InvalidRegistration, Registration};
 
-/// A moment in etcd's history.
+/// A position in etcd's history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Position {
     pub(super) cluster: u64,
@@ -13,8 +14,8 @@ pub(super) struct Position {
 }
 
 impl Position {
-    /// What shows that `self` is not a later moment of the same history, if anything does. Zeros come from proxies, which do
-    /// not know.
+    /// Why `self` is not a later position of the same history, if it is not. Zeros do not count:
+    /// proxies send them.
     pub(super) fn breaks_with(self, earlier: Self) -> Option<String> {
         let known = |before: u64, now: u64| before != 0 && now != 0;
         if known(earlier.cluster, self.cluster) && self.cluster != earlier.cluster {
@@ -49,26 +50,26 @@ pub(super) struct Message {
     pub(super) canceled: bool,
     pub(super) compact_revision: i64,
     pub(super) cancel_reason: String,
-    /// More of the same follows.
+    /// More events of the same step follow.
     pub(super) fragment: bool,
     pub(super) at: Position,
     pub(super) events: Vec<Event>,
 }
 
-/// What happened to a key.
+/// A change of a key.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Event {
     pub(super) key: Vec<u8>,
     pub(super) mod_revision: i64,
-    pub(super) what: What,
+    pub(super) kind: EventKind,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum What {
+pub(super) enum EventKind {
     Put(Vec<u8>),
     /// Deregistered or expired: etcd does not say which.
     Delete,
-    /// Of a kind that this program is too old for.
+    /// Of a type that this version of pickd does not know.
     Unknown(i32),
 }
 

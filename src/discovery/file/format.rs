@@ -1,4 +1,4 @@
-//! Bytes to instances: the same shape in TOML, JSON and YAML, by the file's extension.
+//! Bytes to instances: the same structure in TOML, JSON and YAML, by the file's extension.
 //!
 //! ```toml
 //! [[service]]
@@ -14,9 +14,10 @@
 //! status = "passing"         # warning, critical, maintenance; default: unknown
 //! ```
 //!
-//! Written by an operator, so nothing is guessed and nothing skipped: the first mistake refuses the whole file, with line and
-//! column. Every rule is therefore checked *inside* deserialization, where each format knows the place it is at, and never
-//! afterwards. Pure: does not know where the bytes come from.
+//! An operator writes the file, so nothing is guessed and nothing skipped: the first mistake
+//! refuses the whole file, with line and column. So every rule is checked *inside*
+//! deserialization, where each format knows the line and column, and none afterwards. Pure: does
+//! not know where the bytes come from.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display};
@@ -28,17 +29,23 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::SOURCE;
-use crate::balancer::{Address, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Weight};
+use crate::balancer::{
+    Address, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
+};
+use crate::discovery::shared::status_named;
 
-/// Why a file was refused. Shown as `path:line:column: message`, the form in which editors jump to a place.
+/// The name of this registry.
+pub const SOURCE: Source = Source::new("file");
+
+/// Why a file was refused. Printed as `path:line:column: message`, the form that editors can
+/// follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileError {
     /// The file.
     pub path: PathBuf,
-    /// Line and column, from 1, columns in characters; `None` when the trouble has no place.
+    /// Line and column, from 1, columns in characters; `None` if the mistake has no place.
     pub place: Option<(usize, usize)>,
-    /// What is wrong, and what would do.
+    /// What is wrong, and what is expected.
     pub message: String,
 }
 
@@ -58,8 +65,9 @@ impl std::error::Error for FileError {}
 ///
 /// # Errors
 ///
-/// On the first mistake: syntax, an unknown key, a value out of range, a service or an id that is there twice. A file without
-/// any text is refused too, for it looks like one that is just being written.
+/// On the first mistake: syntax, an unknown key, a value out of range, a service or an id that is
+/// listed twice. A file without any text is refused too, because it looks like a file that is
+/// being written.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(ServiceName, Vec<ServiceInstance>)>, FileError> {
     let refused = |place, message: String| FileError {
         path: path.to_owned(),
@@ -94,7 +102,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(ServiceName, Vec<ServiceI
             let message = wrong.to_string().replacen(&told, "", 1);
             refused(Some(place(text, json_offset(text, &wrong))), message)
         }),
-        // A document of comments alone is nothing at all in YAML, where TOML has an empty table.
+        // A document of comments alone is null in YAML, and an empty table in TOML.
         "yaml" | "yml" => yaml_serde::from_str::<Option<Services>>(text)
             .map(Option::unwrap_or_default)
             .map_err(|wrong| {
@@ -119,7 +127,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(ServiceName, Vec<ServiceI
         .collect())
 }
 
-/// Whether there is nothing but white space.
+/// Whether there is only white space.
 pub(super) fn is_blank(bytes: &[u8]) -> bool {
     bytes.trim_ascii().is_empty()
 }
@@ -131,8 +139,9 @@ fn place(text: &str, offset: usize) -> (usize, usize) {
     (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
-/// Where a JSON error lies. `serde_json` says where it stopped reading, which is the end of a value it refuses: the last digit
-/// or the closing brace. This goes back to where that value begins, as the other two formats have it.
+/// Where a JSON mistake is. `serde_json` says where it stopped, which is the end of a refused
+/// value: the last digit or the closing brace. This function goes back to the start of that value,
+/// as the other two formats do.
 fn json_offset(text: &str, wrong: &serde_json::Error) -> usize {
     let line: usize = text
         .split_inclusive('\n')
@@ -177,7 +186,7 @@ struct RawFile {
     service: Unique<Service>,
 }
 
-// By hand, because a derived struct would also take a list in place of a table.
+// By hand, because a derived struct would also accept a list in place of a table.
 impl<'de> Deserialize<'de> for Services {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct File;
@@ -212,7 +221,7 @@ struct RawService {
 }
 
 impl Entry for Service {
-    const ONE: &str = "service";
+    const NAME: &str = "service";
     const EXPECTED: &str = "a service: a table with `name` and `instance`";
     type Key = ServiceName;
     type Raw = RawService;
@@ -242,7 +251,7 @@ struct RawInstance {
 }
 
 impl Entry for ServiceInstance {
-    const ONE: &str = "instance";
+    const NAME: &str = "instance";
     const EXPECTED: &str = "an instance: a table with `host` and `port`";
     type Key = InstanceId;
     type Raw = RawInstance;
@@ -266,14 +275,14 @@ impl Entry for ServiceInstance {
     }
 }
 
-/// Something of which a file has many, each told from the others by its key.
+/// An entry of a list, identified by its key.
 trait Entry: Sized {
-    /// What one is called.
-    const ONE: &str;
-    /// What is expected in its place.
+    /// The name of such an entry.
+    const NAME: &str;
+    /// The description of a valid entry.
     const EXPECTED: &str;
     type Key: Clone + Display + Eq + Hash;
-    /// What is written; its fields are checked on their own.
+    /// The entry as written; each field is checked on its own.
     type Raw: DeserializeOwned;
 
     fn key(&self) -> &Self::Key;
@@ -281,7 +290,7 @@ trait Entry: Sized {
     fn check(raw: Self::Raw) -> Result<Self, InvalidInstance>;
 }
 
-/// A list in which each key is there once.
+/// A list in which no key occurs twice.
 struct Unique<T>(Vec<T>);
 
 impl<T> Default for Unique<T> {
@@ -298,12 +307,12 @@ impl<'de, T: Entry> Deserialize<'de> for Unique<T> {
             type Value = Unique<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a list with a table for each {}", T::ONE)
+                write!(f, "a list with a table for each {}", T::NAME)
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Unique<T>, A::Error> {
                 let (mut entries, mut taken) = (Vec::new(), HashSet::new());
-                while let Some(entry) = list.next_element_seed(Among::<T> { taken: &mut taken })? {
+                while let Some(entry) = list.next_element_seed(Distinct::<T> { taken: &mut taken })? {
                     entries.push(entry);
                 }
                 Ok(Unique(entries))
@@ -314,12 +323,13 @@ impl<'de, T: Entry> Deserialize<'de> for Unique<T> {
     }
 }
 
-/// One entry, which must not have the key of one before it. A seed, so that the second one's own place is told.
-struct Among<'a, T: Entry> {
+/// One entry whose key must differ from the keys of earlier entries. A seed, so that an error has
+/// the place of the second entry.
+struct Distinct<'a, T: Entry> {
     taken: &'a mut HashSet<T::Key>,
 }
 
-impl<'de, T: Entry> DeserializeSeed<'de> for Among<'_, T> {
+impl<'de, T: Entry> DeserializeSeed<'de> for Distinct<'_, T> {
     type Value = T;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
@@ -327,7 +337,7 @@ impl<'de, T: Entry> DeserializeSeed<'de> for Among<'_, T> {
     }
 }
 
-impl<'de, T: Entry> Visitor<'de> for Among<'_, T> {
+impl<'de, T: Entry> Visitor<'de> for Distinct<'_, T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -340,7 +350,7 @@ impl<'de, T: Entry> Visitor<'de> for Among<'_, T> {
         if !self.taken.insert(entry.key().clone()) {
             return Err(A::Error::custom(format_args!(
                 "{} \"{}\" is listed twice",
-                T::ONE,
+                T::NAME,
                 entry.key()
             )));
         }
@@ -348,7 +358,7 @@ impl<'de, T: Entry> Visitor<'de> for Among<'_, T> {
     }
 }
 
-/// A value written as text, checked where it stands.
+/// A value written as text, checked where it is read.
 struct Text<T>(T);
 
 trait FromText: Sized {
@@ -409,7 +419,7 @@ impl FromText for Tag {
     const EXPECTED: &str = "a tag, in quotes";
 
     fn from_text(text: &str) -> Result<Self, impl Display> {
-        // Only an instance knows what a tag may be.
+        // Only an instance knows which tags are valid.
         let probe = ServiceInstance::new("id", "host", 1).and_then(|instance| instance.with_tags([text]));
         probe.map(|_| Self(text.to_owned()))
     }
@@ -419,16 +429,8 @@ impl FromText for RegistryStatus {
     const EXPECTED: &str = "a status, in quotes";
 
     fn from_text(text: &str) -> Result<Self, impl Display> {
-        [
-            Self::Passing,
-            Self::Warning,
-            Self::Critical,
-            Self::Maintenance,
-            Self::Unknown,
-        ]
-        .into_iter()
-        .find(|status| status.as_str() == text)
-        .ok_or_else(|| format!("status {text:?}: expected passing, warning, critical, maintenance or unknown"))
+        status_named(text)
+            .ok_or_else(|| format!("status {text:?}: expected passing, warning, critical, maintenance or unknown"))
     }
 }
 
@@ -440,7 +442,7 @@ impl FromText for String {
     }
 }
 
-/// A value written as a whole number, checked where it stands.
+/// A value written as a whole number, checked where it is read.
 struct Number<T>(T);
 
 trait FromNumber: Sized {
@@ -491,7 +493,8 @@ impl FromNumber for Weight {
     }
 }
 
-/// Texts by name; a name counts once (a derived map would let the last one win in silence).
+/// Texts by name; no name may occur twice. (With a derived map the last would win without an
+/// error.)
 #[derive(Default)]
 struct Metadata(BTreeMap<String, String>);
 
@@ -576,7 +579,7 @@ service:
     instance:
 "#;
 
-    /// Refuses a text in which `«` stands before what is wrong, at that very place.
+    /// Expects an error at the mark `«`, which stands before the mistake.
     #[track_caller]
     fn refuses(extension: &str, marked: &str, message: &str) {
         let path = PathBuf::from(format!("services.{extension}"));
@@ -600,7 +603,7 @@ service:
         );
     }
 
-    /// One instance with these further lines, in each format.
+    /// Expects an error in an instance with these further lines, in each format.
     #[track_caller]
     fn refuses_instance(toml: &str, json: &str, yaml: &str, message: &str) {
         let head = "[[service]]\nname = \"web\"\n\n[[service.instance]]\nhost = \"h\"\n";
@@ -646,7 +649,7 @@ service:
     }
 
     #[test]
-    fn no_services_must_be_said() {
+    fn an_empty_registry_must_be_written() {
         for (name, text) in [
             ("a.toml", "service = []"),
             ("a.toml", "# none"),
@@ -669,7 +672,7 @@ service:
     }
 
     #[test]
-    fn an_unknown_key_is_named_with_what_is_expected() {
+    fn an_unknown_key_is_named_with_the_expected_keys() {
         let message =
             "unknown field `wieght`, expected one of `id`, `host`, `port`, `weight`, `tags`, `metadata`, `status`";
         refuses_instance(
@@ -763,7 +766,7 @@ service:
     }
 
     #[test]
-    fn what_is_missing_is_missed_where_its_table_begins() {
+    fn a_missing_field_is_reported_where_its_table_begins() {
         refuses(
             "toml",
             "[[service]]\nname = \"a\"\n\n«[[service.instance]]\nhost = \"h\"\n",
@@ -790,7 +793,7 @@ service:
     }
 
     #[test]
-    fn a_service_is_there_once() {
+    fn a_service_is_listed_once() {
         let message = "service \"a\" is listed twice";
         refuses(
             "toml",
@@ -806,7 +809,7 @@ service:
     }
 
     #[test]
-    fn an_id_is_there_once_in_its_service_also_where_it_is_the_default() {
+    fn an_id_is_listed_once_in_its_service_default_ids_included() {
         let message = "instance \"h:1\" is listed twice";
         let toml = "[[service]]\nname = \"a\"\n[[service.instance]]\nhost = \"h\"\nport = 1\n";
         refuses(
@@ -834,7 +837,7 @@ service:
     }
 
     #[test]
-    fn a_key_is_there_once() {
+    fn a_key_is_written_once() {
         refuses("toml", "[[service]]\nname = \"a\"\n«name = \"b\"\n", "duplicate key");
         refuses(
             "json",
@@ -858,7 +861,7 @@ service:
     }
 
     #[test]
-    fn broken_syntax_is_shown_where_it_breaks() {
+    fn a_syntax_error_has_its_place() {
         refuses(
             "toml",
             "[[service]]\nname = \"a\"\n[[service«\n",
@@ -903,7 +906,7 @@ service:
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_shown_where_they_begin() {
+    fn bytes_that_are_not_text_have_their_place() {
         let error = parse(Path::new("a.toml"), b"# \xc3\xa4\nname = \"\xff\"").unwrap_err();
         assert_eq!(error.to_string(), "a.toml:2:9: this is not UTF-8 text");
     }

@@ -1,20 +1,23 @@
 //! The file registry: services in a TOML, JSON or YAML file, read again whenever it changes.
 //!
 //! ```text
-//!   directory ──events──► Nudges ──┐
-//!                                  ├──► due ──► look (read, parse) ──► compare with what was told ──► updates
-//!   every 30 s, as a net ──────────┘
+//! directory ──events──► Signals ──┐
+//!                                 ├──► due ──► read, parse ──► compare with what was sent
+//! every 30 s, in any case ────────┘                                   └──► updates
 //! ```
 //!
-//! The *directory* is watched, not the file: editors write a new file and rename it over the old one, and Kubernetes swaps the
-//! `..data` link that the path leads through. A closed or renamed file is looked at once; one that is being written, or
-//! is gone for the moment, when nothing has happened for a few milliseconds. What notify cannot see (NFS, a link into another
-//! directory, a directory that is mounted later) is found by looking without a reason.
+//! The *directory* is watched, not the file: editors write a new file and rename it over the old
+//! one, and Kubernetes replaces the link `..data` that is part of the path. A file that was closed
+//! or renamed is read at once. A file that is being written, or is missing for the moment, is read
+//! when there was no event for a few milliseconds. Some changes trigger no event (NFS, a link into
+//! another directory, a directory that is mounted later). The periodic read finds those.
 //!
-//! The file is an operator's word: it is believed as a whole ([`Trust::Steady`]) or refused as a whole, and then the last good
-//! one stays. A file without any text is taken for one that is being written.
+//! A file is written by an operator, so a file is accepted as a whole ([`Trust::Steady`]) or
+//! refused as a whole. If it is refused, the last valid version stays in force. A file without any
+//! text counts as one that is being written.
 //!
-//! Does not know what the updates are for, and writes nothing.
+//! Does not know what the updates are for, and writes nothing. `mod` imports `format`, which
+//! parses.
 
 mod format;
 
@@ -33,26 +36,23 @@ use tokio::task::JoinHandle;
 use tokio::time::{self, Instant};
 use xxhash_rust::xxh3::xxh3_128;
 
-pub use format::{FileError, parse};
+pub use format::{FileError, SOURCE, parse};
 
-use super::{Reading, Reason, Trust, Update, WatchError, Watcher};
+use super::watcher::{Reading, Reason, Trust, Update, WatchError, Watcher};
 use crate::balancer::{Clock, ServiceInstance, ServiceName, Source, SourceStatus, Timestamp};
 
-/// The name of this registry.
-pub const SOURCE: Source = Source::new("file");
-
-/// How often the file is looked at without a reason.
-const NET: Duration = Duration::from_secs(30);
+/// How often the file is read without an event.
+const POLL_EVERY: Duration = Duration::from_secs(30);
 /// The same while its directory cannot be watched, or the file is empty.
-const NET_WHEN_BLIND: Duration = Duration::from_secs(1);
-/// A file that is being written is looked at when nothing has happened for this long ...
-const QUIET: Duration = Duration::from_millis(30);
-/// ... but not later than this after the first event.
-const QUIET_AT_MOST: Duration = Duration::from_millis(500);
-/// A file that is empty for longer than this is no longer taken for one that is being written.
+const POLL_EVERY_UNWATCHED: Duration = Duration::from_secs(1);
+/// A file that is being written is read when there was no event for this long ...
+const DEBOUNCE: Duration = Duration::from_millis(30);
+/// ... or this long after the first event.
+const DEBOUNCE_AT_MOST: Duration = Duration::from_millis(500);
+/// A file that is empty for longer than this no longer counts as one that is being written.
 const EMPTY_AT_MOST: Duration = Duration::from_secs(5);
 /// The largest file that is read: half a million instances.
-const LARGEST: u64 = 64 << 20;
+const LARGEST_FILE: u64 = 64 << 20;
 
 /// Watches one file.
 pub struct FileWatcher {
@@ -61,15 +61,15 @@ pub struct FileWatcher {
     clock: Arc<dyn Clock>,
     directory: Directory,
     due: Due,
-    /// The look under way: a field, so that a cancelled `next` does not abandon it.
-    look: Option<(Cause, JoinHandle<Look>)>,
+    /// The read in progress: a field, so that a cancelled `next` does not lose it.
+    reading: Option<(Trigger, JoinHandle<FileRead>)>,
     /// The content in force.
-    good: Option<Digest>,
-    /// What was wrong when the file was last looked at.
-    trouble: Option<Trouble>,
+    accepted: Option<Digest>,
+    /// Why the file could not be used when it was read last.
+    problem: Option<Problem>,
     empty_since: Option<Instant>,
-    /// What has been told, the content in force.
-    told: BTreeMap<ServiceName, Vec<ServiceInstance>>,
+    /// What was sent, which is the content in force.
+    sent: BTreeMap<ServiceName, Vec<ServiceInstance>>,
     synced: bool,
     pending: VecDeque<Update>,
 }
@@ -77,27 +77,28 @@ pub struct FileWatcher {
 type Digest = u128;
 type Services = Vec<(ServiceName, Vec<ServiceInstance>)>;
 
-/// Each is told once: again only when something else was seen in between.
+/// Why a file cannot be used. Each problem is reported once, and again only after another one or a
+/// valid file.
 #[derive(Debug, PartialEq)]
-enum Trouble {
+enum Problem {
     Unreadable(String),
     Empty,
     Refused(Digest),
 }
 
-/// Why a look is taken.
+/// Why the file is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Cause {
-    Nudge,
-    Net,
+enum Trigger {
+    Event,
+    Poll,
 }
 
-/// What a look found.
+/// The result of reading the file.
 #[derive(Debug)]
-enum Look {
+enum FileRead {
     Unreadable(io::Error),
     Empty,
-    /// What is already known: the content in force, or one that was refused.
+    /// A known content: the one in force, or one that was refused.
     Known(Digest),
     New {
         digest: Digest,
@@ -107,8 +108,8 @@ enum Look {
 }
 
 impl FileWatcher {
-    /// Watches the file at `path`, whose extension names its format. It may be missing as yet; nothing is touched before the
-    /// first `next`.
+    /// Watches the file at `path`, whose extension names its format. The file may not exist yet.
+    /// Nothing is read before the first `next`.
     #[must_use]
     pub fn new(path: PathBuf, status: Arc<SourceStatus>, clock: Arc<dyn Clock>) -> Self {
         Self {
@@ -118,13 +119,13 @@ impl FileWatcher {
             clock,
             due: Due {
                 at: Instant::now(),
-                first_nudge: None,
+                first_event: None,
             },
-            look: None,
-            good: None,
-            trouble: None,
+            reading: None,
+            accepted: None,
+            problem: None,
             empty_since: None,
-            told: BTreeMap::new(),
+            sent: BTreeMap::new(),
             synced: false,
             pending: VecDeque::new(),
         }
@@ -135,106 +136,110 @@ impl FileWatcher {
             tokio::select! {
                 biased;
                 () = time::sleep_until(self.due.at) => return,
-                nudge = self.directory.nudges.next() => {
-                    if nudge == Nudge::Lost {
+                signal = self.directory.signals.next() => {
+                    if signal == Signal::Lost {
                         self.directory.forget();
                     }
-                    self.due.nudge(nudge, Instant::now());
+                    self.due.signal(signal, Instant::now());
                 }
             }
         }
     }
 
-    fn start_look(&mut self) -> (Cause, JoinHandle<Look>) {
-        let cause = if self.due.first_nudge.is_some() {
-            Cause::Nudge
+    fn start_read(&mut self) -> (Trigger, JoinHandle<FileRead>) {
+        let trigger = if self.due.first_event.is_some() {
+            Trigger::Event
         } else {
-            Cause::Net
+            Trigger::Poll
         };
-        // First the watch, then the look: so no change falls between them.
+        // First the watch, then the read, so that no change falls between them.
         let watched = self.directory.watch();
         self.due = Due {
-            at: Instant::now() + if watched { NET } else { NET_WHEN_BLIND },
-            first_nudge: None,
+            at: Instant::now() + if watched { POLL_EVERY } else { POLL_EVERY_UNWATCHED },
+            first_event: None,
         };
         let (path, clock) = (self.path.clone(), Arc::clone(&self.clock));
-        let refused = match self.trouble {
-            Some(Trouble::Refused(digest)) => Some(digest),
+        let refused = match self.problem {
+            Some(Problem::Refused(digest)) => Some(digest),
             _ => None,
         };
-        let known = [self.good, refused];
-        (cause, tokio::task::spawn_blocking(move || look(&path, known, &*clock)))
+        let known = [self.accepted, refused];
+        (
+            trigger,
+            tokio::task::spawn_blocking(move || read_file(&path, known, &*clock)),
+        )
     }
 
-    /// Draws the conclusions. An error is returned when there is one to tell.
-    fn take(&mut self, cause: Cause, look: Look) -> Result<(), WatchError> {
-        if !matches!(look, Look::Empty) {
+    /// Handles what was read. Returns an error if there is a new problem to report.
+    fn take(&mut self, trigger: Trigger, found: FileRead) -> Result<(), WatchError> {
+        if !matches!(found, FileRead::Empty) {
             self.empty_since = None;
         }
-        match look {
-            Look::Unreadable(error) => {
+        match found {
+            FileRead::Unreadable(error) => {
                 let error = error.to_string();
                 let detail = format!("{}: {error}", self.path.display());
-                self.refuse(Trouble::Unreadable(error), detail)
+                self.refuse(Problem::Unreadable(error), detail)
             }
-            Look::Empty => {
+            FileRead::Empty => {
                 let now = Instant::now();
-                self.due.at = self.due.at.min(now + NET_WHEN_BLIND);
+                self.due.at = self.due.at.min(now + POLL_EVERY_UNWATCHED);
                 if now.duration_since(*self.empty_since.get_or_insert(now)) < EMPTY_AT_MOST {
                     return Ok(());
                 }
                 let detail = format!("{}: empty, still waiting for it to be written", self.path.display());
-                self.refuse(Trouble::Empty, detail)
+                self.refuse(Problem::Empty, detail)
             }
-            Look::Known(digest) => {
-                if self.good == Some(digest) {
+            FileRead::Known(digest) => {
+                if self.accepted == Some(digest) {
                     self.accept();
                 }
                 Ok(())
             }
-            Look::New {
+            FileRead::New {
                 digest,
                 services: Err(error),
                 ..
-            } => self.refuse(Trouble::Refused(digest), error.to_string()),
-            Look::New {
+            } => self.refuse(Problem::Refused(digest), error.to_string()),
+            FileRead::New {
                 digest,
                 read_at,
                 services: Ok(services),
             } => {
-                if cause == Cause::Net && self.synced {
-                    // The net caught what the watch should have told: it looks at another directory by now.
+                if trigger == Trigger::Poll && self.synced {
+                    // The periodic read found a change without an event: the watch is on another
+                    // directory by now.
                     self.directory.forget();
                     self.due.at = Instant::now();
                 }
-                self.good = Some(digest);
+                self.accepted = Some(digest);
                 self.accept();
-                self.tell(services, read_at);
+                self.send(services, read_at);
                 Ok(())
             }
         }
     }
 
     fn accept(&mut self) {
-        self.trouble = None;
+        self.problem = None;
         self.status.heard(self.clock.now());
     }
 
-    fn refuse(&mut self, trouble: Trouble, detail: String) -> Result<(), WatchError> {
-        if self.trouble.as_ref() == Some(&trouble) {
+    fn refuse(&mut self, problem: Problem, detail: String) -> Result<(), WatchError> {
+        if self.problem.as_ref() == Some(&problem) {
             return Ok(());
         }
-        self.trouble = Some(trouble);
+        self.problem = Some(problem);
         Err(WatchError {
             reason: Reason::InvalidFile,
             detail,
         })
     }
 
-    /// Queues what differs from what was told.
-    fn tell(&mut self, services: Services, read_at: Timestamp) {
+    /// Queues what differs from what was sent.
+    fn send(&mut self, services: Services, read_at: Timestamp) {
         let trust = Trust::Steady;
-        let mut before = std::mem::take(&mut self.told);
+        let mut before = std::mem::take(&mut self.sent);
         for (service, instances) in services {
             if before.remove(&service).as_ref() != Some(&instances) {
                 let reading = Reading {
@@ -245,7 +250,7 @@ impl FileWatcher {
                 };
                 self.pending.push_back(Update::Service(reading));
             }
-            self.told.insert(service, instances);
+            self.sent.insert(service, instances);
         }
         self.pending.extend(before.into_keys().map(|service| Update::Gone {
             service,
@@ -259,7 +264,8 @@ impl FileWatcher {
     }
 }
 
-/// A file that cannot be used is told once, as [`Reason::InvalidFile`]; the next call then waits for another version of it.
+/// A file that cannot be used is reported once, as [`Reason::InvalidFile`]. The next call waits
+/// for another version of it.
 impl Watcher for FileWatcher {
     fn source(&self) -> Source {
         SOURCE
@@ -270,17 +276,17 @@ impl Watcher for FileWatcher {
             if let Some(update) = self.pending.pop_front() {
                 return Ok(update);
             }
-            if self.look.is_none() {
+            if self.reading.is_none() {
                 self.until_due().await;
             }
-            let started = self.look.take().unwrap_or_else(|| self.start_look());
-            let (cause, look) = self.look.insert(started);
-            let (cause, look) = (*cause, look.await);
-            self.look = None;
-            match look {
-                Ok(look) => self.take(cause, look)?,
+            let started = self.reading.take().unwrap_or_else(|| self.start_read());
+            let (trigger, reading) = self.reading.insert(started);
+            let (trigger, reading) = (*trigger, reading.await);
+            self.reading = None;
+            match reading {
+                Ok(found) => self.take(trigger, found)?,
                 Err(error) => {
-                    let detail = format!("{}: reading it broke off: {error}", self.path.display());
+                    let detail = format!("{}: the task that reads it failed: {error}", self.path.display());
                     return Err(WatchError {
                         reason: Reason::InvalidFile,
                         detail,
@@ -291,21 +297,21 @@ impl Watcher for FileWatcher {
     }
 }
 
-/// Reads and, unless its content is known, parses. Blocks.
-fn look(path: &Path, known: [Option<Digest>; 2], clock: &dyn Clock) -> Look {
+/// Reads the file, and parses it unless its content is known. Blocks.
+fn read_file(path: &Path, known: [Option<Digest>; 2], clock: &dyn Clock) -> FileRead {
     let bytes = match read(path) {
         Ok(bytes) => bytes,
-        Err(error) => return Look::Unreadable(error),
+        Err(error) => return FileRead::Unreadable(error),
     };
     let read_at = clock.now();
     if format::is_blank(&bytes) {
-        return Look::Empty;
+        return FileRead::Empty;
     }
     let digest = xxh3_128(&bytes);
     if known.contains(&Some(digest)) {
-        return Look::Known(digest);
+        return FileRead::Known(digest);
     }
-    Look::New {
+    FileRead::New {
         digest,
         read_at,
         services: parse(path, &bytes),
@@ -318,83 +324,83 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("not a regular file"));
     }
     let mut bytes = Vec::new();
-    File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(io::Error::other(format!("larger than {LARGEST} bytes")));
+    File::open(path)?.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(io::Error::other(format!("larger than {LARGEST_FILE} bytes")));
     }
     Ok(bytes)
 }
 
-/// When the file is looked at next.
+/// When the file is read next.
 #[derive(Debug)]
 struct Due {
     at: Instant,
-    /// Since when events keep coming.
-    first_nudge: Option<Instant>,
+    /// The time of the first event since the last read.
+    first_event: Option<Instant>,
 }
 
 impl Due {
-    fn nudge(&mut self, nudge: Nudge, now: Instant) {
-        let first = *self.first_nudge.get_or_insert(now);
-        self.at = match nudge {
-            Nudge::Soon => (now + QUIET).min(first + QUIET_AT_MOST),
-            Nudge::Now | Nudge::Lost => now,
+    fn signal(&mut self, signal: Signal, now: Instant) {
+        let first = *self.first_event.get_or_insert(now);
+        self.at = match signal {
+            Signal::Soon => (now + DEBOUNCE).min(first + DEBOUNCE_AT_MOST),
+            Signal::Now | Signal::Lost => now,
         };
     }
 }
 
-/// What an event means for us, the stronger ones last.
+/// What an event means for the file, the stronger signals last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Nudge {
-    /// Something is happening to the file.
+enum Signal {
+    /// The file is being changed.
     Soon,
     /// A new version is complete.
     Now,
-    /// The watch itself is lost.
+    /// The watch does not work any more.
     Lost,
 }
 
-/// Carries nudges from notify's thread. Holds the strongest one, so it takes no room however many there are.
+/// Carries signals from notify's thread. Holds only the strongest signal, so the size is constant.
 #[derive(Debug, Default)]
-struct Nudges {
+struct Signals {
     strongest: AtomicU8,
     given: Notify,
     #[cfg(test)]
     count: std::sync::atomic::AtomicUsize,
 }
 
-impl Nudges {
-    fn give(&self, nudge: Nudge) {
+impl Signals {
+    fn give(&self, signal: Signal) {
         #[cfg(test)]
         self.count.fetch_add(1, Ordering::Relaxed);
-        self.strongest.fetch_max(nudge as u8 + 1, Ordering::AcqRel);
+        self.strongest.fetch_max(signal as u8 + 1, Ordering::AcqRel);
         self.given.notify_one();
     }
 
-    /// Cancel safe: a nudge is taken in the same step in which this returns.
-    async fn next(&self) -> Nudge {
+    /// Cancel safe: a signal is taken in the same step in which this returns.
+    async fn next(&self) -> Signal {
         loop {
             self.given.notified().await;
             match self.strongest.swap(0, Ordering::AcqRel) {
-                // Its nudge was taken together with the one before.
+                // This signal was taken together with an earlier one.
                 0 => {}
-                1 => return Nudge::Soon,
-                2 => return Nudge::Now,
-                _ => return Nudge::Lost,
+                1 => return Signal::Soon,
+                2 => return Signal::Now,
+                _ => return Signal::Lost,
             }
         }
     }
 }
 
-/// The directory of the file, watched as far as it can be.
+/// The directory of the file, watched if possible.
 #[derive(Debug)]
 struct Directory {
     path: PathBuf,
     file: PathBuf,
-    nudges: Arc<Nudges>,
+    signals: Arc<Signals>,
     watch: Option<RecommendedWatcher>,
-    /// It has been said that it cannot be watched.
-    told: bool,
+    /// Whether a failure to watch the directory was logged.
+    failure_logged: bool,
 }
 
 impl Directory {
@@ -406,24 +412,24 @@ impl Directory {
         Self {
             path,
             file: file.to_owned(),
-            nudges: Arc::default(),
+            signals: Arc::default(),
             watch: None,
-            told: false,
+            failure_logged: false,
         }
     }
 
-    /// Sees to it that the directory is watched, and returns whether it is.
+    /// Watches the directory if it is not watched yet, and returns whether it is.
     fn watch(&mut self) -> bool {
         if self.watch.is_none() {
             match self.try_watch() {
                 Ok(watch) => {
                     self.watch = Some(watch);
-                    self.told = false;
+                    self.failure_logged = false;
                 }
                 Err(error) => {
-                    if !std::mem::replace(&mut self.told, true) {
+                    if !std::mem::replace(&mut self.failure_logged, true) {
                         let directory = self.path.display();
-                        tracing::warn!(%directory, %error, "cannot watch the directory, looking at the file every second");
+                        tracing::warn!(%directory, %error, "cannot watch the directory, reading the file every second");
                     }
                 }
             }
@@ -432,10 +438,10 @@ impl Directory {
     }
 
     fn try_watch(&self) -> notify::Result<RecommendedWatcher> {
-        let (directory, file, nudges) = (self.path.clone(), self.file.clone(), Arc::clone(&self.nudges));
+        let (directory, file, signals) = (self.path.clone(), self.file.clone(), Arc::clone(&self.signals));
         let mut watch = notify::recommended_watcher(move |event| {
-            if let Some(nudge) = meaning(event, &directory, &file) {
-                nudges.give(nudge);
+            if let Some(signal) = signal_of(event, &directory, &file) {
+                signals.give(signal);
             }
         })?;
         watch.watch(&self.path, RecursiveMode::NonRecursive)?;
@@ -448,30 +454,32 @@ impl Directory {
 }
 
 /// What an event in the directory means for the file.
-fn meaning(event: notify::Result<Event>, directory: &Path, file: &Path) -> Option<Nudge> {
-    let Ok(event) = event else { return Some(Nudge::Lost) };
+fn signal_of(event: notify::Result<Event>, directory: &Path, file: &Path) -> Option<Signal> {
+    let Ok(event) = event else { return Some(Signal::Lost) };
     if event.need_rescan() {
-        return Some(Nudge::Soon);
+        return Some(Signal::Soon);
     }
-    let nudge = match event.kind {
+    let signal = match event.kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write))
-        | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Nudge::Now,
-        // Reading is what we do ourselves: it must not wake us. Nor does a change of rights or times change the content.
+        | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Signal::Now,
+        // pickd itself reads the file, and that must not lead to another read. A change of
+        // permissions or times does not change the content.
         EventKind::Access(_) | EventKind::Modify(ModifyKind::Metadata(_)) | EventKind::Other => return None,
-        EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) | EventKind::Any => Nudge::Soon,
+        EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) | EventKind::Any => Signal::Soon,
     };
     let is_gone = matches!(
         event.kind,
         EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
     );
     if is_gone && event.paths.iter().any(|path| path == directory) {
-        return Some(Nudge::Lost);
+        return Some(Signal::Lost);
     }
     if event.paths.iter().any(|path| path.file_name() == file.file_name()) {
-        return Some(nudge);
+        return Some(signal);
     }
-    // A neighbour. It matters if the file is a link, which may lead through it: `services.toml -> ..data/services.toml`.
-    file.is_symlink().then_some(Nudge::Soon)
+    // Another file. It matters if the file is a link that leads through it: `services.toml ->
+    // ..data/services.toml`.
+    file.is_symlink().then_some(Signal::Soon)
 }
 
 #[cfg(test)]
@@ -484,10 +492,10 @@ mod tests {
     use super::*;
     use crate::balancer::Monotonic;
 
-    /// However slow the machine: a wait that takes this long has failed.
+    /// A wait of this length has failed, however slow the machine is.
     const BOUND: Duration = Duration::from_secs(10);
 
-    /// A directory with a file in it, watched.
+    /// A watched directory with a file in it.
     struct Bench {
         directory: TempDir,
         path: PathBuf,
@@ -514,7 +522,7 @@ mod tests {
             }
         }
 
-        /// A watcher that has told what is in the file.
+        /// A watcher that has sent the content of the file.
         async fn synced(content: &str) -> Self {
             let mut bench = Self::new();
             bench.write(content);
@@ -527,26 +535,26 @@ mod tests {
         }
 
         async fn next(&mut self) -> String {
-            told(time::timeout(BOUND, self.watcher.next()).await.expect("no news"))
+            describe(time::timeout(BOUND, self.watcher.next()).await.expect("no news"))
         }
 
-        /// Lets the watcher work until something is so. It must have nothing to tell.
+        /// Runs the watcher until the condition holds. There must be no update meanwhile.
         async fn until(&mut self, mut so: impl FnMut(&FileWatcher) -> bool) {
             let bound = Instant::now() + BOUND;
             while !so(&self.watcher) {
                 assert!(
                     Instant::now() < bound,
                     "it did not become so: {:?}",
-                    self.watcher.trouble
+                    self.watcher.problem
                 );
                 if let Ok(outcome) = time::timeout(Duration::from_millis(5), self.watcher.next()).await {
-                    panic!("told {}", told(outcome));
+                    panic!("unexpected: {}", describe(outcome));
                 }
             }
         }
 
-        fn nudges(&self) -> usize {
-            self.watcher.directory.nudges.count.load(Ordering::Relaxed)
+        fn signals(&self) -> usize {
+            self.watcher.directory.signals.count.load(Ordering::Relaxed)
         }
     }
 
@@ -563,7 +571,7 @@ mod tests {
         text
     }
 
-    fn told(outcome: Result<Update, WatchError>) -> String {
+    fn describe(outcome: Result<Update, WatchError>) -> String {
         match outcome {
             Ok(Update::Service(reading)) => {
                 assert_eq!(reading.trust, Trust::Steady);
@@ -583,7 +591,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everything_is_told_once_and_then_what_changes() {
+    async fn everything_is_sent_once_and_then_each_change() {
         let mut bench = Bench::new();
         bench.write("web: a b; db: c; empty");
         assert_eq!(bench.next().await, "web: a b");
@@ -592,7 +600,7 @@ mod tests {
         assert_eq!(bench.next().await, "synced");
         assert!(
             bench.status.is_up() && !bench.status.is_synced(),
-            "synced is said by who applied it"
+            "the agent marks the source as synced"
         );
 
         bench.write("web: a b; db: d");
@@ -627,7 +635,7 @@ mod tests {
         publish("..v1", "web: a");
         symlink("..data/services.toml", &bench.path).unwrap();
         let (_status, mut watcher) = watcher(&bench.path);
-        let mut next = async || told(time::timeout(BOUND, watcher.next()).await.expect("no news"));
+        let mut next = async || describe(time::timeout(BOUND, watcher.next()).await.expect("no news"));
         assert_eq!((next().await.as_str(), next().await.as_str()), ("web: a", "synced"));
         publish("..v2", "web: b");
         fs::remove_dir_all(root.join("..v1")).unwrap();
@@ -637,7 +645,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_empty_file_is_a_write_in_progress() {
+    async fn an_empty_file_counts_as_a_write_in_progress() {
         let mut bench = Bench::synced("web: a; db: b").await;
         fs::write(&bench.path, " \n").unwrap();
         bench.until(|watcher| watcher.empty_since.is_some()).await;
@@ -648,7 +656,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_stays_empty_is_told_after_a_while() {
+    async fn a_file_that_stays_empty_is_reported_after_a_while() {
         let mut bench = Bench::synced("web: a").await;
         fs::write(&bench.path, "").unwrap();
         bench.until(|watcher| watcher.empty_since.is_some()).await;
@@ -663,7 +671,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bad_file_is_told_once_and_the_last_good_one_stays() {
+    async fn an_invalid_file_is_reported_once_and_the_last_valid_one_stays() {
         let mut bench = Bench::synced("web: a").await;
         fs::write(&bench.path, "[[service]]\nname = \"web\"\nweight = 3\n").unwrap();
         let error = bench.next().await;
@@ -673,11 +681,11 @@ mod tests {
             "{error}"
         );
 
-        // The same content again is looked at, and not told again.
-        let before = bench.nudges();
+        // The same content again is read, and not reported again.
+        let before = bench.signals();
         fs::write(&bench.path, "[[service]]\nname = \"web\"\nweight = 3\n").unwrap();
         bench
-            .until(|watcher| watcher.directory.nudges.count.load(Ordering::Relaxed) > before)
+            .until(|watcher| watcher.directory.signals.count.load(Ordering::Relaxed) > before)
             .await;
         fs::write(&bench.path, "[[service]]\n").unwrap();
         assert!(bench.next().await.contains("services.toml:1:1: missing field `name`"));
@@ -690,7 +698,7 @@ mod tests {
         assert_eq!(
             bench.next().await,
             "web: b",
-            "nothing was told of the good file that equals the last one"
+            "a valid file that equals the last one leads to no update"
         );
     }
 
@@ -707,14 +715,14 @@ mod tests {
         fs::remove_file(&bench.path).unwrap();
         assert!(
             bench.next().await.contains("No such file"),
-            "it is told again, for it was there in between"
+            "reported again, because the file was valid in between"
         );
         bench.write("web: b");
         assert_eq!(bench.next().await, "web: b");
     }
 
     #[tokio::test]
-    async fn a_file_that_comes_later_is_waited_for() {
+    async fn a_file_that_is_created_later_is_waited_for() {
         let mut bench = Bench::new();
         assert!(bench.next().await.contains("No such file"));
         bench.write("web: a");
@@ -723,7 +731,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_comes_later_is_polled_for_and_then_watched() {
+    async fn a_directory_that_is_created_later_is_polled_then_watched() {
         let mut bench = Bench::new();
         let directory = bench.directory.path().join("mounted");
         bench.path = directory.join("services.toml");
@@ -746,44 +754,44 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_that_no_event_tells_is_caught_by_the_net() {
+    async fn a_change_without_an_event_is_found_by_the_periodic_read() {
         let mut bench = Bench::synced("web: a").await;
         let until_net = bench.watcher.due.at.duration_since(Instant::now());
-        assert!(until_net > NET / 2 && until_net <= NET, "{until_net:?}");
-        // Deaf from here on.
-        bench.watcher.directory.nudges = Arc::default();
+        assert!(until_net > POLL_EVERY / 2 && until_net <= POLL_EVERY, "{until_net:?}");
+        // The watcher gets no events from here on.
+        bench.watcher.directory.signals = Arc::default();
         bench.write("web: b");
         bench.watcher.due.at = Instant::now();
         assert_eq!(bench.next().await, "web: b");
         bench.write("web: c");
-        assert_eq!(bench.next().await, "web: c", "the directory is watched anew");
+        assert_eq!(bench.next().await, "web: c", "the directory is watched again");
     }
 
     #[tokio::test]
-    async fn reading_the_file_wakes_nobody() {
+    async fn reading_the_file_causes_no_signal() {
         let mut bench = Bench::synced("web: a").await;
-        let before = bench.nudges();
+        let before = bench.signals();
         for _ in 0..200 {
             fs::read(&bench.path).unwrap();
             fs::read_dir(bench.directory.path()).unwrap().count();
             fs::write(bench.directory.path().join("neighbour"), "x").unwrap();
         }
-        // Events come in order: once this change is told, all that came before it has been heard.
+        // Events come in order: once this change was sent, all earlier events were handled.
         let new = bench.directory.path().join("new");
         fs::write(&new, toml("web: b")).unwrap();
         fs::rename(&new, &bench.path).unwrap();
         assert_eq!(bench.next().await, "web: b");
-        assert!(bench.nudges() - before <= 2, "{} nudges", bench.nudges() - before);
+        assert!(bench.signals() - before <= 2, "{} signals", bench.signals() - before);
     }
 
     #[test]
     fn only_what_can_change_the_content_is_acted_on() {
         let (directory, file) = (Path::new("/d"), Path::new("/d/services.toml"));
-        let of = |kind, path: &str| meaning(Ok(Event::new(kind).add_path(path.into())), directory, file);
+        let of = |kind, path: &str| signal_of(Ok(Event::new(kind).add_path(path.into())), directory, file);
         let own = |kind| of(kind, "/d/services.toml");
         use EventKind::{Access, Create, Modify, Remove};
-        assert_eq!(own(Access(AccessKind::Close(AccessMode::Write))), Some(Nudge::Now));
-        assert_eq!(own(Modify(ModifyKind::Name(RenameMode::To))), Some(Nudge::Now));
+        assert_eq!(own(Access(AccessKind::Close(AccessMode::Write))), Some(Signal::Now));
+        assert_eq!(own(Modify(ModifyKind::Name(RenameMode::To))), Some(Signal::Now));
         for kind in [
             Create(CreateKind::File),
             Modify(ModifyKind::Data(DataChange::Any)),
@@ -793,7 +801,7 @@ mod tests {
             Remove(RemoveKind::File),
             EventKind::Any,
         ] {
-            assert_eq!(own(kind), Some(Nudge::Soon), "{kind:?}");
+            assert_eq!(own(kind), Some(Signal::Soon), "{kind:?}");
             assert_eq!(of(kind, "/d/neighbour"), None, "{kind:?}");
         }
         for kind in [
@@ -805,27 +813,27 @@ mod tests {
         ] {
             assert_eq!(own(kind), None, "{kind:?}");
         }
-        assert_eq!(of(Remove(RemoveKind::Folder), "/d"), Some(Nudge::Lost));
+        assert_eq!(of(Remove(RemoveKind::Folder), "/d"), Some(Signal::Lost));
         assert_eq!(
-            meaning(Err(notify::Error::generic("overrun")), directory, file),
-            Some(Nudge::Lost)
+            signal_of(Err(notify::Error::generic("overrun")), directory, file),
+            Some(Signal::Lost)
         );
     }
 
     #[test]
-    fn a_long_write_is_looked_at_in_the_end() {
+    fn a_long_write_is_read_in_the_end() {
         let start = Instant::now();
         let mut due = Due {
-            at: start + NET,
-            first_nudge: None,
+            at: start + POLL_EVERY,
+            first_event: None,
         };
         for step in 0..100 {
             let now = start + step * Duration::from_millis(10);
-            due.nudge(Nudge::Soon, now);
-            assert!(due.at <= start + QUIET_AT_MOST);
-            assert!(due.at >= (now + QUIET).min(start + QUIET_AT_MOST));
+            due.signal(Signal::Soon, now);
+            assert!(due.at <= start + DEBOUNCE_AT_MOST);
+            assert!(due.at >= (now + DEBOUNCE).min(start + DEBOUNCE_AT_MOST));
         }
-        due.nudge(Nudge::Now, start);
+        due.signal(Signal::Now, start);
         assert_eq!(due.at, start);
     }
 
@@ -839,7 +847,7 @@ mod tests {
             // Polled once, and dropped.
             tokio::select! {
                 biased;
-                outcome = bench.watcher.next() => heard.push(told(outcome)),
+                outcome = bench.watcher.next() => heard.push(describe(outcome)),
                 () = tokio::task::yield_now() => {}
             }
         }
@@ -847,7 +855,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_many_mistakes_the_fix_is_still_seen_at_once() {
+    async fn after_many_mistakes_a_correct_file_is_still_read_at_once() {
         let Bench {
             directory: _directory,
             path,
@@ -866,10 +874,10 @@ mod tests {
         ));
         let bound = Instant::now() + BOUND;
         for mistake in 1..=10 {
-            // Renamed into place, so that each version is seen whole.
+            // Renamed into place, so that each version is read whole.
             fs::write(path.with_extension("new"), format!("mistake = {mistake}")).unwrap();
             fs::rename(path.with_extension("new"), &path).unwrap();
-            let told = || {
+            let reported = || {
                 status
                     .last_error()
                     .is_some_and(|error| error.contains("unknown field `mistake`"))
@@ -880,10 +888,10 @@ mod tests {
                     .get("invalid_file")
                     .is_some_and(|count| *count >= mistake)
             };
-            while !(told() && seen()) {
+            while !(reported() && seen()) {
                 assert!(
                     Instant::now() < bound,
-                    "mistake {mistake} was not told: {:?}",
+                    "mistake {mistake} was not reported: {:?}",
                     status.last_error()
                 );
                 time::sleep(Duration::from_millis(2)).await;
@@ -895,13 +903,13 @@ mod tests {
             .await
             .expect("the fix was not seen")
             .unwrap();
-        assert_eq!((told(Ok(update)).as_str(), status.is_up()), ("web: a", true));
+        assert_eq!((describe(Ok(update)).as_str(), status.is_up()), ("web: a", true));
         stop.cancel();
         time::timeout(BOUND, task).await.expect("it did not stop").unwrap();
     }
 
     #[tokio::test]
-    async fn what_is_no_regular_file_is_an_error() {
+    async fn a_path_that_is_not_a_regular_file_is_an_error() {
         let mut bench = Bench::new();
         fs::create_dir(&bench.path).unwrap();
         assert!(bench.next().await.contains("services.toml: not a regular file"));

@@ -1,11 +1,13 @@
-//! go-micro: `/micro/registry/<service>/<node id>`, of old `/micro-registry/...`. A key mostly has the one node it is named
-//! after; the old layout has the port beside the address.
+//! go-micro: `/micro/registry/<service>/<node id>`, in older versions `/micro-registry/...`. A key
+//! mostly has the one node that it is named after; the older layout has the port beside the
+//! address.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Decoded, InvalidRegistration, Place, flat, number, or_default, weight_in};
+use super::registration::{Decoded, InvalidRegistration, Place, flat, number, weight_in};
 use crate::balancer::{Address, ServiceInstance};
+use crate::discovery::shared::or_default;
 
 #[derive(Deserialize)]
 struct Written {
@@ -42,7 +44,8 @@ pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
 
 fn instance(place: &Place<'_>, node: &Node, version: &str) -> Result<ServiceInstance, InvalidRegistration> {
     let address = match number(&node.port) {
-        // New nodes have none, old ones have the address without it; 0 is Go's way of leaving it out.
+        // New nodes have no port, and older ones have the address without it; 0 is how Go leaves
+        // it out.
         None | Some(0) => node.address.parse()?,
         Some(port) => Address::new(&node.address, port)?,
     };

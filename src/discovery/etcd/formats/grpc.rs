@@ -1,11 +1,12 @@
-//! etcd's own endpoints manager (`clientv3/naming/endpoints`), which grpc-go resolves: `<service>/<address or id>`.
+//! etcd's own endpoints manager (`clientv3/naming/endpoints`), which grpc-go resolves:
+//! `<service>/<address or id>`.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Decoded, Place, flat, one, weight_in};
+use super::registration::{Decoded, Place, flat, weight_in};
 
-/// A registration that says of itself that it is removed.
+/// A registration that marks itself as removed.
 const DELETE: i64 = 1;
 
 #[derive(Deserialize)]
@@ -14,7 +15,7 @@ struct Update {
     #[serde(default)]
     op: i64,
     addr: String,
-    /// Whatever the program likes; often null.
+    /// Whatever the program stores; often null.
     #[serde(default)]
     metadata: Value,
 }
@@ -28,7 +29,7 @@ pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
     if let Some(weight) = weight_in(&update.metadata) {
         instance = instance.with_weight(weight);
     }
-    one(instance.with_metadata(flat(&update.metadata)))
+    Ok(vec![instance.with_metadata(flat(&update.metadata))])
 }
 
 #[cfg(test)]

@@ -1,18 +1,21 @@
-//! Our own format, for those who register by hand or from a script.
+//! pickd's own format, for registrations by hand or from a script.
 //!
 //! ```json
-//! {"host": "10.0.0.5", "port": 8080, "weight": 2, "tags": ["v1"], "metadata": {"zone": "a"}, "status": "passing"}
+//! {"host": "10.0.0.5", "port": 8080, "weight": 2, "tags": ["v1"],
+//!  "metadata": {"zone": "a"}, "status": "passing"}
 //! {"address": "10.0.0.5:8080"}
 //! ```
 //!
-//! Host and port, or `address` in place of both; the rest may be left out. `status` is `passing`, `warning`, `critical`,
-//! `maintenance` or `unknown`. Fields that are not known are ignored, so that other tools can keep theirs beside them.
+//! Host and port, or `address` in place of both; the rest may be left out. `status` is `passing`,
+//! `warning`, `critical`, `maintenance` or `unknown`. Unknown fields are ignored, so that other
+//! tools can store theirs beside them.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{InvalidRegistration, Place, flat, number, or_default};
-use crate::balancer::{Address, RegistryStatus, ServiceInstance, Weight};
+use super::registration::{Decoded, InvalidRegistration, Place, flat, number};
+use crate::balancer::{Address, RegistryStatus, Weight};
+use crate::discovery::shared::{or_default, status_named};
 
 #[derive(Deserialize)]
 struct Written {
@@ -27,7 +30,7 @@ struct Written {
     status: Option<String>,
 }
 
-pub(super) fn read(place: &Place<'_>, value: Value) -> Result<ServiceInstance, InvalidRegistration> {
+pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
     let written: Written = serde_json::from_value(value)?;
     let address = match (&written.address, &written.host, &written.port) {
         (Some(address), None, None) => address.parse()?,
@@ -45,20 +48,11 @@ pub(super) fn read(place: &Place<'_>, value: Value) -> Result<ServiceInstance, I
     if let Some(status) = &written.status {
         instance = instance.with_status(self::status(status)?);
     }
-    Ok(instance.with_metadata(flat(&written.metadata)))
+    Ok(vec![instance.with_metadata(flat(&written.metadata))])
 }
 
-fn status(text: &str) -> Result<RegistryStatus, InvalidRegistration> {
-    [
-        RegistryStatus::Unknown,
-        RegistryStatus::Passing,
-        RegistryStatus::Warning,
-        RegistryStatus::Critical,
-        RegistryStatus::Maintenance,
-    ]
-    .into_iter()
-    .find(|status| status.as_str() == text)
-    .ok_or(InvalidRegistration::Value(
+fn status(name: &str) -> Result<RegistryStatus, InvalidRegistration> {
+    status_named(name).ok_or(InvalidRegistration::Value(
         "status: expected passing, warning, critical, maintenance or unknown",
     ))
 }

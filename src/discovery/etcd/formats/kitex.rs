@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{InvalidRegistration, Place, or_default};
-use crate::balancer::{ServiceInstance, Weight};
+use super::registration::{Decoded, Place};
+use crate::balancer::Weight;
+use crate::discovery::shared::or_default;
 
-/// What Kitex takes when no weight is given.
+/// Kitex's weight of a registration without one.
 const DEFAULT_WEIGHT: i64 = 10;
 
 #[derive(Deserialize)]
@@ -16,21 +17,21 @@ struct Written {
     address: String,
     #[serde(default, deserialize_with = "or_default")]
     weight: i64,
-    /// Pairs, not words: metadata to us.
+    /// Pairs of key and value: metadata in pickd.
     #[serde(default, deserialize_with = "or_default")]
     tags: BTreeMap<String, String>,
 }
 
-pub(super) fn read(place: &Place<'_>, value: Value) -> Result<ServiceInstance, InvalidRegistration> {
+pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
     let written: Written = serde_json::from_value(value)?;
     let weight = match written.weight {
         ..=0 => DEFAULT_WEIGHT,
         weight => weight,
     };
-    Ok(place
-        .instance(written.address.parse()?)?
-        .with_weight(Weight::new(weight)?)
-        .with_metadata(&written.tags))
+    let instance = place.instance(written.address.parse()?)?;
+    Ok(vec![
+        instance.with_weight(Weight::new(weight)?).with_metadata(&written.tags),
+    ])
 }
 
 #[cfg(test)]

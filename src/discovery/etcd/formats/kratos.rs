@@ -1,10 +1,11 @@
-//! go-kratos: `/microservices/<name>/<id>`. One instance may have several endpoints, each a URL with a scheme of its own.
+//! go-kratos: `/microservices/<name>/<id>`. One instance may have several endpoints, each a URL
+//! with a scheme of its own.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{InvalidRegistration, Place, flat, or_default, weight_in};
-use crate::balancer::ServiceInstance;
+use super::registration::{Decoded, InvalidRegistration, Place, flat, weight_in};
+use crate::discovery::shared::or_default;
 
 #[derive(Deserialize)]
 struct Written {
@@ -15,27 +16,24 @@ struct Written {
     endpoints: Vec<String>,
 }
 
-/// `scheme` chooses among the endpoints; without it the first is taken.
-pub(super) fn read(
-    place: &Place<'_>,
-    value: Value,
-    scheme: Option<&str>,
-) -> Result<ServiceInstance, InvalidRegistration> {
+/// Takes the first endpoint with the scheme of the place, or the first endpoint if the place has
+/// no scheme.
+pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
     let written: Written = serde_json::from_value(value)?;
     let (scheme, address) = written
         .endpoints
         .iter()
         .filter_map(|endpoint| endpoint.split_once("://"))
-        .find(|(own, _)| scheme.is_none_or(|wanted| wanted == *own))
+        .find(|(own, _)| place.scheme.is_none_or(|wanted| wanted == *own))
         .ok_or(InvalidRegistration::Value("no endpoint of the wanted scheme"))?;
     let authority = address.split(['/', '?', '#']).next().unwrap_or_default();
     let mut instance = place.instance(authority.parse()?)?;
     if let Some(weight) = weight_in(&written.metadata) {
         instance = instance.with_weight(weight);
     }
-    let ours = [("version", written.version.clone()), ("scheme", scheme.to_owned())];
-    let ours = ours.into_iter().filter(|(_, text)| !text.is_empty());
-    Ok(instance.with_metadata(ours.chain(flat(&written.metadata))))
+    let own = [("version", written.version.clone()), ("scheme", scheme.to_owned())];
+    let own = own.into_iter().filter(|(_, text)| !text.is_empty());
+    Ok(vec![instance.with_metadata(own.chain(flat(&written.metadata)))])
 }
 
 #[cfg(test)]

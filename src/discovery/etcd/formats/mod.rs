@@ -1,41 +1,51 @@
 //! Keys and values in etcd, as each ecosystem writes them, become services and instances.
 //!
 //! ```text
-//!   /microservices/helloworld/3f1c-a   {"id":"3f1c-a", "endpoints":["grpc://10.0.0.5:9000"], ...}
-//!   └── prefix ───┘└ service ┘└ id ┘   └ the address, the weight, the metadata: one file a format ┘
+//! /microservices/helloworld/3f1c-a   {"id":"3f1c-a", "endpoints":["grpc://10.0.0.5:9000"]}
+//! └── prefix ───┘└ service ┘└ id ┘   └ address, weight and metadata: one file a format ────┘
 //! ```
 //!
-//! etcd itself knows neither services nor instances. What all conventions share is the key: its last segment is the instance,
-//! the one before it the service. Where a prefix names its service, everything below it is an instance, and the key below the
-//! prefix its id. A prefix ends with a slash, so that `user/` never takes in what belongs to `user-admin/`.
+//! etcd itself knows neither services nor instances. All conventions have the key in common: its
+//! last segment is the instance, and the segment before it the service. If a prefix names its
+//! service, every key below it is an instance, and the key without the prefix is the id. A prefix
+//! ends with a slash, so that `user/` never includes keys of `user-admin/`.
 //!
-//! Pure. Knows nothing of revisions, of time, or of what a key held before. Values are outside data: empty ones, `null`,
-//! `init_dir` and binary have all been seen, and each costs its own key and nothing else.
+//! Pure. Knows nothing of revisions, of time, or of what a key held before. Values come from
+//! outside: empty values, `null`, `init_dir` and binary data have all been seen. Each such value
+//! costs its own key and nothing else.
+//!
+//! The files import only downwards: `mod`, then one file a format, then `registration`.
 
 mod go_micro;
 mod grpc;
 mod json;
 mod kitex;
 mod kratos;
+mod plain;
+mod registration;
 mod rpcx;
 mod skydns;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer};
+pub use registration::{InvalidRegistration, Registration, SOURCE};
+
 use serde_json::Value;
 
-use super::SOURCE;
-use crate::balancer::{Address, InstanceId, InvalidInstance, ServiceInstance, ServiceName, Weight};
+use self::registration::{Decoded, Place, object};
+use crate::balancer::ServiceName;
 
 /// How keys and values are written below a prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// Told from each value: JSON by the fields that only one convention has, rpcx by its keys, else `host:port`.
+    /// Recognized by each value: JSON by the fields that only one convention has, rpcx by its
+    /// keys, else `host:port`.
     #[default]
     Auto,
-    /// Ours: `{"host", "port", "weight", "tags", "metadata", "status"}`, or `address` in place of host and port.
+    /// pickd's own: `{"host", "port", "weight", "tags", "metadata", "status"}`, or `address` in
+    /// place of host and port.
     Json,
     /// `host:port`.
     Plain,
@@ -45,7 +55,7 @@ pub enum Format {
     Kratos,
     /// go-zero: `host:port` below the service's key.
     GoZero,
-    /// go-micro: `{"name", "version", "nodes"}`, of old with a port of its own.
+    /// go-micro: `{"name", "version", "nodes"}`, in older versions with a port of its own.
     GoMicro,
     /// Kitex: `{"network", "address", "weight", "tags"}`.
     Kitex,
@@ -100,10 +110,10 @@ pub enum InvalidPrefix {
     /// Not the name of a format.
     #[error("{found:?}: expected auto, json, plain, grpc, kratos, go-zero, go-micro, kitex, rpcx or skydns")]
     Format {
-        /// The text as it came.
+        /// The text that was given.
         found: String,
     },
-    /// No prefix at all would be every key of the cluster.
+    /// An empty prefix would include every key of the cluster.
     #[error("\"\": expected the start of the keys to watch, such as \"/services/\"")]
     Empty,
 }
@@ -119,6 +129,9 @@ impl FromStr for Format {
     }
 }
 
+/// The prefixes of one cluster, shared.
+pub(super) type Prefixes = Arc<[Prefix]>;
+
 /// The keys to watch, and how to read what is below them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix {
@@ -129,11 +142,12 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// The keys that start so, in format [`Format::Auto`]. A slash at the end is added where there is none.
+    /// The keys with this prefix, in format [`Format::Auto`]. A slash is added at the end if there
+    /// is none.
     ///
     /// # Errors
     ///
-    /// When it is empty.
+    /// When the prefix is empty.
     pub fn new(start: &str) -> Result<Self, InvalidPrefix> {
         if start.is_empty() {
             return Err(InvalidPrefix::Empty);
@@ -153,39 +167,40 @@ impl Prefix {
         self
     }
 
-    /// Makes everything below an instance of this service, and the key below the prefix its id.
+    /// Makes every key below the prefix an instance of this service, with the key without the
+    /// prefix as its id.
     #[must_use]
     pub fn with_service(mut self, service: ServiceName) -> Self {
         self.service = Some(service);
         self
     }
 
-    /// Where an instance has several endpoints (kratos), chooses those of this URL scheme in place of the first one.
+    /// Where an instance has several endpoints (kratos), takes the first with this URL scheme.
     #[must_use]
     pub fn with_scheme(mut self, scheme: impl Into<String>) -> Self {
         self.scheme = Some(scheme.into());
         self
     }
 
-    /// How the keys start, with a slash at the end.
+    /// The prefix, with a slash at the end.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.start
     }
 
-    /// How they are written.
+    /// How values are written.
     #[must_use]
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// The service of everything below, if it is fixed.
+    /// The service of all keys below, if it is fixed.
     #[must_use]
     pub fn service(&self) -> Option<&ServiceName> {
         self.service.as_ref()
     }
 
-    /// Whether the two share keys.
+    /// Whether both prefixes include the same keys.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.start.starts_with(&other.start) || other.start.starts_with(&self.start)
@@ -203,17 +218,17 @@ impl Prefix {
         key.len() > self.start.len() && key.starts_with(self.start.as_bytes())
     }
 
-    /// What a key below this prefix and its value register.
+    /// What a key below this prefix registers with its value.
     ///
     /// # Errors
     ///
-    /// When the key or the value makes no sense. That says nothing about any other key.
+    /// When the key or the value is not valid. That has no effect on any other key.
     pub fn read(&self, key: &[u8], value: &[u8]) -> Result<Registration, InvalidRegistration> {
         let key = std::str::from_utf8(key).map_err(|_| InvalidRegistration::KeyNotText)?;
         let place = self.place(key)?;
         let instances = match self.format {
-            Format::Auto => self.guess(&place, value),
-            format => self.decode(format, &place, value),
+            Format::Auto => read_recognized(&place, value),
+            format => read_as(format, &place, value),
         }?;
         Ok(Registration {
             service: place.service,
@@ -221,7 +236,7 @@ impl Prefix {
         })
     }
 
-    fn place<'a>(&self, key: &'a str) -> Result<Place<'a>, InvalidRegistration> {
+    fn place<'a>(&'a self, key: &'a str) -> Result<Place<'a>, InvalidRegistration> {
         let below = key.strip_prefix(&*self.start).unwrap_or_default();
         let (service, id) = match &self.service {
             Some(service) => (service.clone(), below),
@@ -231,163 +246,99 @@ impl Prefix {
                 (service.parse()?, id)
             }
         };
-        // A key that ends with a slash is somebody's folder.
-        Ok(Place { service, id })
+        let scheme = self.scheme.as_deref();
+        Ok(Place { service, id, scheme })
     }
+}
 
-    fn decode(&self, format: Format, place: &Place<'_>, value: &[u8]) -> Decoded {
-        match format {
-            Format::Auto => self.guess(place, value),
-            Format::Json => one(json::read(place, object(value)?)?),
-            Format::Plain | Format::GoZero => one(plain(place, value)?),
-            Format::Grpc => grpc::read(place, object(value)?),
-            Format::Kratos => one(kratos::read(place, object(value)?, self.scheme.as_deref())?),
-            Format::GoMicro => go_micro::read(place, object(value)?),
-            Format::Kitex => one(kitex::read(place, object(value)?)?),
-            Format::Rpcx => rpcx::read(place, value),
-            Format::SkyDns => skydns::read(place, object(value)?),
-        }
+/// A format whose values are JSON objects.
+struct JsonFormat {
+    format: Format,
+    read: fn(&Place<'_>, Value) -> Decoded,
+    /// An object with all of these fields ...
+    all: &'static [&'static str],
+    /// ... and at least one of these, if there are any, is recognized as this format.
+    any: &'static [&'static str],
+}
+
+/// The JSON formats, in the order in which [`Format::Auto`] tries to recognize them.
+const JSON_FORMATS: [JsonFormat; 6] = [
+    JsonFormat {
+        format: Format::Grpc,
+        read: grpc::read,
+        all: &["Addr"],
+        any: &[],
+    },
+    JsonFormat {
+        format: Format::GoMicro,
+        read: go_micro::read,
+        all: &["nodes"],
+        any: &[],
+    },
+    JsonFormat {
+        format: Format::Kratos,
+        read: kratos::read,
+        all: &["endpoints"],
+        any: &[],
+    },
+    JsonFormat {
+        format: Format::Kitex,
+        read: kitex::read,
+        all: &["network", "address"],
+        any: &[],
+    },
+    JsonFormat {
+        format: Format::SkyDns,
+        read: skydns::read,
+        all: &["host"],
+        any: &["priority", "ttl", "text", "targetstrip"],
+    },
+    JsonFormat {
+        format: Format::Json,
+        read: json::read,
+        all: &[],
+        any: &["host", "address"],
+    },
+];
+
+impl JsonFormat {
+    fn recognizes(&self, object: &Value) -> bool {
+        let has = |name: &&str| object.get(name).is_some();
+        self.all.iter().all(has) && (self.any.is_empty() || self.any.iter().any(has))
     }
+}
 
-    /// By the fields that only one convention has.
-    fn guess(&self, place: &Place<'_>, value: &[u8]) -> Decoded {
-        if value.trim_ascii_start().first() != Some(&b'{') {
-            return match rpcx::address(place.id) {
-                Some(_) => rpcx::read(place, value),
-                None => one(plain(place, value)?),
-            };
-        }
-        let fields = object(value)?;
-        let has = |name: &str| fields.get(name).is_some();
-        let format = if has("Addr") {
-            Format::Grpc
-        } else if has("nodes") {
-            Format::GoMicro
-        } else if has("endpoints") {
-            Format::Kratos
-        } else if has("network") && has("address") {
-            Format::Kitex
-        } else if has("host") && ["priority", "ttl", "text", "targetstrip"].into_iter().any(has) {
-            Format::SkyDns
-        } else if has("host") || has("address") {
-            Format::Json
-        } else {
-            return Err(InvalidRegistration::Unrecognized);
+fn read_as(format: Format, place: &Place<'_>, value: &[u8]) -> Decoded {
+    match format {
+        Format::Plain | Format::GoZero => plain::read(place, value),
+        Format::Rpcx => rpcx::read(place, value),
+        _ => match JSON_FORMATS.iter().find(|json| json.format == format) {
+            Some(json) => (json.read)(place, object(value)?),
+            None => read_recognized(place, value),
+        },
+    }
+}
+
+/// Recognizes JSON by the fields that only one convention has, rpcx by the key, and takes any
+/// other value for `host:port`.
+fn read_recognized(place: &Place<'_>, value: &[u8]) -> Decoded {
+    if value.trim_ascii_start().first() != Some(&b'{') {
+        return match rpcx::address(place.id) {
+            Some(_) => rpcx::read(place, value),
+            None => plain::read(place, value),
         };
-        match format {
-            Format::Grpc => grpc::read(place, fields),
-            Format::GoMicro => go_micro::read(place, fields),
-            Format::Kratos => one(kratos::read(place, fields, self.scheme.as_deref())?),
-            Format::Kitex => one(kitex::read(place, fields)?),
-            Format::SkyDns => skydns::read(place, fields),
-            _ => one(json::read(place, fields)?),
-        }
     }
-}
-
-/// What a key registers: instances of one service. None at all is a key that is no instance, such as a folder's marker.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Registration {
-    /// The service.
-    pub service: ServiceName,
-    /// Mostly one; go-micro may write several nodes under a key.
-    pub instances: Vec<ServiceInstance>,
-}
-
-/// Why a key registers nothing, although it should.
-#[derive(Debug, thiserror::Error)]
-pub enum InvalidRegistration {
-    /// Keys may be any bytes.
-    #[error("the key is not UTF-8")]
-    KeyNotText,
-    /// Nothing stands before the instance.
-    #[error("the key names no service")]
-    NoService,
-    /// Neither JSON that some convention writes, nor `host:port`.
-    #[error("no format that is known by its fields")]
-    Unrecognized,
-    /// Not an object, or with fields of the wrong type.
-    #[error("{0}")]
-    Json(#[from] serde_json::Error),
-    /// Not UTF-8, where the format is text.
-    #[error("the value is not UTF-8")]
-    ValueNotText,
-    /// The convention's own rules are broken.
-    #[error("{0}")]
-    Value(&'static str),
-    /// A name, address or number that is out of range.
-    #[error(transparent)]
-    Instance(#[from] InvalidInstance),
-}
-
-/// Where a key stands.
-struct Place<'a> {
-    service: ServiceName,
-    id: &'a str,
-}
-
-impl Place<'_> {
-    /// The instance of this key, at this address.
-    fn instance(&self, address: Address) -> Result<ServiceInstance, InvalidRegistration> {
-        Ok(ServiceInstance::at(self.id.parse::<InstanceId>()?, address).with_source(SOURCE))
+    let object = object(value)?;
+    match JSON_FORMATS.iter().find(|json| json.recognizes(&object)) {
+        Some(json) => (json.read)(place, object),
+        None => Err(InvalidRegistration::Unrecognized),
     }
-}
-
-type Decoded = Result<Vec<ServiceInstance>, InvalidRegistration>;
-
-fn one(instance: ServiceInstance) -> Decoded {
-    Ok(vec![instance])
-}
-
-/// `host:port`, as registrator, go-zero and people write it.
-fn plain(place: &Place<'_>, value: &[u8]) -> Result<ServiceInstance, InvalidRegistration> {
-    let text = std::str::from_utf8(value).map_err(|_| InvalidRegistration::ValueNotText)?;
-    place.instance(text.trim().parse()?)
-}
-
-fn object(value: &[u8]) -> Result<Value, InvalidRegistration> {
-    Ok(serde_json::from_slice(value)?)
-}
-
-/// `null` for an empty list, map or string is what Go writes.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// A whole number, or one written as text.
-fn number(value: &Value) -> Option<i64> {
-    match value {
-        Value::Number(number) => number.as_i64().or_else(|| {
-            let float = number.as_f64()?;
-            (float.fract() == 0.0 && float.abs() < 1e15).then_some(float as i64)
-        }),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    }
-}
-
-/// Metadata of any shape: what is text, a number or a truth value is kept, as text; what is nested is left out.
-fn flat(metadata: &Value) -> impl Iterator<Item = (&str, String)> {
-    metadata
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(key, value)| match value {
-            Value::String(text) => Some((key.as_str(), text.clone())),
-            Value::Number(_) | Value::Bool(_) => Some((key.as_str(), value.to_string())),
-            Value::Null | Value::Array(_) | Value::Object(_) => None,
-        })
-}
-
-/// `metadata.weight`, where the convention has no other place for a weight. It is only a convention, so one that is no weight
-/// is ignored.
-fn weight_in(metadata: &Value) -> Option<Weight> {
-    Weight::new(number(metadata.get("weight")?)?).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balancer::ServiceInstance;
 
     /// What a key and a value register below a prefix, as `service: id=address*weight ...`.
     pub(super) fn read(prefix: &str, format: Format, key: &str, value: &str) -> String {
@@ -419,7 +370,7 @@ mod tests {
         instance.metadata().get(key).map(AsRef::as_ref)
     }
 
-    /// As the ecosystems write them: prefix, format, key, value, and what it means.
+    /// As the ecosystems write them: prefix, format, key, value, and the registration.
     const EXAMPLES: [(&str, Format, &str, &str, &str); 10] = [
         (
             "foo/",
@@ -494,17 +445,28 @@ mod tests {
     ];
 
     #[test]
-    fn each_ecosystems_example_means_what_it_means_there() {
+    fn each_ecosystems_example_is_read_as_that_ecosystem_does() {
         for (prefix, format, key, value, expected) in EXAMPLES {
             assert_eq!(read(prefix, format, key, value), expected);
         }
     }
 
     #[test]
-    fn auto_tells_each_of_them_apart() {
+    fn auto_recognizes_each_example() {
         for (prefix, _, key, value, expected) in EXAMPLES {
             assert_eq!(read(prefix, Format::Auto, key, value), expected);
         }
+    }
+
+    #[test]
+    fn auto_recognizes_skydns_by_each_of_its_own_fields() {
+        for field in ["priority", "ttl", "text", "targetstrip"] {
+            let value = format!(r#"{{"host":"10.0.0.5","port":80,"{field}":null}}"#);
+            let found = read("/s", Format::Auto, "/s/web/a", &value);
+            assert_eq!(found, "web: a=10.0.0.5:80*100", "{field}");
+        }
+        let own = read("/s", Format::Auto, "/s/web/a", r#"{"host":"10.0.0.5","port":80}"#);
+        assert_eq!(own, "web: a=10.0.0.5:80*1");
     }
 
     #[test]
@@ -529,7 +491,7 @@ mod tests {
             let prefix = Prefix::new("/s/").unwrap().with_format(format);
             for value in garbage {
                 let read = prefix.read(b"/s/web/a", value);
-                // rpcx keeps its addresses in keys, and markers of folders are no instances there.
+                // rpcx has its addresses in keys, and keys of folders register no instances there.
                 let nothing = read
                     .as_ref()
                     .is_ok_and(|registration| registration.instances.is_empty());
@@ -548,13 +510,14 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_at_all_are_read_or_refused() {
+    fn any_bytes_are_read_or_refused() {
         let mut random = fastrand::Rng::with_seed(7);
         for format in Format::ALL {
             let prefix = Prefix::new("/s/").unwrap().with_format(format);
             for (_, _, key, value, _) in EXAMPLES {
                 for _ in 0..200 {
-                    // A known value with a few bytes changed goes deeper than noise does.
+                    // A valid value with a few changed bytes reaches more code than random bytes
+                    // do.
                     let mut mangled = value.as_bytes().to_vec();
                     for _ in 0..random.usize(1..4) {
                         let place = random.usize(..mangled.len());
@@ -568,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_ends_with_a_slash_and_never_takes_in_its_neighbour() {
+    fn a_prefix_ends_with_a_slash_and_excludes_its_neighbour() {
         for written in ["user", "user/"] {
             let prefix = Prefix::new(written).unwrap();
             assert_eq!(prefix.as_str(), "user/");
@@ -590,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_service_takes_everything_below_and_the_key_below_is_the_id() {
+    fn a_fixed_service_has_every_key_below_with_the_rest_as_id() {
         let prefix = Prefix::new("/eu/").unwrap().with_service("web".parse().unwrap());
         let read = |key: &str| prefix.read(key.as_bytes(), b"10.0.0.5:80").unwrap();
         for (key, id) in [("/eu/a", "a"), ("/eu/west/1/a", "west/1/a")] {
@@ -625,7 +588,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_takes_names_and_ipv6_and_space_around_it() {
+    fn plain_accepts_names_ipv6_and_white_space() {
         let plain = |value| read("/s", Format::Plain, "/s/api/0", value);
         assert_eq!(plain("db.local:5432"), "api: 0=db.local:5432*1");
         assert_eq!(plain(" [::1]:80\n"), "api: 0=[::1]:80*1");

@@ -1,16 +1,18 @@
-//! rpcx: `<base>/<service>/<network>@<host:port>`, and a URL's query as the value, rewritten at every interval.
+//! rpcx: `<base>/<service>/<network>@<host:port>`, with a URL's query as the value, which rpcx
+//! writes again at every interval.
 //!
-//! Folders have keys too (`<base>` and `<base>/<service>`): without a network they are no instances.
+//! Folders have keys too (`<base>` and `<base>/<service>`): a key without a network registers no
+//! instance.
 
 use percent_encoding::percent_decode_str;
 
-use super::{Decoded, InvalidRegistration, Place, one};
+use super::registration::{Decoded, InvalidRegistration, Place};
 use crate::balancer::{RegistryStatus, Weight};
 
-/// Measurements: they change with every interval, and are nobody's business here.
+/// Measurements, which change with every interval. pickd ignores them.
 const MEASURED: [&str; 3] = ["calls", "connections", "tps"];
 
-/// The address in a key's last segment.
+/// The network and the address in the last segment of a key.
 pub(super) fn address(id: &str) -> Option<(&str, &str)> {
     let (network, address) = id.split_once('@')?;
     let named = !network.is_empty() && network.bytes().all(|byte| byte.is_ascii_alphanumeric());
@@ -35,7 +37,7 @@ pub(super) fn read(place: &Place<'_>, value: &[u8]) -> Decoded {
                     .map_err(|_| InvalidRegistration::Value("weight is not a number"))?;
                 instance = instance.with_weight(Weight::new(weight)?);
             }
-            // rpcx's clients leave such a server out.
+            // rpcx's own clients leave out such a server.
             "state" if value == "inactive" => instance = instance.with_status(RegistryStatus::Maintenance),
             "group" if !value.is_empty() => tags.push(value.clone()),
             _ => {}
@@ -44,7 +46,7 @@ pub(super) fn read(place: &Place<'_>, value: &[u8]) -> Decoded {
             metadata.push((key, value));
         }
     }
-    one(instance.with_tags(&tags)?.with_metadata(metadata))
+    Ok(vec![instance.with_tags(&tags)?.with_metadata(metadata)])
 }
 
 fn decoded(text: &str) -> Result<String, InvalidRegistration> {

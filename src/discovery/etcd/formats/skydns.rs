@@ -1,15 +1,17 @@
-//! SkyDNS and CoreDNS's etcd plugin: reversed labels as the key, `/skydns/local/<service>/<instance>`.
+//! SkyDNS and CoreDNS's etcd plugin: reversed labels as the key,
+//! `/skydns/local/<service>/<instance>`.
 //!
-//! Numbers are written as text at times, even in CoreDNS's own documentation. A record without a host or a port is an address
-//! for DNS alone, and no instance.
+//! Numbers are sometimes written as text, even in CoreDNS's own documentation. A record without a
+//! host or a port is an address for DNS alone, and not an instance.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Decoded, InvalidRegistration, Place, number, one, or_default};
+use super::registration::{Decoded, InvalidRegistration, Place, number};
 use crate::balancer::{Address, Weight};
+use crate::discovery::shared::or_default;
 
-/// What CoreDNS takes when no weight is given.
+/// CoreDNS's weight of a record without one.
 const DEFAULT_WEIGHT: i64 = 100;
 
 #[derive(Deserialize)]
@@ -57,10 +59,11 @@ pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
     let instance = place
         .instance(Address::new(&written.host, port)?)?
         .with_weight(Weight::new(weight)?);
-    one(instance.with_metadata(metadata.into_iter().filter(|(_, text)| !text.is_empty())))
+    let metadata = metadata.into_iter().filter(|(_, text)| !text.is_empty());
+    Ok(vec![instance.with_metadata(metadata)])
 }
 
-/// 0 when there is none.
+/// The number, or 0 if there is none.
 fn numeric(value: &Value, otherwise: &'static str) -> Result<i64, InvalidRegistration> {
     match value {
         Value::Null => Ok(0),

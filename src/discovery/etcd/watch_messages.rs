@@ -1,14 +1,15 @@
 //! What the messages of a watch mean, and which of them end it.
 //!
-//! etcd ends a watch without ending the stream: it says `canceled`, often in the same message or right behind one that says
-//! `created`, with a header that is worth nothing. So that is looked at first. Then whether the history is still the one that
-//! was listed: a watch on a cluster that lost its data is accepted, and silent for ever.
+//! etcd ends a watch without ending the stream. The message has `canceled`, often together with
+//! `created` or right after it, and with a header that is all zeros. So `canceled` is checked
+//! first. The next check is whether the history is still the listed history: etcd accepts a watch
+//! on a cluster that lost its data, and sends nothing on it for ever.
 //!
-//! Pure. Several watches share the stream; a fragment belongs to its own.
+//! Pure. Several watches share the stream; a fragment belongs to its own watch.
 
 use std::collections::HashMap;
 
-use super::client::{Cause, Trouble};
+use super::client::{Cause, Failure};
 use super::wire::{Event, Message, Position};
 
 /// What a message means.
@@ -16,22 +17,22 @@ use super::wire::{Event, Message, Position};
 pub(super) enum Step {
     /// Nothing, or not yet.
     Nothing,
-    /// All of this happened, in this order, in one step.
+    /// All of these events happened, in this order, in one step.
     Events(Vec<Event>),
-    /// The watch is over. Everything has to be listed again.
-    Over(Trouble),
+    /// The watch is over. All keys have to be listed again.
+    Over(Failure),
 }
 
-/// Goes along with one stream.
+/// Follows one stream.
 #[derive(Debug)]
-pub(super) struct Follow {
-    /// The latest moment seen.
+pub(super) struct WatchMessages {
+    /// The latest position that was seen.
     at: Position,
     fragments: HashMap<i64, Vec<Event>>,
 }
 
-impl Follow {
-    /// Goes on where a list was taken.
+impl WatchMessages {
+    /// Starts at the position of a list.
     pub(super) fn from(listed: Position) -> Self {
         Self {
             at: listed,
@@ -39,7 +40,7 @@ impl Follow {
         }
     }
 
-    /// The latest moment seen.
+    /// The latest position that was seen.
     pub(super) fn at(&self) -> Position {
         self.at
     }
@@ -47,25 +48,25 @@ impl Follow {
     pub(super) fn take(&mut self, message: Message) -> Step {
         if message.compact_revision != 0 {
             let detail = format!(
-                "what comes next is compacted up to revision {}",
+                "the next revision was compacted, up to revision {}",
                 message.compact_revision
             );
-            return Step::Over(Trouble::new(Cause::Compacted, detail));
+            return Step::Over(Failure::new(Cause::Compacted, detail));
         }
         if message.canceled {
             let cause = match Cause::of_text(&message.cancel_reason) {
                 Some(cause) => cause,
                 None => Cause::Canceled,
             };
-            return Step::Over(Trouble::new(
+            return Step::Over(Failure::new(
                 cause,
                 format!("watch canceled: {}", message.cancel_reason),
             ));
         }
         if message.created {
-            // The list is from this very member, so it has come at least as far.
+            // The list came from this member, so the member has come at least as far.
             if let Some(detail) = message.at.breaks_with(self.at) {
-                return Step::Over(Trouble::new(Cause::Rollback, detail));
+                return Step::Over(Failure::new(Cause::Rollback, detail));
             }
         }
         let same_cluster = message.at.cluster == self.at.cluster || message.at.cluster == 0;
@@ -92,7 +93,7 @@ impl Follow {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::What;
+    use super::super::wire::EventKind;
     use super::*;
 
     const LISTED: Position = Position {
@@ -109,14 +110,14 @@ mod tests {
         let event = |key: &&str| Event {
             key: key.as_bytes().to_vec(),
             mod_revision: 101,
-            what: What::Delete,
+            kind: EventKind::Delete,
         };
         keys.iter().map(event).collect()
     }
 
     fn over(step: Step) -> Cause {
         match step {
-            Step::Over(trouble) => trouble.cause,
+            Step::Over(failure) => failure.cause,
             step => panic!("not over: {step:?}"),
         }
     }
@@ -125,13 +126,14 @@ mod tests {
         match step {
             Step::Events(events) => events,
             Step::Nothing => Vec::new(),
-            Step::Over(trouble) => panic!("over: {trouble:?}"),
+            Step::Over(failure) => panic!("over: {failure:?}"),
         }
     }
 
     #[test]
-    fn scenario_32_a_canceled_watch_is_noticed_from_its_message_whatever_else_stands_there() {
-        // As etcd sends them: created and canceled in one, or with a header that is all zeros, the stream left open.
+    fn scenario_32_a_canceled_watch_is_noticed_in_every_form_of_message() {
+        // As etcd sends them: created and canceled in one message, or with a header of zeros, and
+        // the stream left open.
         for (reason, compact_revision, cause) in [
             ("", 120, Cause::Compacted),
             ("", 0, Cause::Canceled),
@@ -150,8 +152,8 @@ mod tests {
             ("something new", 0, Cause::Canceled),
         ] {
             for created in [false, true] {
-                let mut follow = Follow::from(LISTED);
-                let step = follow.take(Message {
+                let mut messages = WatchMessages::from(LISTED);
+                let step = messages.take(Message {
                     created,
                     canceled: true,
                     compact_revision,
@@ -159,15 +161,15 @@ mod tests {
                     ..Message::default()
                 });
                 assert_eq!(over(step), cause, "{reason}");
-                assert_eq!(follow.at(), LISTED, "a header of zeros tells nothing");
+                assert_eq!(messages.at(), LISTED, "a header of zeros is ignored");
             }
         }
     }
 
     #[test]
-    fn scenario_28_a_watch_on_a_history_that_went_back_is_over_as_soon_as_it_is_created() {
+    fn scenario_28_a_watch_on_an_older_history_is_over_when_it_is_created() {
         let created = |at| {
-            Follow::from(LISTED).take(Message {
+            WatchMessages::from(LISTED).take(Message {
                 created: true,
                 at,
                 ..Message::default()
@@ -184,8 +186,8 @@ mod tests {
     }
 
     #[test]
-    fn fragments_are_one_step_and_each_belongs_to_its_own_watch() {
-        let mut follow = Follow::from(LISTED);
+    fn fragments_of_each_watch_are_joined_into_one_step() {
+        let mut messages = WatchMessages::from(LISTED);
         let mut take = |watch_id, fragment, keys: &[&str]| {
             let message = Message {
                 watch_id,
@@ -194,7 +196,7 @@ mod tests {
                 events: events(keys),
                 ..Message::default()
             };
-            heard(follow.take(message))
+            heard(messages.take(message))
         };
         assert_eq!(take(1, true, &["a"]), []);
         assert_eq!(take(2, false, &["z"]), events(&["z"]));
@@ -204,16 +206,16 @@ mod tests {
     }
 
     #[test]
-    fn a_sign_of_life_moves_the_position_and_never_back() {
-        let mut follow = Follow::from(LISTED);
+    fn a_progress_notification_moves_the_position_only_forward() {
+        let mut messages = WatchMessages::from(LISTED);
         for (revision, expected) in [(150, 150), (120, 150), (0, 150)] {
             let message = Message {
                 watch_id: -1,
                 at: at(revision),
                 ..Message::default()
             };
-            assert_eq!(heard(follow.take(message)), []);
-            assert_eq!(follow.at().revision, expected);
+            assert_eq!(heard(messages.take(message)), []);
+            assert_eq!(messages.at().revision, expected);
         }
     }
 }

@@ -1,67 +1,69 @@
-//! What is known of the keys, and which services that makes; what of it has to be told, and when.
+//! The known keys and the services they register; which service is sent next, and when.
 //!
 //! ```text
 //!   list  ──► replace ──┐   keys: revision, service      services: by key, instances
 //!   watch ──► put ──────┼─►            └────────────────────────┘
 //!             delete ───┤                       │ changed
 //!   list  ──► repair ───┘                       ▼
-//!                                 waiting: a service at most every 50 ms ──► Update, whole
+//!                             pending: a service at most every 50 ms ──► Update, whole
 //! ```
 //!
-//! Revisions keep it right whatever order things arrive in: an event that a list already holds is ignored, and so is what a list
-//! says of a key that the watch has seen change since. A value that cannot be read costs its key what is new in it: what the key
-//! registered before stays.
+//! Revisions keep the state right in whatever order lists and events arrive. An event that a list
+//! already includes is ignored. So is the state of a key in a list, if the watch has delivered a
+//! later change of that key. If a value cannot be read, the key keeps what it registered before.
 //!
-//! Pure, but for log lines and the counters of the source's status. Knows no connection; `now` is an argument.
+//! Pure, but for log lines and the counters of the source's status. Knows no connection; `now` is
+//! an argument.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::formats::{InvalidRegistration, Registration};
-use super::wire::{Event, Listing, What};
-use super::{Prefixes, SOURCE};
+use super::formats::{InvalidRegistration, Prefixes, Registration, SOURCE};
+use super::wire::{Event, EventKind, Listing};
 use crate::balancer::{ServiceInstance, ServiceName, SourceStatus, Timestamp};
-use crate::discovery::{Reading, Reason, Trust, Update};
+use crate::discovery::watcher::{Reading, Reason, Trust, Update};
 
-/// A service that changes all the time is told this often. A large one is a large message.
-const PACE: Duration = Duration::from_millis(50);
+/// How often a service that changes all the time is sent. A large service is a large message.
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A key as etcd knows it, shared between the maps.
 type Key = Arc<[u8]>;
 
-/// Everything below the prefixes.
-pub(super) struct View {
+/// All keys below the prefixes.
+pub(super) struct Keys {
     prefixes: Prefixes,
     status: Arc<SourceStatus>,
-    keys: HashMap<Key, Known>,
+    keys: HashMap<Key, KnownKey>,
     services: HashMap<ServiceName, BTreeMap<Key, Vec<ServiceInstance>>>,
-    /// Events up to here are part of what was listed.
+    /// Events up to this revision are part of the last list.
     floor: i64,
-    /// What was deleted since a second list was asked for, while the watch goes on: key and revision.
+    /// The keys that were deleted since a list was started during the watch, each with the
+    /// revision.
     deleted: Option<HashMap<Key, i64>>,
-    /// Distinguishes what one list has shown from what it has not.
-    round: u32,
-    waiting: Waiting,
-    /// Services that lost something on a doubtful reading: they are to be told once more.
-    owed: HashSet<ServiceName>,
-    sync: Sync,
+    /// The number of the last list. A key with another number was not in that list.
+    list_number: u32,
+    pending: Pending,
+    /// Services that lost instances in the first list after a gap. They are sent once more after
+    /// its confirmation.
+    unconfirmed: HashSet<ServiceName>,
+    sync: SyncState,
 }
 
 /// What is known of one key.
-struct Known {
+struct KnownKey {
     mod_revision: i64,
-    /// Where it registers instances, if it does.
+    /// The service for which the key registers instances, if any.
     service: Option<ServiceName>,
-    round: u32,
+    list_number: u32,
 }
 
-/// What is to be told, and how soon.
+/// The services to send, and when.
 #[derive(Default)]
-struct Waiting {
+struct Pending {
     changed: HashMap<ServiceName, Changed>,
     order: BTreeSet<(Timestamp, ServiceName)>,
-    told: HashMap<ServiceName, Timestamp>,
+    sent: HashMap<ServiceName, Timestamp>,
 }
 
 #[derive(Clone, Copy)]
@@ -71,13 +73,13 @@ struct Changed {
     trust: Trust,
 }
 
-/// Whether everything has been told once.
-enum Sync {
+/// Whether everything was sent once.
+enum SyncState {
     /// Nothing has been listed yet.
     Unlisted,
-    /// These services of the first list have not been told yet.
+    /// These services of the first list were not sent yet.
     Listed(HashSet<ServiceName>),
-    Told,
+    Sent,
 }
 
 /// Values that could not be read, for one log line.
@@ -87,7 +89,7 @@ struct Skipped {
     first: Option<String>,
 }
 
-impl View {
+impl Keys {
     pub(super) fn new(prefixes: Prefixes, status: Arc<SourceStatus>) -> Self {
         Self {
             prefixes,
@@ -96,26 +98,26 @@ impl View {
             services: HashMap::new(),
             floor: 0,
             deleted: None,
-            round: 0,
-            waiting: Waiting::default(),
-            owed: HashSet::new(),
-            sync: Sync::Unlisted,
+            list_number: 0,
+            pending: Pending::default(),
+            unconfirmed: HashSet::new(),
+            sync: SyncState::Unlisted,
         }
     }
 
-    /// Keys known.
+    /// How many keys are known.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether a list that can be trusted to be complete has been taken.
+    /// Whether a complete list has been read.
     pub(super) fn is_listed(&self) -> bool {
-        !matches!(self.sync, Sync::Unlisted)
+        !matches!(self.sync, SyncState::Unlisted)
     }
 
-    /// Takes a list as all there is, whatever was known before.
+    /// Replaces the known keys by those of a list.
     pub(super) fn replace(&mut self, listing: Listing, trust: Trust, now: Timestamp) {
-        self.round += 1;
+        self.list_number += 1;
         self.floor = listing.at.revision;
         self.deleted = None;
         let mut skipped = Skipped::default();
@@ -123,21 +125,22 @@ impl View {
             self.set(listed.key, listed.mod_revision, listed.read, (trust, now), &mut skipped);
         }
         self.remove_unlisted(|_| true, (trust, now));
-        self.waiting.forget(now);
-        skipped.tell();
+        self.pending.forget(now);
+        skipped.log();
         if trust != Trust::AdditionsOnly && !self.is_listed() {
-            self.sync = Sync::Listed(self.waiting.changed.keys().cloned().collect());
+            self.sync = SyncState::Listed(self.pending.changed.keys().cloned().collect());
         }
     }
 
-    /// From now on, deletions are remembered: a list is under way while the watch goes on.
+    /// Remembers deletions from now on, because a list is started during the watch.
     pub(super) fn expect_list(&mut self) {
         self.deleted = Some(HashMap::new());
     }
 
-    /// Compares with a list that was read while the watch went on, corrects what differs, and says how many keys that was.
+    /// Compares with a list that was read during the watch, and corrects what differs. Returns how
+    /// many keys differed.
     pub(super) fn repair(&mut self, listing: Listing, now: Timestamp) -> usize {
-        self.round += 1;
+        self.list_number += 1;
         let deleted = self.deleted.take().unwrap_or_default();
         let revision = listing.at.revision;
         let (mut repaired, mut skipped) = (0, Skipped::default());
@@ -148,7 +151,7 @@ impl View {
             if let Some(known) = self.keys.get_mut(&*listed.key)
                 && known.mod_revision >= listed.mod_revision
             {
-                known.round = self.round;
+                known.list_number = self.list_number;
                 continue;
             }
             repaired += 1;
@@ -162,13 +165,14 @@ impl View {
         }
         repaired += self.remove_unlisted(|known| known.mod_revision <= revision, (Trust::Steady, now));
         self.floor = self.floor.max(revision);
-        self.waiting.forget(now);
-        skipped.tell();
+        self.pending.forget(now);
+        skipped.log();
         repaired
     }
 
-    /// Takes what a watch says, in its order, as one step: nothing is told before all of it is known.
-    pub(super) fn follow(&mut self, events: Vec<Event>, now: Timestamp) {
+    /// Applies the events of a watch in their order, as one step: all of them are applied before a
+    /// service is sent.
+    pub(super) fn apply(&mut self, events: Vec<Event>, now: Timestamp) {
         let mut skipped = Skipped::default();
         for event in events {
             let at = event.mod_revision;
@@ -176,50 +180,50 @@ impl View {
             if at <= self.floor || at <= known {
                 continue;
             }
-            match event.what {
-                What::Put(value) => {
+            match event.kind {
+                EventKind::Put(value) => {
                     let prefixes = Arc::clone(&self.prefixes);
                     if let Some(prefix) = prefixes.iter().find(|prefix| prefix.covers(&event.key)) {
                         let read = prefix.read(&event.key, &value);
                         self.set(event.key, at, read, (Trust::Steady, now), &mut skipped);
                     }
                 }
-                What::Delete => {
+                EventKind::Delete => {
                     if let Some(deleted) = &mut self.deleted {
                         deleted.insert(event.key.as_slice().into(), at);
                     }
                     self.remove(&event.key, (Trust::Steady, now));
                 }
-                // Of a later etcd: the list that comes every few minutes knows what it meant.
-                What::Unknown(kind) => tracing::debug!(source = %SOURCE, kind, "an event of a kind that is not known"),
+                // From a later version of etcd. The next periodic list includes its effect.
+                EventKind::Unknown(kind) => tracing::debug!(source = %SOURCE, kind, "unknown type of event ignored"),
             }
         }
-        skipped.tell();
+        skipped.log();
     }
 
-    /// The services that a second look is owed.
-    pub(super) fn is_owed(&self) -> bool {
-        !self.owed.is_empty()
+    /// Whether some services have to be sent again after the confirmation.
+    pub(super) fn needs_confirmation(&self) -> bool {
+        !self.unconfirmed.is_empty()
     }
 
-    /// The second look has been taken: says again how those services are, changed or not.
+    /// The confirmation has been read: sends those services again, changed or not.
     pub(super) fn confirm(&mut self, now: Timestamp) {
-        for service in std::mem::take(&mut self.owed) {
-            self.waiting.add(&service, Trust::Steady, now);
+        for service in std::mem::take(&mut self.unconfirmed) {
+            self.pending.add(&service, Trust::Steady, now);
         }
     }
 
-    /// The next word, if one is due.
-    pub(super) fn news(&mut self, now: Timestamp) -> Option<Update> {
-        if let Sync::Listed(untold) = &self.sync
-            && untold.is_empty()
+    /// The next update, if one is due.
+    pub(super) fn next_update(&mut self, now: Timestamp) -> Option<Update> {
+        if let SyncState::Listed(unsent) = &self.sync
+            && unsent.is_empty()
         {
-            self.sync = Sync::Told;
+            self.sync = SyncState::Sent;
             return Some(Update::Synced);
         }
-        let (service, changed) = self.waiting.take(now)?;
-        if let Sync::Listed(untold) = &mut self.sync {
-            untold.remove(&service);
+        let (service, changed) = self.pending.take(now)?;
+        if let SyncState::Listed(unsent) = &mut self.sync {
+            unsent.remove(&service);
         }
         let Changed { read_at, trust, .. } = changed;
         Some(match self.services.get(&service) {
@@ -237,9 +241,9 @@ impl View {
         })
     }
 
-    /// When there will be something to tell, if nothing happens before.
+    /// When the next update is due, if nothing happens before.
     pub(super) fn due(&self) -> Option<Timestamp> {
-        self.waiting.order.first().map(|(due, _)| *due)
+        self.pending.order.first().map(|(due, _)| *due)
     }
 
     fn set(
@@ -257,7 +261,7 @@ impl View {
         let service = match read {
             Ok(registration) => self.register(&key, before.as_ref(), registration, (trust, now)),
             Err(error) => {
-                // The same bad value, listed again, is no news.
+                // The same invalid value, listed again, is not counted again.
                 if before.as_ref().is_none_or(|before| before.mod_revision != mod_revision) {
                     self.status.count_error(Reason::InvalidInstance.as_str());
                     skipped.add(&key, &error);
@@ -265,22 +269,22 @@ impl View {
                 before.and_then(|before| before.service)
             }
         };
-        let round = self.round;
+        let list_number = self.list_number;
         self.keys.insert(
             key,
-            Known {
+            KnownKey {
                 mod_revision,
                 service,
-                round,
+                list_number,
             },
         );
     }
 
-    /// Files what a key registers now, and returns the service if it registers anything.
+    /// Stores what a key registers now, and returns the service if the key registers any instance.
     fn register(
         &mut self,
         key: &Key,
-        before: Option<&Known>,
+        before: Option<&KnownKey>,
         registration: Registration,
         (trust, now): (Trust, Timestamp),
     ) -> Option<ServiceName> {
@@ -291,11 +295,11 @@ impl View {
             }
             return None;
         }
-        // A key is always of the same service, so nothing is left elsewhere.
+        // A key always belongs to the same service, so no other service has its instances.
         let keys = self.services.entry(service.clone()).or_default();
         if keys.get(key) != Some(&instances) {
             keys.insert(Arc::clone(key), instances);
-            self.waiting.add(&service, trust, now);
+            self.pending.add(&service, trust, now);
         }
         Some(service)
     }
@@ -307,9 +311,9 @@ impl View {
             if keys.is_empty() {
                 self.services.remove(service);
             }
-            self.waiting.add(service, trust, now);
+            self.pending.add(service, trust, now);
             if trust != Trust::Steady {
-                self.owed.insert(service.clone());
+                self.unconfirmed.insert(service.clone());
             }
         }
     }
@@ -322,11 +326,11 @@ impl View {
         }
     }
 
-    fn remove_unlisted(&mut self, also: impl Fn(&Known) -> bool, how: (Trust, Timestamp)) -> usize {
+    fn remove_unlisted(&mut self, also: impl Fn(&KnownKey) -> bool, how: (Trust, Timestamp)) -> usize {
         let unlisted: Vec<Key> = self
             .keys
             .iter()
-            .filter(|(_, known)| known.round != self.round && also(known))
+            .filter(|(_, known)| known.list_number != self.list_number && also(known))
             .map(|(key, _)| Arc::clone(key))
             .collect();
         for key in &unlisted {
@@ -336,15 +340,15 @@ impl View {
     }
 }
 
-impl Waiting {
+impl Pending {
     fn add(&mut self, service: &ServiceName, trust: Trust, now: Timestamp) {
         if let Some(changed) = self.changed.get_mut(service) {
-            // One doubtful look makes the whole reading doubtful.
+            // If one of the changes has less trust, the whole reading has less trust.
             changed.trust = weaker(changed.trust, trust);
             changed.read_at = now;
             return;
         }
-        let due = self.told.get(service).map_or(now, |told| now.max(*told + PACE));
+        let due = self.sent.get(service).map_or(now, |sent| now.max(*sent + MIN_INTERVAL));
         self.order.insert((due, service.clone()));
         let changed = Changed {
             due,
@@ -360,15 +364,13 @@ impl Waiting {
         }
         let (_, service) = self.order.pop_first()?;
         let changed = self.changed.remove(&service)?;
-        self.told.insert(service.clone(), now.max(changed.due));
+        self.sent.insert(service.clone(), now.max(changed.due));
         Some((service, changed))
     }
-}
 
-impl Waiting {
-    /// Drops what is remembered of services that may be told again anyway.
+    /// Forgets when services were sent, as far as they may be sent again now.
     fn forget(&mut self, now: Timestamp) {
-        self.told.retain(|_, told| *told + PACE > now);
+        self.sent.retain(|_, sent| *sent + MIN_INTERVAL > now);
     }
 }
 
@@ -389,9 +391,9 @@ impl Skipped {
         }
     }
 
-    fn tell(self) {
+    fn log(self) {
         if let Some(first) = self.first {
-            tracing::warn!(source = %SOURCE, skipped = self.count, first, "values that cannot be used; what their keys said before stays");
+            tracing::warn!(source = %SOURCE, skipped = self.count, first, "values not valid, keeping what their keys registered before");
         }
     }
 }
@@ -406,9 +408,9 @@ mod tests {
     use super::super::wire::{Listed, Position};
     use super::*;
 
-    /// A view below `/s/`, and what it has told, as `id=port` by service.
+    /// Keys below `/s/`, and the updates they lead to, as `id=port` by service.
     struct Bench {
-        view: View,
+        keys: Keys,
         status: Arc<SourceStatus>,
         now: Timestamp,
     }
@@ -417,13 +419,13 @@ mod tests {
         let status = Arc::new(SourceStatus::new(SOURCE, true, Box::new(|_| true)));
         let prefixes: Prefixes = [Prefix::new("/s/").unwrap()].into();
         Bench {
-            view: View::new(prefixes, Arc::clone(&status)),
+            keys: Keys::new(prefixes, Arc::clone(&status)),
             status,
             now: Timestamp::default(),
         }
     }
 
-    /// `service/id` and a port, which is its value; port 0 is garbage.
+    /// A key `service/id` with a port as its value; port 0 is an invalid value.
     fn pair(prefix: &Prefix, key: &str, port: u16, mod_revision: i64) -> Listed {
         let key = format!("/s/{key}").into_bytes();
         let read = prefix.read(&key, format!("10.0.0.1:{port}").as_bytes());
@@ -452,7 +454,7 @@ mod tests {
         Event {
             key: format!("/s/{key}").into_bytes(),
             mod_revision,
-            what: What::Put(format!("10.0.0.1:{port}").into_bytes()),
+            kind: EventKind::Put(format!("10.0.0.1:{port}").into_bytes()),
         }
     }
 
@@ -460,22 +462,23 @@ mod tests {
         Event {
             key: format!("/s/{key}").into_bytes(),
             mod_revision,
-            what: What::Delete,
+            kind: EventKind::Delete,
         }
     }
 
     impl Bench {
-        /// All that is due, each update as one word; time passes so that pacing holds nothing back.
-        fn told(&mut self) -> Vec<String> {
-            self.now = self.now + PACE;
-            let mut told = Vec::new();
-            while let Some(update) = self.view.news(self.now) {
+        /// All updates that are due, each as one text. Time passes, so that the rate limit delays
+        /// none.
+        fn sent(&mut self) -> Vec<String> {
+            self.now = self.now + MIN_INTERVAL;
+            let mut sent = Vec::new();
+            while let Some(update) = self.keys.next_update(self.now) {
                 let trust = |trust| match trust {
                     Trust::Steady => "",
                     Trust::AfterGap => "?",
                     Trust::AdditionsOnly => "+",
                 };
-                told.push(match update {
+                sent.push(match update {
                     Update::Service(reading) => {
                         let one = |it: &ServiceInstance| format!("{}={}", it.id(), it.port());
                         let all: Vec<String> = reading.instances.iter().map(one).collect();
@@ -487,84 +490,84 @@ mod tests {
                     Update::Synced => "synced".to_owned(),
                 });
             }
-            told.sort();
-            told
+            sent.sort();
+            sent
         }
 
         fn replace(&mut self, revision: i64, pairs: &[(&str, u16, i64)]) {
-            self.view.replace(listing(revision, pairs), Trust::AfterGap, self.now);
+            self.keys.replace(listing(revision, pairs), Trust::AfterGap, self.now);
         }
 
-        fn follow(&mut self, events: Vec<Event>) {
-            self.view.follow(events, self.now);
+        fn apply(&mut self, events: Vec<Event>) {
+            self.keys.apply(events, self.now);
         }
     }
 
     #[test]
-    fn everything_is_told_and_then_that_it_is() {
+    fn everything_is_sent_and_then_synced() {
         let mut bench = bench();
-        assert_eq!(bench.told(), [""; 0]);
+        assert_eq!(bench.sent(), [""; 0]);
         bench.replace(9, &[("web/a", 1, 3), ("web/b", 2, 4), ("mail/m", 3, 5)]);
         let now = bench.now;
-        let first: Vec<_> = std::iter::from_fn(|| bench.view.news(now)).collect();
+        let first: Vec<_> = std::iter::from_fn(|| bench.keys.next_update(now)).collect();
         assert_eq!(first.len(), 3);
         assert_eq!(first[2], Update::Synced, "last");
         bench.replace(10, &[("web/a", 1, 3), ("web/b", 2, 4), ("mail/m", 3, 5)]);
-        assert_eq!(bench.told(), [""; 0], "the same again is no news");
-        assert!(!bench.view.is_owed());
+        assert_eq!(bench.sent(), [""; 0], "the same again is not sent");
+        assert!(!bench.keys.needs_confirmation());
     }
 
     #[test]
-    fn none_at_all_is_synced_too() {
+    fn an_empty_list_is_synced_too() {
         let mut bench = bench();
         bench.replace(9, &[]);
-        assert_eq!(bench.told(), ["synced"]);
+        assert_eq!(bench.sent(), ["synced"]);
     }
 
     #[test]
-    fn what_one_member_remembers_is_told_but_is_not_everything() {
+    fn data_of_one_member_is_sent_but_does_not_complete_the_sync() {
         let mut bench = bench();
         let remembered = listing(9, &[("web/a", 1, 3)]);
-        bench.view.replace(remembered, Trust::AdditionsOnly, bench.now);
-        assert_eq!(bench.told(), ["web+ a=1"]);
-        assert!(!bench.view.is_listed());
+        bench.keys.replace(remembered, Trust::AdditionsOnly, bench.now);
+        assert_eq!(bench.sent(), ["web+ a=1"]);
+        assert!(!bench.keys.is_listed());
         bench.replace(12, &[("web/b", 2, 11)]);
-        assert_eq!(bench.told(), ["synced", "web? b=2"]);
+        assert_eq!(bench.sent(), ["synced", "web? b=2"]);
     }
 
     #[test]
-    fn events_are_taken_in_order_and_told_as_one_step() {
+    fn events_are_applied_in_order_and_sent_as_one_step() {
         let mut bench = bench();
         bench.replace(9, &[("web/a", 1, 3)]);
-        bench.told();
-        bench.follow(vec![
+        bench.sent();
+        bench.apply(vec![
             put("web/b", 2, 10),
             delete("web/a", 10),
             put("mail/m", 3, 10),
             put("web/b", 4, 11),
         ]);
-        assert_eq!(bench.told(), ["mail m=3", "web b=4"]);
-        bench.follow(vec![delete("web/b", 12), delete("web/unknown", 12)]);
-        assert_eq!(bench.told(), ["web gone"]);
-        bench.follow(vec![put("web/b", 4, 13)]);
-        assert_eq!(bench.told(), ["web b=4"]);
+        assert_eq!(bench.sent(), ["mail m=3", "web b=4"]);
+        bench.apply(vec![delete("web/b", 12), delete("web/unknown", 12)]);
+        assert_eq!(bench.sent(), ["web gone"]);
+        bench.apply(vec![put("web/b", 4, 13)]);
+        assert_eq!(bench.sent(), ["web b=4"]);
     }
 
     #[test]
-    fn what_a_list_or_a_later_event_holds_already_is_ignored() {
+    fn events_older_than_a_list_or_a_later_event_are_ignored() {
         let mut bench = bench();
         bench.replace(20, &[("web/a", 1, 15)]);
-        bench.told();
-        // Deleted and put again before the list: the end of that is in the list.
-        bench.follow(vec![put("web/z", 9, 12), delete("web/a", 14), put("web/a", 9, 15)]);
-        assert_eq!(bench.told(), [""; 0]);
-        bench.follow(vec![put("web/a", 2, 22)]);
-        bench.follow(vec![put("web/a", 3, 21)]);
-        assert_eq!(bench.told(), ["web a=2"]);
+        bench.sent();
+        // Deleted and put again before the list, which has the result.
+        bench.apply(vec![put("web/z", 9, 12), delete("web/a", 14), put("web/a", 9, 15)]);
+        assert_eq!(bench.sent(), [""; 0]);
+        bench.apply(vec![put("web/a", 2, 22)]);
+        bench.apply(vec![put("web/a", 3, 21)]);
+        assert_eq!(bench.sent(), ["web a=2"]);
     }
 
     #[test]
-    fn scenario_36_garbage_keeps_what_was_there_and_is_counted_once() {
+    fn scenario_36_an_invalid_value_keeps_the_last_and_counts_once() {
         let mut bench = bench();
         let errors = |bench: &Bench| {
             bench
@@ -576,107 +579,108 @@ mod tests {
         };
         bench.replace(9, &[("web/a", 1, 3), ("web/bad", 0, 4)]);
         assert_eq!(
-            (bench.told().join(" "), errors(&bench)),
+            (bench.sent().join(" "), errors(&bench)),
             ("synced web? a=1".to_owned(), 1)
         );
         bench.replace(9, &[("web/a", 1, 3), ("web/bad", 0, 4)]);
-        assert_eq!(errors(&bench), 1, "the same garbage again");
-        bench.follow(vec![put("web/a", 0, 10)]);
-        assert_eq!((bench.told(), errors(&bench)), (vec![], 2));
-        bench.follow(vec![put("web/a", 2, 11), put("web/bad", 3, 11)]);
-        assert_eq!(bench.told(), ["web a=2,bad=3"]);
-        bench.follow(vec![put("web/a", 0, 12), delete("web/a", 13)]);
-        assert_eq!(bench.told(), ["web bad=3"]);
+        assert_eq!(errors(&bench), 1, "the same invalid value again");
+        bench.apply(vec![put("web/a", 0, 10)]);
+        assert_eq!((bench.sent(), errors(&bench)), (vec![], 2));
+        bench.apply(vec![put("web/a", 2, 11), put("web/bad", 3, 11)]);
+        assert_eq!(bench.sent(), ["web a=2,bad=3"]);
+        bench.apply(vec![put("web/a", 0, 12), delete("web/a", 13)]);
+        assert_eq!(bench.sent(), ["web bad=3"]);
     }
 
     #[test]
-    fn what_is_missing_after_a_gap_is_owed_a_second_look() {
+    fn keys_missing_after_a_gap_are_sent_again_when_confirmed() {
         let mut bench = bench();
         bench.replace(9, &[("web/a", 1, 3), ("web/b", 2, 4), ("mail/m", 3, 5)]);
-        bench.told();
+        bench.sent();
         bench.replace(4, &[("web/a", 1, 2), ("new/n", 5, 3)]);
-        assert_eq!(bench.told(), ["mail? gone", "new? n=5", "web? a=1"]);
-        assert!(bench.view.is_owed());
-        // In the meantime one of them changes: that is told at once, and owed all the same.
-        bench.follow(vec![put("web/c", 6, 5)]);
-        assert_eq!(bench.told(), ["web a=1,c=6"]);
-        bench.view.confirm(bench.now);
-        assert_eq!(bench.told(), ["mail gone", "web a=1,c=6"]);
-        assert!(!bench.view.is_owed());
+        assert_eq!(bench.sent(), ["mail? gone", "new? n=5", "web? a=1"]);
+        assert!(bench.keys.needs_confirmation());
+        // Meanwhile one of the services changes: that is sent at once, and again after the
+        // confirmation.
+        bench.apply(vec![put("web/c", 6, 5)]);
+        assert_eq!(bench.sent(), ["web a=1,c=6"]);
+        bench.keys.confirm(bench.now);
+        assert_eq!(bench.sent(), ["mail gone", "web a=1,c=6"]);
+        assert!(!bench.keys.needs_confirmation());
     }
 
     #[test]
-    fn a_doubtful_look_makes_the_whole_of_what_is_told_doubtful() {
+    fn the_weakest_trust_of_all_changes_is_sent() {
         let mut bench = bench();
         bench.replace(9, &[("web/a", 1, 3), ("web/b", 2, 4)]);
-        bench.told();
+        bench.sent();
         bench.replace(20, &[("web/a", 1, 3)]);
-        bench.follow(vec![put("web/c", 3, 21)]);
-        assert_eq!(bench.told(), ["web? a=1,c=3"]);
+        bench.apply(vec![put("web/c", 3, 21)]);
+        assert_eq!(bench.sent(), ["web? a=1,c=3"]);
     }
 
     #[test]
-    fn a_service_that_changes_all_the_time_is_told_every_50_ms_and_at_once_after_a_pause() {
+    fn frequent_changes_are_sent_every_50_ms_and_after_a_pause_at_once() {
         let mut bench = bench();
         bench.replace(1, &[]);
-        bench.told();
+        bench.sent();
         let start = bench.now;
         let mut times = Vec::new();
         for step in 0..200 {
             let now = start + Duration::from_millis(step);
             bench
-                .view
-                .follow(vec![put("web/a", 1 + step as u16, 2 + step as i64)], now);
-            while bench.view.news(now).is_some() {
+                .keys
+                .apply(vec![put("web/a", 1 + step as u16, 2 + step as i64)], now);
+            while bench.keys.next_update(now).is_some() {
                 times.push(step);
             }
         }
         assert_eq!(times, [0, 50, 100, 150]);
-        assert_eq!(bench.view.due(), Some(start + Duration::from_millis(200)));
-        assert!(bench.view.news(start + Duration::from_millis(200)).is_some());
+        assert_eq!(bench.keys.due(), Some(start + Duration::from_millis(200)));
+        assert!(bench.keys.next_update(start + Duration::from_millis(200)).is_some());
         let later = start + Duration::from_secs(1);
-        bench.view.follow(vec![put("web/a", 9, 900)], later);
-        assert!(bench.view.news(later).is_some(), "at once");
+        bench.keys.apply(vec![put("web/a", 9, 900)], later);
+        assert!(bench.keys.next_update(later).is_some(), "at once");
     }
 
     #[test]
-    fn a_second_list_repairs_what_the_watch_left_out_and_nothing_else() {
+    fn a_second_list_repairs_what_the_watch_missed_and_no_more() {
         let mut bench = bench();
         bench.replace(
             10,
             &[("web/a", 1, 3), ("web/b", 2, 4), ("web/c", 3, 5), ("web/d", 4, 6)],
         );
-        bench.told();
-        bench.view.expect_list();
-        // After the list was read at 20: these are newer than it.
-        bench.follow(vec![put("web/a", 11, 21), delete("web/b", 22), put("web/new", 5, 23)]);
+        bench.sent();
+        bench.keys.expect_list();
+        // The list was read at revision 20: these events are later.
+        bench.apply(vec![put("web/a", 11, 21), delete("web/b", 22), put("web/new", 5, 23)]);
         let read = listing(
             20,
             &[("web/a", 1, 3), ("web/b", 2, 4), ("web/d", 14, 15), ("web/e", 6, 16)],
         );
         assert_eq!(
-            bench.view.repair(read, bench.now),
+            bench.keys.repair(read, bench.now),
             3,
             "c is gone, d has changed, e is new"
         );
-        assert_eq!(bench.told(), ["web a=11,d=14,e=6,new=5"]);
-        bench.follow(vec![put("web/c", 3, 19)]);
-        assert_eq!(bench.told(), [""; 0], "late: the list knew of its end");
+        assert_eq!(bench.sent(), ["web a=11,d=14,e=6,new=5"]);
+        bench.apply(vec![put("web/c", 3, 19)]);
+        assert_eq!(bench.sent(), [""; 0], "late: the list was read after the deletion");
     }
 
     #[test]
-    fn events_of_a_kind_that_is_not_known_change_nothing() {
+    fn events_of_an_unknown_type_change_nothing() {
         let mut bench = bench();
         bench.replace(9, &[("web/a", 1, 3)]);
-        bench.told();
-        bench.follow(vec![Event {
-            what: What::Unknown(7),
+        bench.sent();
+        bench.apply(vec![Event {
+            kind: EventKind::Unknown(7),
             ..delete("web/a", 10)
         }]);
-        assert_eq!(bench.told(), [""; 0]);
+        assert_eq!(bench.sent(), [""; 0]);
     }
 
-    /// What an etcd goes through: one change a revision.
+    /// The changes in an etcd, one per revision.
     #[derive(Clone, Debug)]
     enum Change {
         Put(u8, u16),
@@ -694,7 +698,7 @@ mod tests {
         format!("s{}/{key}", key % 3)
     }
 
-    /// The keys as they are at each revision, from 1: (port, revision of the last put).
+    /// The keys at each revision, from 1: (port, revision of the last put).
     fn history(changes: &[Change]) -> Vec<BTreeMap<u8, (u16, i64)>> {
         let mut states = vec![BTreeMap::new(), BTreeMap::new()];
         for (index, change) in changes.iter().enumerate() {
@@ -734,33 +738,34 @@ mod tests {
             let last = states.len() - 1;
             let (first, second) = (first.min(last).max(1), second.min(last).max(1));
             let (first, second) = (first.min(second), first.max(second));
-            // The second list is read at one revision, and compared when the watch has come to another, later one.
+            // The second list is read at one revision, and compared when the watch has come to the
+            // same or a later revision.
             let compared = compared.min(last).max(second);
             let mut bench = bench();
-            bench.view.replace(read_at(&states, first), Trust::AfterGap, bench.now);
+            bench.keys.replace(read_at(&states, first), Trust::AfterGap, bench.now);
             for (index, change) in changes.iter().enumerate() {
                 let revision = index + 2;
                 if revision == second {
-                    bench.view.expect_list();
+                    bench.keys.expect_list();
                 }
                 let (id, at) = (name(match change { Change::Put(key, _) | Change::Delete(key) => *key }), revision as i64);
                 let event = match change {
                     Change::Put(_, port) => put(&id, 1 + port, at),
                     Change::Delete(_) => delete(&id, at),
                 };
-                // Up to the second list events may get lost; any may be told twice.
+                // Events before the second list may get lost, and each may be delivered twice.
                 if revision > second || !lost.contains(&index) {
-                    bench.follow(vec![event.clone(), event]);
+                    bench.apply(vec![event.clone(), event]);
                 }
                 if revision == compared {
-                    bench.view.repair(read_at(&states, second), bench.now);
+                    bench.keys.repair(read_at(&states, second), bench.now);
                 }
             }
             if compared < 2 {
-                bench.view.repair(read_at(&states, second), bench.now);
+                bench.keys.repair(read_at(&states, second), bench.now);
             }
             let mut known = BTreeMap::new();
-            for keys in bench.view.services.values() {
+            for keys in bench.keys.services.values() {
                 for instance in keys.values().flatten() {
                     known.insert(instance.id().to_string(), instance.port());
                 }
