@@ -1,12 +1,13 @@
-//! What is due in a directory, and when: services by the time that they asked for, and those that asked for attention at once.
+//! What is due in a directory, and when: services by the time that they asked for, and services
+//! that asked for attention at once.
 //!
 //! ```text
-//! a service: "due earlier than I said, or something to tell" ──► woken ─┐
-//! a lease: "I expire before that"                                       ├──► Directory::advance ──► the time of the next call
-//! services, by the time that their last `advance` returned ──► due ─────┘         └──► told: services with something to tell
+//! a service: "due earlier, or news" ──► woken ─┐
+//! a lease: "expires earlier" ────────────────► ├──► Directory::advance ──► time of the next call
+//! services by the time they returned ──► due ──┘        └──► told: services with news
 //! ```
 //!
-//! Locks are held for one step each, and taken inside the locks of services, never around them.
+//! Each lock is held for one step, and taken inside the locks of services, never around them.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::mem;
@@ -21,7 +22,8 @@ use super::instance::ServiceName;
 pub(crate) struct Agenda {
     /// The timer that calls `advance`.
     timer: Option<Arc<dyn Wake>>,
-    /// Nanoseconds of the next call, as far as the last one knew; `u64::MAX` while one is in progress.
+    /// Nanoseconds of the next call, as returned by the last one. `u64::MAX` while a call is in
+    /// progress.
     next: AtomicU64,
     woken: Mutex<HashSet<ServiceName>>,
     due: Mutex<Due>,
@@ -36,7 +38,7 @@ impl Agenda {
         }
     }
 
-    /// Has the next `advance` look at this service, and asks for it now.
+    /// Has the next `advance` look at this service, and asks for that call now.
     pub(crate) fn wake(&self, service: &ServiceName) {
         let mut woken = lock(&self.woken);
         if !woken.contains(service) {
@@ -46,7 +48,7 @@ impl Agenda {
         }
     }
 
-    /// Has `advance` be called at this time at the latest.
+    /// Asks for a call of `advance` at this time or before.
     pub(crate) fn call_at(&self, at: Timestamp) {
         let at = at.as_nanos();
         if at < self.next.load(Ordering::Acquire) && at < self.next.fetch_min(at, Ordering::AcqRel) {
@@ -69,7 +71,7 @@ impl Agenda {
         services
     }
 
-    /// Notes when a service is due next, and whether it has something to tell.
+    /// Records when a service is due next, and whether it has news.
     pub(crate) fn set(&self, service: &ServiceName, next: Option<Timestamp>, has_news: bool) {
         lock(&self.due).set(service, next);
         if has_news {
@@ -77,7 +79,8 @@ impl Agenda {
         }
     }
 
-    /// Ends a call of `advance`, with what else is due. Returns when the next one is.
+    /// Ends a call of `advance`. `other` is due besides the services. Returns the time of the next
+    /// call.
     pub(crate) fn end(&self, other: Option<Timestamp>) -> Option<Timestamp> {
         let next = other.into_iter().chain(lock(&self.due).next()).min();
         let nanos = next.map_or(u64::MAX, Timestamp::as_nanos);
@@ -87,7 +90,7 @@ impl Agenda {
         }
     }
 
-    /// The services with something to tell since the last call.
+    /// The services with news since the last call.
     pub(crate) fn take_told(&self) -> HashSet<ServiceName> {
         mem::take(&mut *lock(&self.told))
     }

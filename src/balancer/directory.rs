@@ -1,7 +1,7 @@
 //! All services of an agent.
 //!
-//! Lookups take no lock: the map is immutable and swapped whole, in 64 shards so that ten thousand services do not make
-//! every change copy ten thousand entries.
+//! A lookup takes no lock: the map is immutable and swapped as a whole. It has 64 shards, so that a
+//! change among ten thousand services does not copy ten thousand entries.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -29,22 +29,22 @@ use super::sources::Sources;
 
 const SHARDS: usize = 64;
 
-/// How long a service without instances is still known, if the configuration does not name it.
+/// How long a service without instances stays known, unless the configuration names it.
 pub const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 
 type Shard = HashMap<ServiceName, LoadBalancer>;
 
-/// How each service is balanced.
+/// The configuration of every service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceConfigs {
-    /// Services that are not named below.
+    /// The configuration of services that are not named.
     pub defaults: LoadBalancerConfig,
-    /// Services by name. These are known even without instances.
+    /// Configurations by name. These services are known even without instances.
     pub services: BTreeMap<ServiceName, LoadBalancerConfig>,
 }
 
 impl ServiceConfigs {
-    /// How this service is balanced.
+    /// The configuration of one service.
     #[must_use]
     pub fn of(&self, service: &ServiceName) -> &LoadBalancerConfig {
         self.services.get(service).unwrap_or(&self.defaults)
@@ -62,7 +62,7 @@ pub struct Directory {
     unknown_not_synced: AtomicU64,
     unknown_leases: AtomicU64,
     reports_of_unknown: AtomicU64,
-    /// Also the lock of all writers.
+    /// The configuration, and the lock of all writers.
     configs: Mutex<ServiceConfigs>,
 }
 
@@ -87,7 +87,8 @@ impl Directory {
         directory
     }
 
-    /// Signs leases with this key. Without it the key is a random one, but not one that nobody could ever find out.
+    /// Signs leases with this key. Without a key from the caller, the lease key comes from a fast
+    /// generator that is not secure.
     #[must_use]
     pub fn with_lease_key(mut self, key: LeaseKey) -> Self {
         let most = self.configs.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -118,7 +119,7 @@ impl Directory {
         all
     }
 
-    /// The sources, as last set.
+    /// The registries, as last set.
     #[must_use]
     pub fn sources(&self) -> Arc<Sources> {
         self.sources.load_full()
@@ -129,7 +130,7 @@ impl Directory {
         self.sources.store(Arc::new(sources));
     }
 
-    /// Why a service is not known: it may only be that a source has not told of it yet.
+    /// Why a service is not known: no source lists it, or a source has not synced yet.
     #[must_use]
     pub fn why_unknown(&self, service: ServiceName) -> PickError {
         match self.sources.load().waiting_for(service.as_str()) {
@@ -138,7 +139,7 @@ impl Directory {
         }
     }
 
-    /// Why there is no pick for a service that is not known, counted. The name is not kept.
+    /// The same for a pick, counted. The name is not kept.
     #[must_use]
     pub fn refuse_unknown(&self, service: ServiceName) -> PickError {
         let error = self.why_unknown(service);
@@ -150,12 +151,12 @@ impl Directory {
         error
     }
 
-    /// Chooses an instance of a known service. A refusal is counted, and is [`PickError::NotSynced`] while a service is empty
-    /// only because a source has not told of it yet.
+    /// Chooses an instance of a known service. A refusal is counted. It is [`PickError::NotSynced`]
+    /// while a service is empty only because a source has not synced yet.
     ///
     /// # Errors
     ///
-    /// When the service has no instances, or none that may be picked.
+    /// When the service has no instances, or none that can be picked.
     #[inline]
     pub fn select_instance(&self, balancer: &LoadBalancer, context: &Context<'_>) -> Result<Pick, PickError> {
         balancer
@@ -174,7 +175,7 @@ impl Directory {
         error
     }
 
-    /// Picks of names that are not known so far: (unknown, not synced yet).
+    /// Picks of unknown names so far: (unknown, not synced yet).
     #[must_use]
     pub fn unknown_picks(&self) -> (u64, u64) {
         (
@@ -183,7 +184,7 @@ impl Directory {
         )
     }
 
-    /// Makes `instances` those of the service, which becomes known with its first one.
+    /// Replaces the instances of the service. A service becomes known with its first instance.
     pub fn apply(&self, service: &ServiceName, instances: impl IntoIterator<Item = Arc<ServiceInstance>>) -> Changes {
         let mut instances = instances.into_iter().peekable();
         // Under the writers' lock, so that a service is not forgotten while instances join it.
@@ -196,7 +197,7 @@ impl Directory {
         balancer.apply(instances)
     }
 
-    /// Balances as configured from now on, and makes the services that are named known.
+    /// Applies a configuration. The services that it names become known.
     pub fn configure(&self, configs: ServiceConfigs) {
         let mut present = self.write();
         for (service, config) in &configs.services {
@@ -206,7 +207,7 @@ impl Directory {
             balancer.configure(configs.of(balancer.service()).clone());
         }
         self.leases.limit(configs.defaults.max_leases() as usize);
-        // A service that is not named any more may be forgotten.
+        // A service that is no longer named may be forgotten.
         let before = std::mem::replace(&mut *present, configs);
         before.services.keys().for_each(|service| self.agenda.wake(service));
     }
@@ -216,13 +217,14 @@ impl Directory {
         self.configs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Picks as [`select_instance`](Self::select_instance) does, and counts the pick as in flight until it is
-    /// [`report`](Self::report)ed, or for `ttl` (the service's `lease_ttl` if none is given) from now or the last
-    /// [`renew`](Self::renew).
+    /// Picks as [`select_instance`](Self::select_instance) does, and counts the request as in
+    /// flight until its lease is [reported](Self::report) or expires. A lease expires `ttl` (by
+    /// default the `lease_ttl` of the service) after the pick or the last [`renew`](Self::renew).
     ///
     /// # Errors
     ///
-    /// As for `select_instance`. A pick whose lease is denied stands: it is an answer like any other, only not in flight.
+    /// As for `select_instance`. A pick without a lease is valid: its request is only not counted
+    /// as in flight.
     pub fn lease(
         &self,
         balancer: &LoadBalancer,
@@ -239,7 +241,7 @@ impl Directory {
         Ok((pick, lease))
     }
 
-    /// Reads a lease that a caller hands back. Text that is none counts as an unknown one.
+    /// Parses the lease that a caller sends. Text that is not a lease counts as an unknown lease.
     ///
     /// # Errors
     ///
@@ -248,8 +250,8 @@ impl Directory {
         text.parse().map_err(|InvalidLease| self.unknown_lease())
     }
 
-    /// Ends a lease, and learns from how its request went. A lease that has expired counts as a report without one; each
-    /// counts once.
+    /// Ends a lease, and learns from the outcome of its request. An expired lease counts as a
+    /// report without a lease. Each lease counts once.
     ///
     /// # Errors
     ///
@@ -271,11 +273,11 @@ impl Directory {
         result
     }
 
-    /// Starts a lease's time again, with the time to live that it was taken with.
+    /// Restarts the time of a lease, with its original time to live.
     ///
     /// # Errors
     ///
-    /// [`ReportError::UnknownLease`]: ended, expired, or never handed out.
+    /// [`ReportError::UnknownLease`]: the lease has ended, expired, or was never given out.
     pub fn renew(&self, lease: LeaseId) -> Result<(), ReportError> {
         match self.leases.renew(lease, self.environment.clock.now()) {
             Some(balancer) => {
@@ -286,11 +288,13 @@ impl Directory {
         }
     }
 
-    /// Learns from how a request went that nobody holds a lease of: as often as its instance was picked in the last minute.
+    /// Learns from the outcome of a request without a lease: at most as often as its instance was
+    /// picked in the last minute.
     ///
     /// # Errors
     ///
-    /// When the service or the instance is not known (instances that left are for a while), or there were fewer picks.
+    /// When the service or the instance is unknown (an instance stays known for an hour after it
+    /// left), or when there were fewer picks.
     pub fn report_without_lease(
         &self,
         service: &str,
@@ -315,25 +319,26 @@ impl Directory {
         ReportError::UnknownLease
     }
 
-    /// Leases open now.
+    /// The number of open leases.
     #[must_use]
     pub fn open_leases(&self) -> usize {
         self.leases.open()
     }
 
-    /// Leases that may be open at a time, over all services.
+    /// The most leases that may be open, over all services.
     #[must_use]
     pub fn lease_limit(&self) -> usize {
         self.leases.most()
     }
 
-    /// Places for leases that memory is held for: as many as were open at a time, and those expired that are still known.
+    /// The leases that memory is allocated for: the highest number of open leases, and expired
+    /// leases that are still remembered.
     #[must_use]
     pub fn lease_capacity(&self) -> usize {
         self.leases.capacity()
     }
 
-    /// Reports that name nothing known so far: (unknown lease, unknown service).
+    /// Reports without a known subject so far: (unknown lease, unknown service).
     #[must_use]
     pub fn unknown_reports(&self) -> (u64, u64) {
         (
@@ -342,9 +347,10 @@ impl Directory {
         )
     }
 
-    /// Does all that time has made due: ends leases and overrides, advances every service that is due, and forgets services
-    /// that have been empty for an hour, are not configured and have no override. Returns when the next call is due; the
-    /// [`Wake`](super::Wake) of the [`Environment`] asks for an earlier one.
+    /// Does everything that is due: ends leases and overrides, advances every service that is due,
+    /// and forgets services that have been empty for an hour, are not configured and have no
+    /// override. Returns the time of the next call. The [`Wake`](super::Wake) of the
+    /// [`Environment`] asks for an earlier call.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         let services = self.agenda.begin(now);
         let leases = self.leases.advance(now);
@@ -352,7 +358,7 @@ impl Directory {
             let Some(balancer) = self.get(service.as_str()) else {
                 continue;
             };
-            // Before it advances, so that the override that ends now is still told.
+            // Before the service advances, so that an override that ends now is still reported.
             if self.forgettable_at(&balancer, now).is_some_and(|at| at <= now) && self.forget(&balancer, now) {
                 continue;
             }
@@ -370,7 +376,8 @@ impl Directory {
             .for_each(|balancer| self.agenda.wake(balancer.service()));
     }
 
-    /// When a service without instances may be forgotten; `None` while it is configured, has instances or an override.
+    /// When a service without instances may be forgotten. `None` while the service is configured,
+    /// has instances or an override.
     fn forgettable_at(&self, balancer: &LoadBalancer, now: Timestamp) -> Option<Timestamp> {
         let empty = balancer.empty_for(now)?;
         let is_wanted = self.write().services.contains_key(balancer.service())
@@ -378,7 +385,7 @@ impl Directory {
         (!is_wanted).then(|| now + KNOWN_FOR.saturating_sub(empty))
     }
 
-    /// Forgets a service, unless instances have joined it meanwhile.
+    /// Forgets a service, unless instances have joined it in the meantime.
     fn forget(&self, balancer: &LoadBalancer, now: Timestamp) -> bool {
         let _writers = self.write();
         let is_empty = balancer.empty_for(now).is_some();
@@ -392,15 +399,17 @@ impl Directory {
         is_empty
     }
 
-    /// The services that have something to tell since the last call: their instances, [transitions](LoadBalancer::take_transitions)
-    /// of health, or [overrides that ended](LoadBalancer::take_ended). Filled by [`advance`](Self::advance).
+    /// The services with news since the last call: other instances,
+    /// [transitions](LoadBalancer::take_transitions) of health, or [ended
+    /// overrides](LoadBalancer::take_ended). [`advance`](Self::advance) collects them.
     #[must_use]
     pub fn take_changed(&self) -> Vec<LoadBalancer> {
         let told = self.agenda.take_told();
         told.iter().filter_map(|service| self.get(service.as_str())).collect()
     }
 
-    /// The balancer of a service, made if need be. Called under the writers' lock.
+    /// The balancer of a service, created if it does not exist. The caller holds the lock of
+    /// writers.
     fn known(&self, service: &ServiceName, config: &LoadBalancerConfig) -> LoadBalancer {
         if let Some(balancer) = self.get(service.as_str()) {
             return balancer;

@@ -1,4 +1,5 @@
-//! What a balancer is handed besides its configuration: time, rendering, and a wake for the timer that drives it.
+//! What a balancer is handed besides its configuration: time, rendering, and a wake for the timer
+//! that drives it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,16 +14,17 @@ pub struct Environment {
     pub clock: Arc<dyn Clock>,
     /// Renders answers.
     pub render: Arc<dyn Render>,
-    /// The timer that calls `advance`. `None`: there is no timer, and requests that are acquired, leased, finished or reported
-    /// do what is due.
+    /// The timer that calls `advance`. `None`: there is no timer, and requests that are acquired,
+    /// leased, finished or reported do what is due.
     pub wake: Option<Arc<dyn Wake>>,
 }
 
 /// Asks for the next `advance` ([`Directory::advance`](crate::Directory::advance), or
-/// [`LoadBalancer::advance`](crate::LoadBalancer::advance) of a balancer alone) before the time that the last one returned.
+/// [`LoadBalancer::advance`](crate::LoadBalancer::advance) of a balancer alone) before the time
+/// that the last one returned.
 pub trait Wake: Send + Sync {
-    /// `advance` should be called now: something is due earlier than it returned, or there is something to tell. Called under
-    /// locks of the balancer: an implementation only takes a note.
+    /// `advance` should be called now: something is due earlier than it returned, or there is
+    /// something to tell. Called under locks of the balancer: an implementation only takes a note.
     fn wake(&self);
 }
 

@@ -1,36 +1,38 @@
-//! Why there is no pick. Each variant is another answer to the caller.
+//! Why there is no pick, and why a report does not count. Each variant is another answer to the
+//! caller.
 
 use super::instance::{InstanceId, ServiceName, Source};
 
 /// Why no instance was picked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PickError {
-    /// Nobody lists the name, and a source that could has not told everything yet: ask again soon.
+    /// No source lists the name, and a source that could list it has not synced yet: try again
+    /// soon.
     #[error("service {service}: {waiting_for} has not synced yet")]
     NotSynced {
-        /// The service asked for.
+        /// The requested service.
         service: ServiceName,
-        /// The first source that is waited for.
+        /// The first source that has not synced.
         waiting_for: Source,
     },
-    /// Every source that could list the name has synced, and none does.
+    /// Every source that could list the name has synced, and none lists it.
     #[error("service {service} is unknown")]
     Unknown {
-        /// The service asked for.
+        /// The requested service.
         service: ServiceName,
     },
     /// The service is known, and has no instances at present.
     #[error("service {service} has no instances")]
     Empty {
-        /// The service asked for.
+        /// The requested service.
         service: ServiceName,
     },
-    /// Instances exist; each is down, of weight 0, excluded, or lacks a tag.
+    /// The service has instances. Each is down, of weight 0, excluded, or without a requested tag.
     #[error("service {service}: none of {total} instances can be picked")]
     NoneAvailable {
-        /// The service asked for.
+        /// The requested service.
         service: ServiceName,
-        /// Its instances.
+        /// The number of its instances.
         total: usize,
     },
 }
@@ -39,22 +41,23 @@ pub enum PickError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("service {service} has no instance {id:?}, and had none in the last hour", id = .id.as_str())]
 pub struct UnknownInstance {
-    /// The service asked for.
+    /// The requested service.
     pub service: ServiceName,
-    /// The id asked for.
+    /// The requested id.
     pub id: InstanceId,
 }
 
 /// Why a report does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReportError {
-    /// No such lease: never handed out, reported already, or expired so long ago that it is forgotten.
+    /// No such lease: never given out, reported before, or expired so long ago that it is
+    /// forgotten.
     #[error("unknown lease")]
     UnknownLease,
     /// No such service.
     #[error("unknown service")]
     UnknownService,
-    /// The service has no such instance, and had none lately.
+    /// The service has no such instance, and had none in the last hour.
     #[error("unknown instance")]
     UnknownInstance,
     /// More reports without a lease than picks in the last minute.

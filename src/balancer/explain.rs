@@ -1,7 +1,8 @@
-//! Why a pick goes where it goes: every instance with what its share is made of, what each layer says, and what the strategy
-//! compares.
+//! Why a pick chooses an instance: every instance with the factors of its share, the state of each
+//! layer, and the number that the strategy compares.
 //!
-//! Read from one view and the live state behind it. Asking changes nothing: no turn advances, no pick is counted.
+//! Explaining reads one view and the live state behind it. It changes nothing: no turn advances, no
+//! pick is counted.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,66 +22,67 @@ use super::share::Factors;
 use super::strategy::draw::Mode;
 use super::view::View;
 
-/// Instances shown in ring order.
+/// The most instances shown in ring order.
 const RING_ORDER: usize = 64;
 
-/// One service, explained.
+/// The explanation of one service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
-    /// How it is balanced.
+    /// The configured strategy.
     pub strategy: LoadBalancingStrategy,
     /// What the strategy does at present.
     pub mode: Mode,
-    /// Whether the pool panics: all eligible instances are candidates.
+    /// Whether the pool is in panic mode: all eligible instances are candidates.
     pub panic: bool,
     /// Instances that only local judgement can take out.
     pub eligible_instances: usize,
-    /// How many of them it does not.
+    /// Eligible instances that local judgement does not take out.
     pub usable_instances: usize,
-    /// How long the present view took to build.
+    /// The time that building the present view took.
     pub build_time: Duration,
     /// Every registered instance, by id.
     pub instances: Vec<ExplainedInstance>,
-    /// Where the key leads, if one was given and the strategy heeds keys.
+    /// The instance of the key, if the caller gave a key and the strategy uses keys.
     pub key: Option<ExplainedKey>,
 }
 
-/// One instance, explained.
+/// The explanation of one instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExplainedInstance {
     /// The instance as registered.
     pub instance: Arc<ServiceInstance>,
     /// The derived status.
     pub status: HealthStatus,
-    /// What each layer says.
+    /// The state of each layer.
     pub layers: Layers,
-    /// The operator's weight, with who ordered it.
+    /// The weight set by an operator, with origin and reason.
     pub weight_order: Option<WeightOrder>,
-    /// What its share is made of.
+    /// The factors of its share.
     pub factors: Factors,
     /// The product of the factors, in steps of 1/16.
     pub effective_weight: f64,
-    /// Why it cannot be picked, unless the pool panics. Empty: it can.
+    /// Why the instance cannot be picked outside panic mode. Empty if it can.
     pub unavailable_reasons: Vec<UnavailableReason>,
-    /// What the strategy compares; `None` for one that cannot be picked.
+    /// The number that the strategy compares. `None` for an instance that cannot be picked.
     pub score: Option<Score>,
 }
 
-/// What a strategy compares at present.
+/// The number that a strategy compares.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Score {
-    /// Share of the picks, 0..=1: they are divided by weight.
+    /// Share of the picks, 0..=1: picks are divided by weight.
     Share(f64),
     /// `(in flight + 1) / effective weight`; the least is picked.
     Load(f64),
     /// Seconds of `response time x (in flight + 1) / effective weight`; the least is picked.
     Cost(f64),
-    /// Share of the points on the ring, 0..=1, before factors and those who are skipped.
+    /// Share of the points on the ring, 0..=1, before factors are applied and unavailable instances
+    /// are skipped.
     RingShare(f64),
 }
 
 impl Score {
-    /// What it is, in a word.
+    /// The name of the number in answers.
     #[must_use]
     pub fn kind(self) -> &'static str {
         match self {
@@ -100,18 +102,18 @@ impl Score {
     }
 }
 
-/// Where a key leads.
+/// The instances of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExplainedKey {
-    /// The instance that a pick with this key would be given now.
+    /// The instance that a pick with this key would get now.
     pub instance: Option<InstanceId>,
-    /// The first 64 registered instances in ring order from the key's place, whether they can be picked or not. Those of
-    /// registered weight 0 are not on the ring.
+    /// The first 64 registered instances in ring order from the place of the key, whether they can
+    /// be picked or not. Instances of registered weight 0 are not on the ring.
     pub ring_order: Vec<InstanceId>,
 }
 
 impl LoadBalancer {
-    /// Why picks go where they go, and where one with this key would go. Changes nothing.
+    /// Explains every instance, and the instance of a key. Changes nothing.
     #[must_use]
     pub fn explain(&self, key: Option<&[u8]>) -> Explanation {
         let view = self.shared.view.load_full();
@@ -135,7 +137,7 @@ impl LoadBalancer {
         }
     }
 
-    /// The same for one instance; `None` if it is not registered.
+    /// Explains one instance. `None` if it is not registered.
     #[must_use]
     pub fn explain_instance(&self, id: &InstanceId) -> Option<ExplainedInstance> {
         let view = self.shared.view.load_full();
@@ -152,7 +154,7 @@ impl LoadBalancer {
     }
 }
 
-/// What is looked at.
+/// The view and the load that an explanation reads.
 pub(crate) struct Subject<'a> {
     pub(crate) view: &'a View,
     pub(crate) load: &'a Load,
@@ -161,7 +163,7 @@ pub(crate) struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// Every instance, or only one.
+    /// Every instance, or only the given one.
     pub(crate) fn instances(&self, only: Option<&InstanceId>) -> Vec<ExplainedInstance> {
         let members = &self.view.members;
         let picked = |member: &&Member| member.live.admission() == Admission::In;
@@ -218,7 +220,7 @@ impl Subject<'_> {
         }
     }
 
-    /// Members in ring order from the key's place, each once.
+    /// Members in ring order from the place of the key, each once.
     pub(crate) fn ring_order(&self, key: &[u8]) -> Vec<InstanceId> {
         let mut seen = vec![false; self.view.members.len()];
         let mut order = Vec::new();

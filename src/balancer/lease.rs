@@ -1,27 +1,30 @@
-//! Leases: requests in flight whose end somebody else reports.
+//! Leases: requests in flight whose end another caller reports.
 //!
-//! A caller of the library holds an [`Acquired`] and drops it. A caller over HTTP holds a number instead: the [`LeaseId`] of
-//! a place in this table, where the `Acquired` waits for the report, and is dropped with the lease. So a lease is in flight
-//! exactly as long as it is open, whatever becomes of its caller.
+//! A caller of the library holds an [`Acquired`] and drops it. A caller over HTTP holds the
+//! [`LeaseId`] of a place in this table. The `Acquired` waits in that place for the report, and is
+//! dropped with the lease. So a request is in flight exactly as long as its lease is open, even if
+//! the caller is gone.
 //!
 //! ```text
 //!            take               complete
-//!   (free) ────────► (open) ─────────────────────────► (free)    one completion: what is taken out is gone
-//!      ▲               │ ▲ renew: the time starts again
+//!   (free) ────────► (open) ─────────────────────────► (free)    the first report gets the lease
+//!      ▲               │ ▲ renew: restarts the time
 //!      │               │─┘
-//!      │   forgotten   ▼ its time is over: frees its place, counts as unknown, is no failure
-//!      └─────────── (late) ──► (free)                            a report that comes now counts as one without a lease
+//!      │   forgotten   ▼ expires: ends the request in flight, is no failure
+//!      └─────────── (late) ──► (free)                            a report now counts as one without a lease
 //! ```
 //!
-//! An id is (place, generation, tag). The generation counts the uses of a place: an id of an earlier use fits none of today's.
-//! The tag is a SipHash of the two with a key that callers do not know: a number that was never handed out is no lease, and
-//! guessing one takes 2^63 tries on average.
+//! An id is (place, generation, tag). The generation counts the uses of a place, so that an old id
+//! never matches a new lease. The tag is a SipHash of place and generation with a key that callers
+//! do not know: guessing a lease takes 2^63 tries on average.
 //!
-//! The table is bounded: open leases by what is configured, late ones by [`REMEMBERED`]. Places of completed leases are used
-//! again first, those of late ones when they are forgotten, each in the order in which they came free.
+//! The table is bounded: open leases by the configuration, late leases by [`REMEMBERED`]. The
+//! places of completed leases are used again first. The places of late leases are used again when
+//! these are forgotten. Both queues are first in, first out.
 //!
-//! Every step is one critical section of one lock, held for about a hundred nanoseconds and never while waiting for anything.
-//! Picks without a lease do not come here. `lease_model` below walks through the interleavings with loom.
+//! Every step is one critical section of one lock, held for about a hundred nanoseconds and never
+//! across a wait. Picks without a lease do not use the table. `lease_model` checks the
+//! interleavings with loom.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
@@ -38,20 +41,20 @@ use super::load_balancer::LoadBalancer;
 use super::load_balancer::pick::Acquired;
 use super::sync::{Mutex, MutexGuard};
 
-/// Late leases that are still known, at most.
+/// The most late leases that are remembered.
 pub(crate) const REMEMBERED: usize = 10_000;
-/// How long a late lease is known, at most.
+/// The longest time for which a late lease is remembered.
 pub(crate) const REMEMBERED_FOR: Duration = Duration::from_secs(300);
 
-/// Leases that end within one critical section, at most: whoever takes or reports waits for no more than these.
+/// The most leases that expire within one critical section: a caller waits for no more than these.
 const BATCH: usize = 256;
 
-/// The secret that makes leases unguessable: 128 random bits, made anew by every agent.
+/// The secret that signs leases: 128 random bits, new in every agent.
 #[derive(Clone)]
 pub struct LeaseKey(SipHasher13);
 
 impl LeaseKey {
-    /// Takes the bits.
+    /// Makes a key of these bits.
     #[must_use]
     pub fn new(bits: [u8; 16]) -> Self {
         Self(SipHasher13::new_with_key(&bits))
@@ -70,7 +73,7 @@ impl LeaseKey {
         }
     }
 
-    /// Whether this key signed it. Takes the same time for every wrong tag: nothing is compared piece by piece.
+    /// Whether this key signed the lease. The comparison takes the same time for every wrong tag.
     fn signed(&self, id: LeaseId) -> bool {
         std::hint::black_box(self.tag(id.place, id.generation) ^ id.tag) == 0
     }
@@ -82,7 +85,7 @@ impl fmt::Debug for LeaseKey {
     }
 }
 
-/// Names one lease. As text 32 characters of `0-9a-f`; what is in them is the table's business.
+/// The id of one lease. Its text has 32 characters of `0-9a-f`, which only the table interprets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseId {
     place: u32,
@@ -90,7 +93,7 @@ pub struct LeaseId {
     tag: u64,
 }
 
-/// Not the text of a lease.
+/// The text is not a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a lease: expected 32 characters of 0-9 a-f")]
 pub struct InvalidLease;
@@ -121,33 +124,33 @@ impl FromStr for LeaseId {
     }
 }
 
-/// A lease, as its taker is told.
+/// A lease, as its caller gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// What to report with.
+    /// The id to report.
     pub id: LeaseId,
-    /// How long it is open unless renewed.
+    /// How long the lease is open unless renewed.
     pub ttl: Duration,
 }
 
-/// Too many leases are open. The pick stands, and is not in flight.
+/// Too many leases are open. The pick is valid, and its request is not counted as in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many leases are open")]
 pub struct LeaseDenied;
 
-/// Whom a report is about.
+/// The subject of a report.
 #[derive(Debug)]
 pub(crate) struct Subject {
     pub(crate) balancer: LoadBalancer,
     pub(crate) live: Arc<Live>,
 }
 
-/// A lease that ended by a report.
+/// A lease that a report ended.
 #[derive(Debug)]
 pub(crate) enum Completed {
-    /// While it was open.
+    /// The lease was open.
     InTime(Subject),
-    /// After it had expired: no more than an opinion of somebody who was once handed this instance.
+    /// The lease had expired: the report counts as one without a lease.
     Late(Subject),
 }
 
@@ -160,13 +163,13 @@ pub(crate) struct Leases {
 /// Each place is in exactly one of `free`, `late` and `due`.
 struct Table {
     places: Vec<Place>,
-    /// Oldest first.
+    /// Free places, oldest first.
     free: VecDeque<u32>,
-    /// Oldest first, with the time at which they expired.
+    /// Expired leases, oldest first, with the time at which they expired.
     late: VecDeque<(Timestamp, u32)>,
-    /// The open ones, by the time at which they expire.
+    /// Open leases, by the time at which they expire.
     due: BTreeSet<(Timestamp, u32)>,
-    /// Open ones at most.
+    /// The most open leases.
     most: usize,
 }
 
@@ -188,7 +191,7 @@ struct Open {
 }
 
 impl Open {
-    /// Frees the place in flight.
+    /// Ends the request in flight.
     fn end(self) -> Subject {
         let balancer = self.acquired.balancer().clone();
         balancer.lease_counts().open.fetch_sub(1, Ordering::Relaxed);
@@ -214,27 +217,28 @@ impl Leases {
         }
     }
 
-    /// From now on at most `most` are open. Those that are open stay.
+    /// Limits the number of open leases. Open leases stay.
     pub(crate) fn limit(&self, most: usize) {
         self.lock().most = most;
     }
 
-    /// How many may be open, over all services.
+    /// The most leases that may be open, over all services.
     pub(crate) fn most(&self) -> usize {
         self.lock().most
     }
 
-    /// How many are open.
+    /// The number of open leases.
     pub(crate) fn open(&self) -> usize {
         self.lock().due.len()
     }
 
-    /// How many leases the table has room for without growing.
+    /// The number of leases that the table holds without growing.
     pub(crate) fn capacity(&self) -> usize {
         self.lock().places.len()
     }
 
-    /// Opens a lease, unless too many are open, over all or of the service. `acquire` is called only if not.
+    /// Opens a lease, unless too many are open in all or in the service. `acquire` is called only
+    /// if the lease opens.
     pub(crate) fn take(
         &self,
         balancer: &LoadBalancer,
@@ -263,7 +267,7 @@ impl Leases {
         })
     }
 
-    /// Ends a lease. Of any number of calls one is answered.
+    /// Ends a lease. Of any number of concurrent calls, one gets the lease.
     pub(crate) fn complete(&self, id: LeaseId, now: Timestamp) -> Option<Completed> {
         if !self.key.signed(id) {
             return None;
@@ -273,7 +277,7 @@ impl Leases {
         table.complete(id, now)
     }
 
-    /// Starts a lease's time again, if it is open. Returns whose it is.
+    /// Restarts the time of an open lease. Returns its service.
     pub(crate) fn renew(&self, id: LeaseId, now: Timestamp) -> Option<LoadBalancer> {
         if !self.key.signed(id) {
             return None;
@@ -281,10 +285,11 @@ impl Leases {
         self.lock().renew(id, now)
     }
 
-    /// Ends the leases whose time is over, and forgets late ones. Returns when the next one is due.
+    /// Expires the leases that are due, and forgets late leases. Returns the time at which the next
+    /// lease expires.
     pub(crate) fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         loop {
-            // The lock is given up in between: nobody waits for more than a batch.
+            // The lock is released between batches, so that callers wait for one batch at most.
             let mut table = self.lock();
             if table.expire(now, BATCH) < BATCH {
                 table.forget(now);
@@ -294,7 +299,7 @@ impl Leases {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // Nothing in a critical section panics halfway through a change.
+        // No critical section panics halfway through a change.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -308,7 +313,7 @@ impl fmt::Debug for Leases {
 }
 
 impl Table {
-    /// Puts a lease in a free place, or in a new one.
+    /// Puts a lease into a free place, or into a new one.
     fn open(&mut self, open: Open) -> (u32, u32) {
         let index = self.free.pop_front().unwrap_or_else(|| {
             self.places.push(Place {
@@ -324,7 +329,7 @@ impl Table {
         (index, place.generation)
     }
 
-    /// The place that this id names, if it is still the use of it that the id was made for.
+    /// The place of this id, if the id belongs to the present use of the place.
     fn place(&mut self, id: LeaseId) -> Option<&mut Place> {
         let place = self.places.get_mut(id.place as usize)?;
         (place.generation == id.generation).then_some(place)
@@ -334,12 +339,12 @@ impl Table {
         let place = self.place(id)?;
         match std::mem::replace(&mut place.state, State::Free) {
             State::Free => None,
-            // Its place stays in the queue of the late ones until it is its turn.
+            // The place stays in the queue of late leases until its turn.
             State::Late(subject) => Some(Completed::Late(subject)),
             State::Open(open) => {
                 self.due.remove(&(open.expires_at, id.place));
                 self.free.push_back(id.place);
-                // A batch may have ended before it.
+                // The lease may be due, and the batch ended before it.
                 if open.expires_at <= now {
                     open.acquired
                         .balancer()
@@ -368,7 +373,7 @@ impl Table {
         Some(balancer)
     }
 
-    /// Ends up to `most` leases whose time is over. Returns how many.
+    /// Expires up to `most` leases that are due. Returns their number.
     fn expire(&mut self, now: Timestamp, most: usize) -> usize {
         let mut ended = 0;
         while ended < most
@@ -394,7 +399,7 @@ impl Table {
         ended
     }
 
-    /// Frees the places of late leases that nobody is expected to report any more.
+    /// Frees the places of late leases that are too old for a report.
     fn forget(&mut self, now: Timestamp) {
         while let Some((expired_at, _)) = self.late.front()
             && now.since(*expired_at) >= REMEMBERED_FOR
@@ -413,8 +418,8 @@ impl Table {
 
 #[cfg(test)]
 impl Leases {
-    /// Checks that each place is in exactly one list, and that as many requests are in flight as leases are open. `balancer` is
-    /// the only one, and nobody holds an [`Acquired`] of it.
+    /// Checks that each place is in exactly one list, and that the requests in flight equal the
+    /// open leases. `balancer` is the only balancer, and the caller holds no [`Acquired`] of it.
     fn assert_whole(&self, balancer: &LoadBalancer) {
         let table = self.lock();
         let mut listed: Vec<u32> = table.due.iter().map(|(_, place)| *place).collect();
@@ -485,7 +490,8 @@ mod helper {
     }
 }
 
-/// Every interleaving of a few callers, up to three preemptions. Only with `--cfg pickd_loom`: see `tests/run`.
+/// Every interleaving of a few callers, with up to three preemptions. Only with `--cfg pickd_loom`:
+/// see `tests/run`.
 #[cfg(all(test, pickd_loom))]
 mod lease_model {
     use super::helper::{World, at};
@@ -498,7 +504,7 @@ mod lease_model {
         builder.check(check);
     }
 
-    /// Runs all at the same time, and gives what each returned.
+    /// Runs all functions concurrently, and returns their results.
     fn together<T: 'static, const N: usize>(
         world: &Arc<World>,
         callers: [fn(&World, LeaseId) -> T; N],
@@ -526,7 +532,7 @@ mod lease_model {
     }
 
     #[test]
-    fn of_two_completions_and_an_expiry_one_ends_the_lease_and_one_report_counts() {
+    fn of_two_reports_and_an_expiry_one_ends_the_lease() {
         model(|| {
             let world = Arc::new(World::new(9));
             let id = world.take(at(0)).unwrap();
@@ -647,7 +653,7 @@ mod tests {
         assert_eq!(
             completed(&world, id, at(1)),
             "unknown",
-            "the place is somebody else's now"
+            "the place is another lease's now"
         );
         assert_eq!(completed(&world, next, at(1)), "in time");
     }

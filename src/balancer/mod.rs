@@ -1,29 +1,35 @@
-//! The core: everything that decides, and nothing that talks.
+//! The core: every decision, and no I/O.
 //!
-//! # The story of one pick
+//! # One pick, step by step
 //!
-//! 1. [`Directory::get`] finds the service's [`LoadBalancer`]: one hash, no lock.
-//! 2. [`LoadBalancer::select_instance`] loads the present view from one `ArcSwap`. The view holds every registered instance, the
-//!    candidates among them (available, of weight above zero) and the strategy's tables, all prepared beforehand.
-//! 3. The strategy chooses: a turn in a precomputed sequence, a look at two atomics, a place on a ring.
-//! 4. The chosen instance's counter goes up by one, and a [`Pick`] that points into the view is handed back, with bodies
-//!    that were rendered when the instance last changed.
+//! 1. [`Directory::get`] finds the [`LoadBalancer`] of the service: one hash, no lock.
+//! 2. [`LoadBalancer::select_instance`] loads the present view from one `ArcSwap`. The view holds
+//!    every registered instance, the candidates among them (available, of weight above zero) and
+//!    the prepared tables of the strategy.
+//! 3. The strategy chooses: a turn in a precomputed sequence, a comparison of a few atomics, or a
+//!    place on a hash ring.
+//! 4. The counter of the chosen instance goes up by one. The caller gets a [`Pick`] that points
+//!    into the view, with bodies that were rendered when the instance last changed.
 //!
-//! No lock, no allocation, no syscall; a clock only for `least_response_time`, and for the one pick that is let through as a
-//! trial.
+//! A pick takes no lock, allocates nothing and makes no system call. It reads a clock only for
+//! `least_response_time`, and for the pick that a half-open breaker lets through as its trial.
 //!
-//! # The story of one outcome, or of one check
+//! # One outcome or check, step by step
 //!
-//! 1. It is noted in the live state of its address: response time, the window of outcomes, [`breaker`](health::breaker), [`grade`](health::grade) grade or
-//!    [`checks`](health::checks) checks. Mostly that is all.
-//! 2. A step of one of them has the pool decided about anew ([`ejection`](health::ejection)): who is out, whom the cap holds, whether the pool
-//!    panics. The next pick heeds it, by a look at the instances it considers.
-//! 3. A moment later one new view follows for all such steps, whose tables know; picks need not look any more.
+//! 1. The live state of the address records it: response time, the window of outcomes,
+//!    [`breaker`](health::breaker), [`grade`](health::grade) or [`checks`](health::checks). For
+//!    most outcomes that is all.
+//! 2. When one of these layers changes its state, [`ejection`](health::ejection) decides which
+//!    addresses of the pool are out, which ones the cap holds, and whether the pool is in panic
+//!    mode. The next pick reads the result from the instances that it considers.
+//! 3. A moment later one new view follows for all such steps. Its tables contain the result, so
+//!    picks need not look any more.
 //!
 //! # What this module must not know
 //!
-//! Tokio, serde, HTTP, logs, metrics, files, sockets. Time comes through a [`Clock`], the first turn's place through a seed,
-//! bytes through a [`Render`]. Transitions return what happened; somebody else reports it. `tests/integration/house.rs` holds this.
+//! Tokio, serde, HTTP, logs, metrics, files, sockets. Time comes through a [`Clock`], the place of
+//! the first turn through a seed, bytes through a [`Render`]. Transitions return what happened, and
+//! the caller reports it. `tests/integration/house.rs` holds this.
 
 pub(crate) mod agenda;
 pub(crate) mod clock;
@@ -77,7 +83,7 @@ pub use sources::{Scope, SourceStatus, Sources};
 pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics};
 pub use strategy::draw::Mode;
 
-// Public at the root of the crate (see lib.rs). The rooms around the core name them here.
+// Public at the root of the crate (see lib.rs). The other rooms import these names from here.
 #[cfg(feature = "agent")]
 pub(crate) use self::{
     config::{LoadBalancerConfig, LoadBalancingStrategy},

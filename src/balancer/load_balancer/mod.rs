@@ -1,8 +1,9 @@
-//! One service: what is registered, and who takes the next request.
+//! The balancer of one service: its instances, and the choice among them.
 //!
-//! Readers ([`select_instance`](LoadBalancer::select_instance), [`acquire`](LoadBalancer::acquire)) load one view and touch
-//! atomics. Writers take a lock among themselves, prepare the next view beside the present one and swap it in; old views are
-//! dropped by a later writer, when no pick looks at them any more, so that no request pays for it.
+//! Readers ([`select_instance`](LoadBalancer::select_instance), [`acquire`](LoadBalancer::acquire))
+//! load one view and touch atomics. Writers take one lock, prepare the next view beside the present
+//! one and swap it in. A later writer drops old views when no pick uses them any more, so that no
+//! request pays for the drop.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -52,25 +53,26 @@ mod writer;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A handle: its clones are the same balancer.
+/// The balancer is a handle: clones share everything.
 #[derive(Clone)]
 pub struct LoadBalancer {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// What all handles of a balancer share.
+/// The state that all handles of a balancer share.
 pub(crate) struct Shared {
     service: ServiceName,
     pub(crate) view: ArcSwap<View>,
-    /// Goes up when an admission changes: picks of views from before look at each instance.
+    /// Goes up when an admission changes: a pick of an older view checks each instance that it
+    /// considers.
     epoch: AtomicU64,
-    /// Nanoseconds at which [`advance`](Self::advance) has something to do; `u64::MAX`: nothing.
+    /// Nanoseconds at which [`advance`](Self::advance) is due; `u64::MAX`: not at all.
     due: AtomicU64,
-    /// How often the list of instances has changed.
+    /// The number of changes of the list of instances.
     generation: AtomicU64,
     pub(crate) load: Arc<Load>,
     pub(crate) environment: Environment,
-    /// A timer calls `advance`; else requests do what is due.
+    /// Whether a timer calls `advance`. If not, requests do what is due.
     is_driven: bool,
     not_synced: AtomicU64,
     no_instances: AtomicU64,
@@ -83,13 +85,14 @@ pub(crate) struct Shared {
 }
 
 impl LoadBalancer {
-    /// A balancer without instances, on the machine's clock. It starts its turns at a random place.
+    /// A balancer without instances, on the monotonic clock of the machine. Its first turn is
+    /// random.
     #[must_use]
     pub fn new(service: ServiceName, config: LoadBalancerConfig) -> Self {
         Self::with_environment(service, config, Environment::default(), fastrand::u64(..))
     }
 
-    /// The same with its clock, its renderer and the seed of its first turn handed in.
+    /// The same with a clock, a renderer, a wake and the seed of the first turn.
     #[must_use]
     pub fn with_environment(
         service: ServiceName,
@@ -101,7 +104,8 @@ impl LoadBalancer {
         Self::driven(service, config, environment, seed, is_driven)
     }
 
-    /// The same for a balancer of a directory, whose wake notes what is due even where no timer drives the directory.
+    /// The same for a balancer of a directory: its wake records what is due even if no timer drives
+    /// the directory.
     pub(crate) fn driven(
         service: ServiceName,
         config: LoadBalancerConfig,
@@ -154,13 +158,13 @@ impl LoadBalancer {
         }
     }
 
-    /// The service's name.
+    /// The name of the service.
     #[must_use]
     pub fn service(&self) -> &ServiceName {
         &self.shared.service
     }
 
-    /// The configuration in force.
+    /// The present configuration.
     #[must_use]
     pub fn config(&self) -> LoadBalancerConfig {
         self.shared.view.load().config.clone()
@@ -172,7 +176,8 @@ impl LoadBalancer {
         self.shared.view.load().mode(&self.shared.load)
     }
 
-    /// Counts a refusal. The directory does, which knows whether an empty service may only be one not heard of yet.
+    /// Counts a refused pick. The directory calls this, since only the directory knows whether a
+    /// source has not synced yet.
     pub(crate) fn count(&self, refusal: &PickError) {
         let counter = match refusal {
             PickError::NotSynced { .. } => &self.shared.not_synced,
@@ -182,7 +187,8 @@ impl LoadBalancer {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Learns from how a request went. A success without its latency counts, and leaves the average alone.
+    /// Learns from the outcome of a request. A success without a latency counts, and leaves the
+    /// average alone.
     pub(crate) fn learn(&self, live: &Arc<Live>, outcome: Outcome, latency: Option<Duration>) {
         let now = self.shared.environment.clock.now();
         let view = self.shared.view.load();
@@ -202,7 +208,8 @@ impl LoadBalancer {
         self.catch_up();
     }
 
-    /// Learns from an outcome that comes without a lease, as often as there were picks in the last minute.
+    /// Learns from an outcome without a lease, at most as often as there were picks in the last
+    /// minute.
     pub(crate) fn learn_on_credit(
         &self,
         live: &Arc<Live>,
@@ -211,7 +218,8 @@ impl LoadBalancer {
     ) -> Result<(), ReportError> {
         let now = self.shared.environment.clock.now();
         let take = || live.credit.take(live.picks.load(Ordering::Relaxed), now);
-        // The latest picks may not have been handed over yet: only who seems to have no credit is worth asking for them.
+        // The view may still hold the latest picks. They are settled only if the credit seems to be
+        // used up.
         let credited = take() || {
             self.settle(&self.write());
             take()
@@ -223,7 +231,7 @@ impl LoadBalancer {
         Ok(())
     }
 
-    /// The live state of a registered instance, or of one that left lately.
+    /// The live state of a registered instance, or of an instance that left in the last hour.
     pub(crate) fn live(&self, id: &str) -> Option<Arc<Live>> {
         let view = self.shared.view.load();
         match view
@@ -239,25 +247,25 @@ impl LoadBalancer {
         &self.shared.load.leases
     }
 
-    /// Requests in flight: leases that are open, and what was acquired and is not finished.
+    /// Requests in flight: open leases, and acquired requests that are not finished.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.shared.load.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Its leases.
+    /// Statistics of the leases of the service.
     #[must_use]
     pub fn leases(&self) -> LeaseStatistics {
         self.shared.load.leases.leases()
     }
 
-    /// Its reports.
+    /// Statistics of the reports about the service.
     #[must_use]
     pub fn reports(&self) -> ReportStatistics {
         self.shared.load.leases.reports()
     }
 
-    /// Adds an instance, or replaces the one with its id.
+    /// Adds an instance, or replaces the instance with the same id.
     pub fn add_instance(&self, instance: ServiceInstance) -> Changes {
         let mut writer = self.write();
         let view = self.shared.view.load_full();
@@ -270,7 +278,7 @@ impl LoadBalancer {
         self.replace(&mut writer, view, all)
     }
 
-    /// Removes an instance. Changes nothing if there is none of this id.
+    /// Removes an instance. Changes nothing if no instance has this id.
     pub fn remove_instance(&self, id: &InstanceId) -> Changes {
         let mut writer = self.write();
         let view = self.shared.view.load_full();
@@ -279,14 +287,14 @@ impl LoadBalancer {
         self.replace(&mut writer, view, rest)
     }
 
-    /// Makes `all` the registered instances, in one step, however many changes that is. Of two with one id the last counts.
+    /// Replaces all registered instances in one step. If two have the same id, the last one counts.
     pub fn apply(&self, all: impl IntoIterator<Item = Arc<ServiceInstance>>) -> Changes {
         let mut writer = self.write();
         let view = self.shared.view.load_full();
         self.replace(&mut writer, view, all.into_iter().collect())
     }
 
-    /// Balances as configured from now on. All that was learned stays.
+    /// Applies another configuration. Everything that was learned stays.
     pub fn configure(&self, config: LoadBalancerConfig) {
         let mut writer = self.write();
         let view = self.shared.view.load_full();
@@ -296,19 +304,20 @@ impl LoadBalancer {
         }
     }
 
-    /// Drains an instance: it is not picked any more, from the next pick on. In place of an earlier order to drain it.
+    /// Drains an instance: no pick chooses it from now on. Replaces an earlier drain of the
+    /// instance.
     ///
-    /// The order ends when it is lifted, or in the first [`advance`](Self::advance) (or change of the service) after its time
-    /// is over.
+    /// The drain ends when it is lifted, or with the first [`advance`](Self::advance) (or change of
+    /// the service) after its time to live.
     ///
     /// # Errors
     ///
-    /// When the id is not registered, and was not within the last hour.
+    /// When the id is not registered, and was not registered within the last hour.
     pub fn drain(&self, id: &InstanceId, order: Order) -> Result<(), UnknownInstance> {
         self.order(id, |overrides, now| overrides.drain(id, order, now))
     }
 
-    /// Lifts the order that drains an instance, and returns it.
+    /// Lifts the drain of an instance, and returns it.
     ///
     /// # Errors
     ///
@@ -317,9 +326,10 @@ impl LoadBalancer {
         self.order(id, |overrides, _| overrides.undrain(id))
     }
 
-    /// Gives an instance this weight in place of the registered one, from the next pick on; 0 drains it. Ends as
-    /// [`drain`](Self::drain) does. The hash ring keeps the registered weight: there a lower weight gives up a share of the
-    /// instance's keys, and a higher one changes nothing.
+    /// Replaces the registered weight of an instance from the next pick on; 0 drains the instance.
+    /// The override ends as a [`drain`](Self::drain) does. The hash ring keeps the registered
+    /// weight: there a lower weight gives up a share of the keys of the instance, and a higher
+    /// weight changes nothing.
     ///
     /// # Errors
     ///
@@ -328,7 +338,7 @@ impl LoadBalancer {
         self.order(id, |overrides, now| overrides.set_weight(id, weight, order, now))
     }
 
-    /// Gives an instance its registered weight back, and returns the order that is lifted.
+    /// Restores the registered weight of an instance, and returns the lifted override.
     ///
     /// # Errors
     ///
@@ -337,7 +347,7 @@ impl LoadBalancer {
         self.order(id, |overrides, _| overrides.clear_weight(id))
     }
 
-    /// Changes an order and publishes the view that follows from it.
+    /// Changes an override, and publishes the view that follows from it.
     fn order<T>(
         &self,
         id: &InstanceId,
@@ -365,37 +375,38 @@ impl LoadBalancer {
         Ok(changed)
     }
 
-    /// What is ordered of an id.
+    /// The overrides of an id.
     #[must_use]
     pub fn overrides_of(&self, id: &InstanceId) -> InstanceOverrides {
         self.write().overrides.of(id)
     }
 
-    /// Orders in force.
+    /// The number of active overrides.
     #[must_use]
     pub fn override_counts(&self) -> OverrideCounts {
         self.write().overrides.counts()
     }
 
-    /// Orders that ended by themselves since this was last asked; at most the last 1,024.
+    /// Overrides that ended by themselves since the last call; at most the last 1,024.
     #[must_use]
     pub fn take_ended(&self) -> Vec<Ended> {
         self.write().overrides.take_ended()
     }
 
-    /// How long the service has been without instances; `None` while it has any.
+    /// How long the service has had no instances. `None` while it has any.
     #[must_use]
     pub fn empty_for(&self, now: Timestamp) -> Option<Duration> {
         self.write().empty_since.map(|since| now.since(since))
     }
 
-    /// Picks so far that found an instance. Never goes back.
+    /// Picks so far that returned an instance. Never decreases.
     #[must_use]
     pub fn picks(&self) -> u64 {
         self.counted(&self.write()).picks
     }
 
-    /// Whether too few instances are usable, so that all are candidates that only local judgement has taken out.
+    /// Whether the pool is in panic mode: too few instances are usable, so all eligible instances
+    /// are candidates.
     #[must_use]
     pub fn panics(&self) -> bool {
         self.shared.view.load().panic
@@ -410,14 +421,14 @@ impl LoadBalancer {
         }
     }
 
-    /// Picks so far of a pool that panicked: they are among [`picks`](Self::picks).
+    /// Picks in panic mode so far. [`picks`](Self::picks) counts them as well.
     #[must_use]
     pub fn panic_picks(&self) -> u64 {
         self.settle(&self.write());
         self.shared.load.panic_picks.load(Ordering::Relaxed)
     }
 
-    /// Picks through a [`Directory`](super::Directory) so far that found none, by reason.
+    /// Picks through a [`Directory`](super::Directory) so far that returned no instance, by reason.
     #[must_use]
     pub fn refusals(&self) -> Refusals {
         Refusals {
@@ -427,11 +438,11 @@ impl LoadBalancer {
         }
     }
 
-    /// What the service has done so far.
+    /// Statistics of the service so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         let now = self.shared.environment.clock.now();
-        // The lock keeps writers out, so that members and totals are of one moment.
+        // The lock keeps writers out, so that members and totals belong to one moment.
         let writer = self.write();
         let counted = self.counted(&writer);
         let view = self.shared.view.load_full();
@@ -485,18 +496,18 @@ impl LoadBalancer {
     }
 
     fn write(&self) -> MutexGuard<'_, Writer> {
-        // A writer that panicked has not swapped its view in: what is here is whole. At worst an address counts as
-        // registered that is not yet.
+        // A writer that panicked has not swapped its view in, so the state is whole. At worst an
+        // address counts as registered that is not registered yet.
         self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the live states know every pick so far.
+    /// Adds the picks that views have counted to the live states.
     fn settle(&self, writer: &Writer) {
         writer.retired.iter().for_each(|view| view.settle(&self.shared.load));
         self.shared.view.load().settle(&self.shared.load);
     }
 
-    /// Everything counted so far, and settled.
+    /// Everything counted so far, settled.
     fn counted(&self, writer: &Writer) -> Counted {
         self.settle(writer);
         let mut counted = writer.forgotten;

@@ -1,4 +1,4 @@
-//! One pick: what is chosen, what is handed out, and what is in flight.
+//! Picks, their alternates, and requests in flight.
 
 use std::fmt;
 use std::ops::Deref;
@@ -22,11 +22,13 @@ use crate::balancer::view::View;
 impl LoadBalancer {
     /// Chooses the instance that should take the next request, and counts the pick.
     ///
-    /// One atomic load of the view, no lock, no allocation. Do not hold the [`Pick`] over an await: it pins its view.
+    /// A pick loads the view once, takes no lock and allocates nothing. Do not hold the [`Pick`]
+    /// over an await: it pins its view.
     ///
     /// # Errors
     ///
-    /// [`PickError::Empty`] without instances, [`PickError::NoneAvailable`] when none of them may be picked.
+    /// [`PickError::Empty`] without instances, [`PickError::NoneAvailable`] when no instance can be
+    /// picked.
     #[inline]
     pub fn select_instance(&self, context: &Context<'_>) -> Result<Pick, PickError> {
         let view = self.shared.view.load();
@@ -51,8 +53,8 @@ impl LoadBalancer {
         }
     }
 
-    /// Chooses as [`select_instance`](Self::select_instance) does, and counts the request as in flight until it is
-    /// [finished](Acquired::finish) or dropped.
+    /// Chooses as [`select_instance`](Self::select_instance) does, and counts the request as in
+    /// flight until it is [finished](Acquired::finish) or dropped.
     ///
     /// # Errors
     ///
@@ -62,7 +64,7 @@ impl LoadBalancer {
         self.select_instance(context).map(|pick| self.begin(&pick))
     }
 
-    /// Counts what was picked as in flight.
+    /// Counts the request of a pick as in flight.
     pub(crate) fn begin(&self, pick: &Pick) -> Acquired {
         let member = &pick.view.members[pick.member];
         let (instance, live) = (Arc::clone(&member.instance), Arc::clone(&member.live));
@@ -76,47 +78,49 @@ impl LoadBalancer {
     }
 }
 
-/// The answer to one pick: an instance, as it was in the view that was asked.
+/// The answer to one pick: an instance, as it is in the view of the pick.
 pub struct Pick {
     view: Guard<Arc<View>>,
     member: usize,
 }
 
 impl Pick {
-    /// The configuration by which it was picked.
+    /// The configuration of the view.
     pub(crate) fn config(&self) -> &LoadBalancerConfig {
         &self.view.config
     }
 
-    /// The instance. (So does dereferencing.)
+    /// The instance. (Dereferencing gives the same.)
     #[must_use]
     #[inline]
     pub fn instance(&self) -> &ServiceInstance {
         &self.view.members[self.member].instance
     }
 
-    /// Its derived status.
+    /// The derived status of the instance.
     #[must_use]
     pub fn status(&self) -> HealthStatus {
         self.view.members[self.member].status
     }
 
-    /// Its rendered bodies.
+    /// The rendered bodies of the instance.
     #[must_use]
     #[inline]
     pub fn bodies(&self) -> &Bodies {
         &self.view.members[self.member].bodies
     }
 
-    /// Whether it comes from a pool that panics: too few instances were usable, so that all of them are candidates.
+    /// Whether the pool is in panic mode: too few instances are usable, so all eligible instances
+    /// are candidates.
     #[must_use]
     #[inline]
     pub fn panic(&self) -> bool {
         self.view.panic
     }
 
-    /// Up to `count` other instances to try in turn if this one fails: in ring order for a hashed key, else drawn by weight.
-    /// Each differs from the others and fits `context`, which is the one of the pick. Counts no pick, advances no turn.
+    /// Up to `count` other instances to try in turn if this one fails: in ring order for a hashed
+    /// key, else drawn by weight. All differ from each other and fit `context`, which is the
+    /// context of the pick. The call counts no pick and advances no turn.
     #[must_use]
     pub fn alternates(&self, count: usize, context: &Context<'_>) -> Vec<Alternate<'_>> {
         let members = self.view.alternates(self.member as u32, count, context);
@@ -157,16 +161,16 @@ impl<'a> Alternate<'a> {
         &self.member.instance
     }
 
-    /// Its rendered bodies.
+    /// The rendered bodies of the instance.
     #[must_use]
     pub fn bodies(&self) -> &'a Bodies {
         &self.member.bodies
     }
 }
 
-/// A request in flight. Dropping it frees its place as if the request had been cancelled.
+/// A request in flight. Dropping it ends the request as cancelled.
 ///
-/// It knows the balancer that it came from, so that no other can be told of its end:
+/// The request knows its balancer. So it cannot be finished on another one:
 ///
 /// ```compile_fail,E0599
 /// # use std::time::Duration;
@@ -184,7 +188,8 @@ pub struct Acquired {
 }
 
 impl Acquired {
-    /// Ends the request: frees its place, and the balancer learns from how it went. `latency` runs from the pick to the answer.
+    /// Ends the request. The balancer learns from the outcome. `latency` runs from the pick to the
+    /// answer.
     pub fn finish(self, outcome: Outcome, latency: Duration) {
         self.balancer.learn(&self.live, outcome, Some(latency));
     }

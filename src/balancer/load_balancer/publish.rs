@@ -1,10 +1,12 @@
-//! How the next view comes about: from what is registered, ordered and judged.
+//! Makes the next view from registrations, overrides and judgement.
 //!
 //! ```text
-//! instances ──► drafts: live state, layers ──► decide: cap, panic ──► members: share, bodies, verdict ──► View ──► swapped in
+//! instances ──► drafts: live state, layers ──► ejections: cap, panic mode
+//!                                               └──► members: share, bodies, verdict ──► View
 //! ```
 //!
-//! What has not changed is taken over from the view before. All of it happens under the writers' lock, beside picks.
+//! Unchanged parts come from the view before. Everything happens under the lock of writers, beside
+//! picks.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -29,9 +31,10 @@ use crate::balancer::share::Factors;
 use crate::balancer::view::{View, ViewParts};
 
 impl LoadBalancer {
-    /// Publishes a view of `all`, unless it would equal the present one.
+    /// Publishes a view of `all`, unless it equals the present view.
     pub(super) fn replace(&self, writer: &mut Writer, view: Arc<View>, mut all: Vec<Arc<ServiceInstance>>) -> Changes {
-        // Stable, so that among equal ids the last given is the last; `dedup_by` keeps the first, hence the swap.
+        // The sort is stable, so that of equal ids the last given stays last. `dedup_by` keeps the
+        // first, hence the swap.
         all.sort_by(|a, b| a.id().cmp(b.id()));
         all.dedup_by(|next, kept| {
             let same = next.id() == kept.id();
@@ -53,7 +56,7 @@ impl LoadBalancer {
         changes
     }
 
-    /// Publishes the same instances once more, because something else about them changed.
+    /// Publishes the same instances again, because something else about them changed.
     pub(super) fn republish(&self, writer: &mut Writer) {
         let view = self.shared.view.load_full();
         let instances = view.members.iter().map(|member| Arc::clone(&member.instance)).collect();
@@ -61,8 +64,8 @@ impl LoadBalancer {
         self.publish(writer, view, config, instances, &Changes::default());
     }
 
-    /// Prepares the next view and swaps it in. `instances` are sorted by id, each id once, and differ from the old ones by
-    /// `changes`.
+    /// Prepares the next view and swaps it in. `instances` are sorted by id, each id once, and
+    /// differ from the present instances by `changes`.
     pub(super) fn publish(
         &self,
         writer: &mut Writer,
@@ -73,7 +76,7 @@ impl LoadBalancer {
     ) {
         let now = self.shared.environment.clock.now();
         writer.overrides.expire(now);
-        // One that joins a pool that serves comes to its share slowly.
+        // An instance that joins a serving pool begins with a slow start.
         let may_join = !changes.added.is_empty() || !changes.updated.is_empty();
         let serves = may_join && old.usable > 0 && self.has_served(writer);
         let mut leaving = Vec::new();
@@ -92,7 +95,7 @@ impl LoadBalancer {
                     _ => {
                         leaving.extend(before);
                         let live = writer.arrive(instance.address());
-                        // It may have left with an open breaker.
+                        // The address may have left with an open breaker.
                         writer.upkeep.stir(&live);
                         if live.arrived() && serves {
                             live.start_ramp(now);
@@ -150,7 +153,7 @@ impl LoadBalancer {
         for member in leaving {
             writer.leave(member.instance.address(), now);
         }
-        // The last reference but for those of picks, so that the view can go at once.
+        // The last reference besides those of picks, so that the view can be dropped at once.
         drop(old);
         writer.drop_retired(&self.shared.load);
         writer.forget(now, count);
@@ -161,7 +164,8 @@ impl LoadBalancer {
         self.plan(writer, now);
     }
 
-    /// A member of the next view. Its bodies are those from before if it has the same attributes and status.
+    /// A member of the next view. Its bodies come from the view before if attributes and status are
+    /// the same.
     fn member(
         &self,
         draft: Draft<'_>,
@@ -215,19 +219,19 @@ impl LoadBalancer {
     }
 }
 
-/// A member of the next view, before the pool as a whole is decided about.
+/// A member of the next view, before ejections are decided.
 struct Draft<'a> {
     instance: Arc<ServiceInstance>,
     live: Arc<Live>,
     verdict: Arc<Verdict>,
-    /// Nothing but local judgement can take it out.
+    /// Only local judgement can take the instance out.
     eligible: bool,
     tripped: Option<Tripped>,
     /// The member of this id in the view before, if the instance has the same attributes.
     alike: Option<&'a Member>,
 }
 
-/// The verdict from before, or the `last` one made, if it is the same: most are.
+/// The verdict from the view before, or the `last` new one, if it is equal: most verdicts are.
 fn kept(verdict: Verdict, before: Option<&Member>, last: &mut Option<Arc<Verdict>>) -> Arc<Verdict> {
     match (before.map(|before| &before.verdict), last.as_ref()) {
         (Some(before), _) if **before == verdict => Arc::clone(before),
@@ -236,7 +240,7 @@ fn kept(verdict: Verdict, before: Option<&Member>, last: &mut Option<Arc<Verdict
     }
 }
 
-/// Decides about the pool that the drafts make up.
+/// Decides about the pool of these drafts.
 fn ejections(drafts: &[Draft<'_>], config: &LoadBalancerConfig) -> Ejections<Arc<Live>> {
     let eligible = drafts.iter().filter(|draft| draft.eligible).count();
     let mut troubled: HashMap<usize, (Arc<Live>, Trouble)> = HashMap::new();
@@ -257,14 +261,14 @@ fn ejections(drafts: &[Draft<'_>], config: &LoadBalancerConfig) -> Ejections<Arc
     Ejections::decide(eligible, troubled, config)
 }
 
-/// What was judged of an instance. One look at its address, so that all of it is of one moment.
+/// The judgement of one instance. One read of its address, so that all of it belongs to one moment.
 struct Judged {
     layers: Layers,
     eligible: bool,
     tripped: Option<Tripped>,
 }
 
-/// Adds what is judged locally to what admin and registry say.
+/// Adds local judgement to the layers of admin and registry.
 fn judged(
     instance: &ServiceInstance,
     said: Layers,
@@ -283,7 +287,8 @@ fn judged(
     }
 }
 
-/// Whether nothing but local judgement can take it out. Who is degraded to nothing by the registry's word is out by it.
+/// Whether only local judgement can take the instance out. An instance with a registry warning
+/// weight of 0 is not eligible.
 fn is_eligible(
     instance: &ServiceInstance,
     layers: &Layers,
@@ -296,7 +301,7 @@ fn is_eligible(
         && !(warns && Factors::of(instance, layers, order, slow_start::STEPS, config).units(config) == 0)
 }
 
-/// What the layers say of an instance now; whether the cap holds it is decided afterwards.
+/// The layers of admin and registry. Judgement is added afterwards.
 fn layers(
     before: Option<&Member>,
     instance: &ServiceInstance,
@@ -305,7 +310,7 @@ fn layers(
     config: &LoadBalancerConfig,
     now: Timestamp,
 ) -> Layers {
-    // Reading an address costs more than all the rest.
+    // Parsing the address costs more than all the rest.
     let known = before
         .filter(|before| before.instance.address() == instance.address() && old_config.denied() == config.denied());
     let refused = match known {
@@ -316,7 +321,7 @@ fn layers(
     Layers::following(layers, drain, instance.registry_status(), refused, now)
 }
 
-/// Whether the registry rejected it before, and does not now.
+/// Whether the registry rejected the instance before, and does not reject it now.
 fn recovered(before: Since<RegistryStatus>, now: Since<RegistryStatus>) -> bool {
     let rejects = |status| matches!(status, RegistryStatus::Critical | RegistryStatus::Maintenance);
     rejects(before.state) && !rejects(now.state)

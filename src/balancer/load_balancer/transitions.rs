@@ -1,4 +1,4 @@
-//! What happened to the health of an instance, or to its pool.
+//! Transitions of the health of an instance or a pool.
 use std::time::Duration;
 
 use crate::balancer::clock::Timestamp;
@@ -8,53 +8,53 @@ use crate::balancer::health::checks::{ActiveState, CheckFailure};
 use crate::balancer::health::grade::PassiveState;
 use crate::balancer::instance::InstanceId;
 
-/// Something that happened to the health of an instance, or to its pool.
+/// A transition of the health of an instance or a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transition {
-    /// The instances at the address that it happened to; none if it is about the pool.
+    /// The instances at the address; empty for a transition of the pool.
     pub instances: Vec<InstanceId>,
-    /// What happened.
+    /// The kind of transition.
     pub what: Transitioned,
 }
 
-/// What happened.
+/// The kind of transition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transitioned {
     /// Active checks pass.
     Up {
-        /// They had not run before.
+        /// Whether this is the first result.
         first: bool,
     },
     /// Active checks fail.
     Down(CheckFailure),
-    /// Outcomes grade it otherwise than before.
+    /// Outcomes changed the grade.
     Graded {
-        /// As what.
+        /// The new grade.
         grade: PassiveState,
-        /// They had not graded it before.
+        /// Whether this is the first grade.
         first: bool,
     },
-    /// Its breaker opened.
+    /// The breaker opened.
     Opened {
-        /// Why.
+        /// The reason.
         because: TripReason,
-        /// For how long.
+        /// How long the breaker stays open.
         open_for: Duration,
-        /// The pool cannot do without it: picked all the same.
+        /// The cap keeps the instance in the pool.
         held_by_cap: bool,
     },
-    /// Its breaker lets trials through.
+    /// The breaker is half open and lets trials through.
     HalfOpened,
-    /// Its breaker closed.
+    /// The breaker closed.
     Closed(CloseReason),
-    /// So few are usable that all are candidates.
+    /// Panic mode began: too few instances are usable, so all eligible instances are candidates.
     PanicBegan {
-        /// How many are.
+        /// Usable instances.
         usable: usize,
-        /// Of how many.
+        /// Eligible instances.
         eligible: usize,
     },
-    /// Enough are usable again.
+    /// Panic mode ended: enough instances are usable.
     PanicEnded,
 }
 

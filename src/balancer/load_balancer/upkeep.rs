@@ -1,17 +1,13 @@
-//! What time and judgement change in a pool, between the changes of its registry.
+//! Changes of a pool by time and judgement, between the changes of its registry.
 //!
 //! ```text
-//! outcome, check, time ──► step of one layer ──► follow: admissions at once, transitions to tell
-//!                                                   └──► tend, a moment later: one new view for all of them
+//! outcome, check, time ──► step of one layer ──► ejections: admissions at once
+//!                                                   └──► one view for many steps, a moment later
 //! ```
 //!
-//! A step acts on the very next pick, through the admissions. The tables follow in [`LoadBalancer::tend`]: at once if no view
-//! was made in the last [`GAP`], else when it is over; a pool so large that a view takes long waits twenty times that, at most
-//! a second. Whoever begins or ends to panic is not kept waiting.
-//!
-//! Deciding looks at every instance. In a [`LARGE`] pool a step therefore acts for its own instance alone, within the room
-//! that the last decision left, and the next view decides exactly: ten thousand that fail together cost ten thousand steps,
-//! and not as many decisions.
+//! A step applies to the very next pick, through the admissions. The tables follow with the next
+//! view: at once if the last view is older than a gap (50 ms, more in large pools, 1 s at most),
+//! else when the gap is over. A view that begins or ends panic mode is made at once.
 
 use std::collections::HashMap;
 use std::mem;
@@ -30,11 +26,12 @@ use crate::balancer::live::{Live, address_key};
 use crate::balancer::member::Member;
 use crate::balancer::report_credit;
 
-/// What one event, or the passing of time, changed of an address.
+/// The steps of one address, from an event or from time.
 type Taken = (Arc<Live>, [Option<Step>; 2]);
 
 impl LoadBalancer {
-    /// Takes the result of an active check of this address. Acts on the next pick. An address that is not registered is ignored.
+    /// Takes the result of an active check of this address. The result applies to the next pick. An
+    /// address that is not registered is ignored.
     pub fn observe(&self, address: &Address, check: Check) {
         let now = self.shared.environment.clock.now();
         let mut writer = self.write();
@@ -57,10 +54,10 @@ impl LoadBalancer {
         }
     }
 
-    /// Forgets what active checks said, because they do not run any more.
+    /// Forgets the results of active checks, because the checks have been turned off.
     pub fn forget_checks(&self) {
         let mut writer = self.write();
-        // Those that left may come back.
+        // Addresses that left may come back.
         let departed = writer.departed.iter().map(|(_, _, live)| live);
         let lives = writer.registered.values().chain(departed);
         if lives.filter(|live| live.forget_checks()).count() > 0 {
@@ -68,13 +65,14 @@ impl LoadBalancer {
         }
     }
 
-    /// How often the list of instances has changed.
+    /// The number of changes of the list of instances.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.shared.generation.load(Ordering::Acquire)
     }
 
-    /// The addresses of the registered instances, each once, but for those that must not be contacted.
+    /// The addresses of the registered instances, each once, without those that must not be
+    /// contacted.
     #[must_use]
     pub fn addresses_to_check(&self) -> Vec<Address> {
         let view = self.shared.view.load();
@@ -91,7 +89,7 @@ impl LoadBalancer {
         addresses
     }
 
-    /// What happened to health since this was last asked; at most the last 1,024 transitions.
+    /// Transitions of health since the last call; at most the last 1,024.
     #[must_use]
     pub fn take_transitions(&self) -> Vec<Transition> {
         let mut writer = self.write();
@@ -111,7 +109,7 @@ impl LoadBalancer {
                 instances: Vec::new(),
                 what,
             }),
-            // Who has left meanwhile is nobody's concern.
+            // The address has left in the meantime.
             Some(address) => ids.get(&address).map(|instances| Transition {
                 instances: instances.clone(),
                 what,
@@ -120,11 +118,12 @@ impl LoadBalancer {
         untold.into_iter().filter_map(told).collect()
     }
 
-    /// Does what time has made due: breakers become half open, trials expire, slow starts go on, views follow, overrides end,
-    /// addresses that left long ago are forgotten, and picks are noted for the credit of reports without a lease. Returns when
-    /// the next call is due; the [`Wake`](crate::balancer::Wake) asks for an earlier one.
+    /// Does everything that is due: breakers become half open, trials expire, slow starts go on,
+    /// views follow, overrides end, departed addresses are forgotten, and picks are recorded for
+    /// the credit of reports without a lease. Returns the time of the next call. The
+    /// [`Wake`](crate::balancer::Wake) asks for an earlier call.
     ///
-    /// A balancer without a `Wake` does most of this by itself, with requests that are acquired, leased, finished or reported.
+    /// Without a `Wake`, requests that are acquired, leased, finished or reported do most of this.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         let mut writer = self.write();
         let next = self.tend(&mut writer, now);
@@ -160,8 +159,9 @@ impl LoadBalancer {
         next
     }
 
-    /// The part of [`advance`](Self::advance) that no pick waits for: at most once in each [step](report_credit::STEP) of the
-    /// credit of reports. Returns when the next step begins, while there is anything to keep.
+    /// The part of [`advance`](Self::advance) that no pick depends on: at most once in each
+    /// [step](report_credit::STEP) of the credit of reports. Returns when the next step begins,
+    /// while there is anything to keep.
     fn keep_house(&self, writer: &mut Writer, now: Timestamp) -> Option<Timestamp> {
         let next = report_credit::next_step(now);
         if writer.upkeep.kept_house_until < next {
@@ -179,13 +179,13 @@ impl LoadBalancer {
         (!is_empty).then_some(next)
     }
 
-    /// Whether there is something to tell: transitions of health, or overrides that ended.
+    /// Whether there is news: transitions of health, or overrides that ended.
     pub(crate) fn has_news(&self) -> bool {
         let writer = self.write();
         !writer.upkeep.untold.is_empty() || writer.overrides.has_ended()
     }
 
-    /// Does what is due, where no timer does.
+    /// Does what is due if no timer does.
     pub(crate) fn catch_up(&self) {
         let due = self.shared.due.load(Ordering::Relaxed);
         if due != u64::MAX && !self.shared.is_driven {
@@ -202,7 +202,7 @@ impl LoadBalancer {
         }
     }
 
-    /// Whether any pick was ever answered with an instance.
+    /// Whether the service has ever answered a pick with an instance.
     pub(super) fn has_served(&self, writer: &mut Writer) -> bool {
         if !writer.upkeep.served {
             self.settle(writer);
@@ -212,17 +212,18 @@ impl LoadBalancer {
         writer.upkeep.served
     }
 
-    /// Acts on what an outcome changed.
+    /// Applies the steps of an outcome.
     #[cold]
     pub(super) fn follow(&self, live: &Arc<Live>, steps: [Option<Step>; 2], now: Timestamp) {
         let mut writer = self.write();
-        // A request may outlive the registration that it was sent to. What it says is kept, for its return.
+        // A request may end after its registration. The live state keeps the outcome for a return
+        // of the address.
         if live.is_registered() {
             self.take_steps(&mut writer, &[(Arc::clone(live), steps)], now);
         }
     }
 
-    /// Acts on steps of addresses that are registered.
+    /// Applies steps of registered addresses.
     fn take_steps(&self, writer: &mut Writer, taken: &[Taken], now: Timestamp) {
         let mut in_or_out = false;
         for (live, steps) in taken {
@@ -238,7 +239,7 @@ impl LoadBalancer {
                     Step::Breaker(BreakerStep::TrialUnknown) => continue,
                     Step::Breaker(BreakerStep::Closed(_)) => {
                         in_or_out = true;
-                        // One that the cap held was never out.
+                        // An address that the cap held was never out.
                         if !is_held(live) {
                             live.start_ramp(now);
                         }
@@ -268,7 +269,7 @@ impl LoadBalancer {
         self.plan_for(writer, taken, now);
     }
 
-    /// Decides about one address anew, and has picks heed every decision that changes with it.
+    /// Decides about one address again, and applies every decision that changes with it.
     fn decide(&self, writer: &mut Writer, live: &Arc<Live>) {
         let changed = writer
             .ejections
@@ -278,7 +279,7 @@ impl LoadBalancer {
         }
     }
 
-    /// Wakes the timer if there is something to tell, or something is due earlier than `advance` returned.
+    /// Wakes the timer if there is news, or if something is due earlier than `advance` returned.
     pub(super) fn plan(&self, writer: &mut Writer, now: Timestamp) {
         let due = nanos_of(self.next(writer, now));
         if due < self.shared.due.swap(due, Ordering::Relaxed)
@@ -289,7 +290,7 @@ impl LoadBalancer {
         }
     }
 
-    /// The same, where only these have changed.
+    /// The same, if only these addresses have changed.
     fn plan_for(&self, writer: &mut Writer, taken: &[Taken], now: Timestamp) {
         let view = self.shared.view.load();
         let upkeep = &mut writer.upkeep;
@@ -305,7 +306,7 @@ impl LoadBalancer {
         }
     }
 
-    /// When something is due next.
+    /// The time of the next step.
     fn next(&self, writer: &mut Writer, now: Timestamp) -> Option<Timestamp> {
         let view = self.shared.view.load();
         let upkeep = &mut writer.upkeep;
@@ -321,7 +322,7 @@ impl LoadBalancer {
     }
 }
 
-/// `u64::MAX`: never.
+/// Nanoseconds; `u64::MAX` for never.
 fn nanos_of(due: Option<Timestamp>) -> u64 {
     due.map_or(u64::MAX, Timestamp::as_nanos)
 }

@@ -1,4 +1,4 @@
-//! What only writers look at, under their lock.
+//! The state of writers, under their lock.
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,35 +14,37 @@ use crate::balancer::overrides::Overrides;
 use crate::balancer::strategy::schedule::Turn;
 use crate::balancer::view::View;
 
-/// How long the live state of an address that left is kept for its return.
+/// How long the live state of an address that left is kept.
 pub(super) const REMEMBERED_FOR: Duration = Duration::from_secs(3_600);
-/// How many of them at least; above that as many as there are instances.
+/// The number of departed addresses that is always kept. A larger pool keeps as many as it has
+/// instances.
 pub(super) const REMEMBERED: usize = 256;
 
-/// Between two views that follow a change of health, at least.
+/// The least time between two views that follow changes of health.
 pub(super) const GAP: Duration = Duration::from_millis(50);
-/// And at most, whatever a view costs.
+/// The longest such time.
 pub(super) const WIDEST_GAP: Duration = Duration::from_secs(1);
-/// Times what making a view took: so that it costs a twentieth of a processor at most.
+/// The gap as a multiple of the time that building a view took, so that building costs at most a
+/// twentieth of one core.
 pub(super) const GAP_FOR_COST: u32 = 20;
-/// Transitions that wait to be told. Nobody may ever ask.
+/// The most transitions that are kept for a caller that may never ask.
 pub(super) const UNTOLD: usize = 1_024;
 
-/// What only writers look at.
+/// The state of writers.
 pub(super) struct Writer {
     pub(super) turn: Arc<Turn>,
     /// The live state of each registered address.
     pub(super) registered: HashMap<Address, Arc<Live>>,
-    /// That of addresses that left, oldest first.
+    /// The live state of addresses that left, oldest first.
     pub(super) departed: VecDeque<(Timestamp, Address, Arc<Live>)>,
-    /// The ids that left, oldest first, and what they stood for: reports about them are still heard.
+    /// The ids that left, oldest first. Reports about them still count.
     pub(super) departed_ids: VecDeque<(Timestamp, InstanceId)>,
     pub(super) departed_lives: HashMap<InstanceId, (Timestamp, Arc<Live>)>,
-    /// What those have counted that are forgotten by now: totals never go back.
+    /// The counts of forgotten addresses, so that totals never decrease.
     pub(super) forgotten: Counted,
-    /// Views that a pick may still look at.
+    /// Views that a pick may still use.
     pub(super) retired: Vec<Arc<View>>,
-    /// When the last instance left; `None` while there are any.
+    /// When the last instance left. `None` while the service has instances.
     pub(super) empty_since: Option<Timestamp>,
     pub(super) overrides: Overrides,
     pub(super) ejections: Ejections<Arc<Live>>,
@@ -69,7 +71,8 @@ impl Counted {
 }
 
 impl Writer {
-    /// One more instance at this address. Its live state is the present one, that from before it left, or a fresh one.
+    /// Adds an instance to an address. Returns the present live state of the address, the one from
+    /// before the address left, or a new one.
     pub(super) fn arrive(&mut self, address: &Address) -> Arc<Live> {
         if let Some(live) = self.registered.get(address) {
             return Arc::clone(live);
@@ -81,7 +84,7 @@ impl Writer {
         live
     }
 
-    /// One instance less at this address, which is remembered for a while if that was the last one.
+    /// Removes an instance from an address. An address without instances is kept for a while.
     pub(super) fn leave(&mut self, address: &Address, now: Timestamp) {
         let was_last = self.registered.get(address).is_some_and(|live| live.left());
         if was_last && let Some((address, live)) = self.registered.remove_entry(address) {
@@ -90,7 +93,7 @@ impl Writer {
         }
     }
 
-    /// Remembers the ids of `old` that are not in `new`. Both are sorted by id.
+    /// Keeps the ids of `old` that are not in `new`. Both are sorted by id.
     pub(super) fn depart_ids(&mut self, old: &[Member], new: &[Member], now: Timestamp) {
         let mut present = new.iter().map(|member| member.instance.id()).peekable();
         for member in old {
@@ -109,7 +112,7 @@ impl Writer {
             if self.departed_ids.len() <= most && now.since(*left_at) < REMEMBERED_FOR {
                 break;
             }
-            // Who left more than once is forgotten with the last time.
+            // An id that left more than once is forgotten with the last time.
             if self.departed_lives.get(id).is_some_and(|(last, _)| last == left_at) {
                 self.departed_lives.remove(id);
             }
@@ -125,11 +128,11 @@ impl Writer {
         }
     }
 
-    /// Settles all retired views, and drops those that nobody looks at.
+    /// Settles all retired views, and drops those that no pick uses.
     pub(super) fn drop_retired(&mut self, load: &Load) {
         self.retired.retain_mut(|view| {
-            // The swap has turned the picks that look at a view into counted references. Asked before settling, in a way
-            // that orders the last pick before it (`strong_count` would not).
+            // The swap has turned the picks of a view into counted references. This check comes
+            // before settling, and orders the last pick before it (`strong_count` would not).
             let in_use = Arc::get_mut(view).is_none();
             view.settle(load);
             in_use
@@ -137,8 +140,8 @@ impl Writer {
     }
 }
 
-/// Has picks heed what was decided of an address: every decision comes through here. `was_held` is whether the cap held it
-/// before.
+/// Applies a decision about an address to its live state. Every decision is applied here.
+/// `was_held`: the cap held the address before.
 pub(super) fn heed(live: &Live, decision: Decision, was_held: bool) {
     live.admit(decision.admission);
     if decision.held_by_cap != was_held
@@ -148,23 +151,23 @@ pub(super) fn heed(live: &Live, decision: Decision, was_held: bool) {
     }
 }
 
-/// What the writer keeps for this.
+/// The state of upkeep.
 #[derive(Default)]
 pub(super) struct Upkeep {
-    /// Live states in which something changes with time.
+    /// Live states that change with time.
     pub(super) stirring: HashMap<usize, Arc<Live>>,
-    /// When the next of them comes further on its ramp, as of the present view.
+    /// When the next slow start takes a step, as of the present view.
     pub(super) ramp_step: Option<Timestamp>,
-    /// The present view's tables are not what they should be.
+    /// The tables of the present view are out of date.
     pub(super) stale: bool,
-    /// When the present view was made, and how long that took.
+    /// When the present view was built, and how long that took.
     pub(super) built_at: Option<Timestamp>,
     pub(super) build_time: Duration,
     /// When the next step of housekeeping begins.
     pub(super) kept_house_until: Timestamp,
     /// The service has answered a pick.
     pub(super) served: bool,
-    /// By address.
+    /// Transitions, by address.
     pub(super) untold: VecDeque<(Option<usize>, Transitioned)>,
 }
 
@@ -174,14 +177,14 @@ impl Upkeep {
         self.stir(live);
     }
 
-    /// Looks after it until nothing changes with time any more.
+    /// Advances this live state until it no longer changes with time.
     pub(super) fn stir(&mut self, live: &Arc<Live>) {
         self.stirring
             .entry(address_key(live))
             .or_insert_with(|| Arc::clone(live));
     }
 
-    /// Whoever is not registered is not looked after.
+    /// Stops advancing a live state: only registered addresses are advanced.
     pub(super) fn calm(&mut self, live: &Arc<Live>) {
         self.stirring.remove(&address_key(live));
     }
@@ -193,12 +196,12 @@ impl Upkeep {
         self.untold.push_back((address, what));
     }
 
-    /// Notes that a view was made.
+    /// Records that a view was built.
     pub(super) fn built(&mut self, now: Timestamp, took: Duration) {
         (self.stale, self.built_at, self.build_time) = (false, Some(now), took);
     }
 
-    /// Tells if a new view begins or ends to panic.
+    /// Records a transition if a new view begins or ends panic mode.
     pub(super) fn panics(&mut self, before: bool, pool: PoolHealth) {
         let PoolHealth {
             eligible,
@@ -212,7 +215,7 @@ impl Upkeep {
         }
     }
 
-    /// When the next view may be made.
+    /// When the next view may be built.
     pub(super) fn ready_at(&self) -> Timestamp {
         let gap = (self.build_time * GAP_FOR_COST).clamp(GAP, WIDEST_GAP);
         self.built_at.map_or(Timestamp::default(), |built_at| built_at + gap)
