@@ -16,12 +16,7 @@ use super::wire::{ServiceDetail, ServiceList, ServiceSummary, SourceState};
 pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<ServiceList>, ApiError> {
     query::no_parameters(&uri)?;
     let list = move || ServiceList {
-        services: api
-            .directory
-            .services()
-            .iter()
-            .map(|balancer| ServiceSummary::of(balancer))
-            .collect(),
+        services: api.directory.services().iter().map(ServiceSummary::of).collect(),
         sources: SourceState::all(&api.directory.sources(), api.clock.now()),
     };
     Ok(Json(run_blocking(list).await?))

@@ -141,7 +141,7 @@ fn environment() -> Environment {
     let lossy = |text: OsString| text.to_string_lossy().into_owned();
     std::env::vars_os()
         .map(|(name, value)| (lossy(name), lossy(value)))
-        .filter(|(name, _)| name.starts_with("CONSUL_"))
+        .filter(|(name, _)| name.starts_with("CONSUL_") || name.starts_with("ETCDCTL_"))
         .collect()
 }
 

@@ -586,3 +586,30 @@ fn a_second_demo_takes_the_next_port_and_says_so() {
     }
     assert_eq!(std::fs::read_dir(temporary.path("")).unwrap().count(), 0);
 }
+
+/// Every variable of etcdctl that the documentation names reaches the configuration of `pickd run`.
+#[test]
+fn the_variables_of_etcdctl_are_read() {
+    let folder = Folder::new();
+    let config = folder.write("pickd.toml", "[etcd]\n");
+    let missing = folder.path("missing.pem");
+    let missing = missing.to_str().unwrap();
+    for (name, value, expected) in [
+        ("ETCDCTL_ENDPOINTS", "ftp://10.0.0.1", "ETCDCTL_ENDPOINTS"),
+        ("ETCDCTL_USER", "me", "a user without a password"),
+        ("ETCDCTL_PASSWORD", "secret", "a password without its user"),
+        ("ETCDCTL_CACERT", missing, missing),
+        ("ETCDCTL_CERT", missing, "a certificate without its key"),
+        ("ETCDCTL_KEY", missing, "a key without its certificate"),
+    ] {
+        let output = pickd()
+            .args(["run", "--listen", "127.0.0.1:0", "--config", config.to_str().unwrap()])
+            .env(name, value)
+            .output()
+            .unwrap();
+        let (code, data, talk) = outcome(output);
+        assert!(code == 1 || code == 2, "{name}: {code} {talk}");
+        assert!(data.is_empty() && talk.contains(expected), "{name}: {talk}");
+        assert!(!talk.contains("secret"), "{name}: {talk}");
+    }
+}
