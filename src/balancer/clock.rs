@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_ahead_is_no_time_ago() {
+    fn the_time_since_a_later_moment_is_zero() {
         let (early, late) = (Timestamp::from_nanos(5), Timestamp::from_nanos(12));
         assert_eq!(late.since(early), Duration::from_nanos(7));
         assert_eq!(early.since(late), Duration::ZERO);

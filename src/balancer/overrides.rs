@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_ends_when_its_time_is_over_and_is_told_once() {
+    fn an_order_ends_with_its_time_to_live_and_is_returned_once() {
         let mut overrides = Overrides::default();
         overrides.drain(&id("a"), order(Some(10)), at(0));
         overrides.set_weight(&id("a"), Weight::MAX, order(Some(20)), at(0));
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_left_is_remembered_for_an_hour_and_its_orders_for_a_day() {
+    fn a_departed_id_is_remembered_for_an_hour_and_its_orders_for_a_day() {
         let mut overrides = Overrides::default();
         overrides.drain(&id("a"), order(None), at(0));
         overrides.departed(&[id("a"), id("b")], at(0), 0);
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_came_back_keeps_its_orders() {
+    fn an_instance_that_came_back_keeps_its_orders() {
         let mut overrides = Overrides::default();
         overrides.drain(&id("a"), order(None), at(0));
         overrides.departed(&[id("a")], at(0), 0);
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn many_that_left_are_forgotten_oldest_first_and_never_those_with_orders() {
+    fn many_departed_ids_are_forgotten_oldest_first_except_with_orders() {
         let mut overrides = Overrides::default();
         overrides.departed(&[id("ordered")], at(0), 0);
         overrides.drain(&id("ordered"), order(None), at(0));

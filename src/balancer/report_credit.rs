@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn picks_of_more_than_a_minute_ago_give_none() {
+    fn picks_of_more_than_a_minute_ago_give_no_credit() {
         let instance = Instance::new();
         instance.pick(7);
         instance.note((0..=50).step_by(5));
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn who_notes_late_gives_more_and_never_less() {
+    fn a_late_record_gives_more_credit_and_never_less() {
         let instance = Instance::new();
         instance.pick(5);
         instance.note([0, 5]);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_never_picked_costs_no_window() {
+    fn an_instance_that_is_never_picked_needs_no_window() {
         let instance = Instance::new();
         assert!(!instance.credit.note(instance.picks.get(), at(0)));
         assert!(instance.credit.lock().is_none());

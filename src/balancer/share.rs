@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operators_weight_replaces_the_registered_one_and_the_factors_apply_to_it() {
+    fn factors_apply_to_the_operators_weight_in_place_of_the_registered_one() {
         let weighted = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin);
         let plain = LoadBalancerConfig::default();
         let one = ServiceInstance::new("a", "h", 1).unwrap().with_weight(weight(4));

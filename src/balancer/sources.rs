@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_away_from_its_start_until_it_answers_and_from_its_loss_until_it_answers_again() {
+    fn a_source_is_away_from_start_or_loss_until_its_next_answer() {
         let status = status("consul", "");
         let at = |seconds| Timestamp::default() + Duration::from_secs(seconds);
         assert_eq!(
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn removals_that_were_held_stay_counted() {
+    fn released_removals_stay_counted() {
         let status = status("consul", "");
         for held in [0, 3, 3, 1, 2, 0] {
             status.set_held_removals(held);

@@ -260,7 +260,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_breaker_does_what_its_rules_say_of_all_that_happened(
+        fn the_breaker_equals_the_naive_model_after_every_event(
             events in prop::collection::vec(event(), 1..120),
             enabled: bool,
             entropy in 0.0..1.0_f64,

@@ -160,24 +160,24 @@ mod tests {
     }
 
     #[test]
-    fn the_first_result_is_believed() {
+    fn the_first_check_decides_at_once() {
         assert_eq!(states("P"), "U");
         assert_eq!(states("F"), "D");
     }
 
     #[test]
-    fn so_many_failures_in_a_row_take_it_out_and_so_many_passes_bring_it_back() {
+    fn fall_failures_in_a_row_mark_down_and_rise_passes_mark_up() {
         assert_eq!(states("PFFFFPP"), "UUUDDDU");
     }
 
     #[test]
-    fn a_pass_in_between_starts_the_run_of_failures_again() {
+    fn a_pass_in_between_restarts_the_count_of_failures() {
         assert_eq!(states("PFFPFFF"), "UUUUUUD");
         assert_eq!(states("FPFPP"), "DDDDU");
     }
 
     #[test]
-    fn the_reason_is_that_of_the_last_failure_and_the_time_that_of_the_first() {
+    fn a_down_state_has_the_last_reason_and_the_time_of_the_first() {
         let config = LoadBalancerConfig::default();
         let mut active = Active::default();
         let at = |second| Timestamp::default() + Duration::from_secs(second);

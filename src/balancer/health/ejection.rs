@@ -492,7 +492,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn after_every_step_each_address_is_decided_as_the_model_says(
+        fn every_decision_equals_that_of_the_naive_model_after_every_step(
             start in prop::collection::vec((0_usize..5, drawn()), 1..14),
             events in prop::collection::vec(event(), 0..40),
             share in 0.0..=1.0_f64,
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_is_out_and_a_milder_address_takes_its_place_when_it_recovers() {
+    fn a_milder_address_is_ejected_in_place_of_one_that_recovers() {
         let config = LoadBalancerConfig::default();
         let tripped = |severity, at| trouble(1, (false, Some((severity, at, false))));
         let mut pool = Pool(vec![

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_says_so_since_it_began_to() {
+    fn a_layer_keeps_the_time_at_which_its_state_began() {
         let passing = Layers::following(None, None, RegistryStatus::Passing, false, at(1));
         let still = Layers::following(Some(&passing), None, RegistryStatus::Passing, false, at(5));
         assert_eq!(still.registry.since, at(1));
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn every_objection_is_told() {
+    fn every_reason_is_listed() {
         let layers = Layers::following(None, drained(at(1)), RegistryStatus::Critical, false, at(1));
         let words: Vec<_> = layers.unavailable_reasons().map(UnavailableReason::as_str).collect();
         assert_eq!(words, ["drained", "registry_critical"]);

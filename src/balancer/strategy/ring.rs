@@ -172,18 +172,18 @@ mod tests {
     }
 
     #[test]
-    fn xxh3_is_the_frozen_one() {
+    fn the_hash_of_the_empty_key_is_that_of_frozen_xxh3() {
         assert_eq!(hash_key(b""), 0x2d06_8005_38d3_94c2);
     }
 
     #[test]
-    fn no_owner_and_no_weight_make_an_empty_ring() {
+    fn a_ring_without_owners_or_weights_is_empty() {
         assert_eq!(Ring::new(std::iter::empty(), 100).walk(7).next(), None);
         assert_eq!(Ring::new([("a", 0)].into_iter(), 100).walk(7).next(), None);
     }
 
     #[test]
-    fn equal_weights_have_the_configured_points_and_unequal_ones_their_share() {
+    fn points_follow_virtual_nodes_and_relative_weight() {
         assert_eq!(point_counts([1, 1, 1].into_iter(), 100), [100, 100, 100]);
         assert_eq!(point_counts([4, 4].into_iter(), 100), [100, 100]);
         assert_eq!(point_counts([1, 2, 0, 1].into_iter(), 100), [100, 200, 0, 100]);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_kept_at_a_quarter_is_a_quarter_and_grows_without_changing_sides() {
+    fn a_factor_of_a_quarter_keeps_a_quarter_and_a_larger_one_adds_keys() {
         let id = hash_key(b"user-1");
         let keys: Vec<u64> = (0..20_000_u32).map(|key| hash_key(&key.to_le_bytes())).collect();
         let kept = |factor: u32| keys.iter().filter(|&&key| keeps(key, id, factor)).count();
@@ -224,7 +224,7 @@ mod tests {
         }
 
         #[test]
-        fn one_that_leaves_moves_only_its_own_keys_and_gets_them_back(count in 2_usize..30, leaver in 0_usize..30) {
+        fn an_owner_that_leaves_moves_only_its_own_keys_and_gets_them_back(count in 2_usize..30, leaver in 0_usize..30) {
             let all = ids(count);
             let leaver = leaver % count;
             let rest: Vec<&String> = all.iter().enumerate().filter(|(index, _)| *index != leaver).map(|(_, id)| id).collect();

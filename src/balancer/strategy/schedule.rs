@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn another_one_is_any_but_the_first() {
+    fn other_than_yields_every_number_but_the_first() {
         fastrand::seed(3);
         let others: BTreeSet<usize> = (0..200).map(|_| other_than(2, 5)).collect();
         assert_eq!(others, BTreeSet::from([0, 1, 3, 4]));
@@ -258,12 +258,12 @@ mod tests {
     }
 
     #[test]
-    fn one_two_one_never_gives_three_of_one_in_four() {
+    fn weights_1_2_1_never_give_three_turns_of_four_to_one_candidate() {
         assert_eq!(names(&smooth(&[1, 2, 1], 4)), "babc");
     }
 
     #[test]
-    fn a_heavy_one_among_many_light_ones_is_spread_out() {
+    fn turns_of_a_heavy_candidate_among_light_ones_are_spread_out() {
         let mut shares = vec![1; 50];
         shares.push(50);
         let turns = smooth(&shares, 100);
