@@ -1,44 +1,47 @@
-//! Credit of reports without a lease: each pick of the last minute pays for one.
+//! Credit for reports without a lease: each pick of the last minute allows one report.
 //!
-//! A report without a lease proves nothing, so it is believed only as often as its instance was handed out. The picks are a
-//! counter that only grows, and nothing is added to a pick for this: every [`STEP`] somebody notes where the counter stands.
-//! A report spends the oldest pick that is not spent and not older than the oldest note.
+//! A report without a lease carries no proof of a pick, so an instance gets at most as many such
+//! reports as picks. Picks are a counter that only grows, and the credit adds no work to a pick:
+//! every [`STEP`] the balancer records the value of the counter. A report spends the oldest pick
+//! that is not spent and not older than the oldest recorded value.
 //!
 //! ```text
-//!              noted a minute ago     spent so far            now
+//!               recorded a minute ago  spent so far            now
 //! picks  0 ─────────────┴──────────────────┴───────────────────┴──►
 //!            too old          paid for        credit is left
 //! ```
 //!
-//! A step that nobody noted has the value of the one before: late notes give more credit, never less.
+//! A step without a recorded value has the value of the step before. A late recording gives more
+//! credit, never less.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::clock::Timestamp;
 
-/// How often the counters should be noted.
+/// How often the counters should be recorded.
 pub(crate) const STEP: Duration = Duration::from_secs(5);
 
-/// Steps of one window: a minute less what has passed of the present step.
+/// Steps of one window: a minute less the elapsed part of the present step.
 const STEPS: u64 = 12;
 
-/// The credit of one address. A word and a pointer until it is picked.
+/// The credit of one address. Takes the space of a lock and a pointer until the address is picked.
 #[derive(Debug, Default)]
 pub(crate) struct Credit(Mutex<Option<Box<Window>>>);
 
 #[derive(Debug)]
 struct Window {
-    /// The number of the last pick that a report has spent. Wraps, as all numbers of picks here: a minute has fewer than 2^31.
+    /// The number of the last pick that a report has spent. Numbers of picks wrap in this module: a
+    /// minute has fewer than 2^31 picks.
     spent: u32,
-    /// The step noted last.
+    /// The last step with a recorded value.
     step: u64,
     /// The number of the last pick before each step.
     noted: [u32; STEPS as usize],
 }
 
 impl Credit {
-    /// Takes one report's worth, if there is as much.
+    /// Spends the credit for one report. Returns whether there was any.
     pub(crate) fn take(&self, picks: u64, now: Timestamp) -> bool {
         let mut slot = self.lock();
         let window = slot.get_or_insert_with(|| Box::new(Window::new(now)));
@@ -46,7 +49,8 @@ impl Credit {
         window.spend(picks as u32)
     }
 
-    /// Notes where the counters stand. Returns whether there is anything to note again.
+    /// Records the value of the counter. Returns whether there is a window, so that the counter
+    /// should be recorded again.
     pub(crate) fn note(&self, picks: u64, now: Timestamp) -> bool {
         let mut slot = self.lock();
         match slot.as_mut() {
@@ -63,7 +67,8 @@ impl Credit {
 }
 
 impl Window {
-    /// Everything counted so far was counted just now: an instance is new, or was never picked, until its first note.
+    /// A new window: all picks so far count as made now, because the address was not picked before,
+    /// or is new.
     fn new(now: Timestamp) -> Self {
         Self {
             spent: 0,
@@ -75,7 +80,7 @@ impl Window {
     fn note(&mut self, picks: u64, now: Timestamp) {
         let now = step(now);
         let last = self.noted[(self.step % STEPS) as usize];
-        // Skipped steps, each once at most.
+        // Every skipped step gets the last recorded value, each step at most once.
         for skipped in (self.step + 1..now).rev().take(STEPS as usize) {
             self.noted[(skipped % STEPS) as usize] = last;
         }
@@ -85,7 +90,7 @@ impl Window {
         }
     }
 
-    /// Spends one of `picks`, if one is left.
+    /// Spends a pick, if a pick is left.
     fn spend(&mut self, picks: u32) -> bool {
         let is_before = |a: u32, b: u32| a.wrapping_sub(b).cast_signed() < 0;
         let too_old = self.noted[((self.step + 1) % STEPS) as usize];
@@ -142,7 +147,7 @@ mod tests {
             }
         }
 
-        /// How many of a hundred reports count.
+        /// How many of a hundred reports are accepted.
         fn reports(&self, second: u64) -> usize {
             (0..100)
                 .filter(|_| self.credit.take(self.picks.get(), at(second)))
@@ -189,7 +194,7 @@ mod tests {
         instance.note((120..400).step_by(5));
         instance.pick(3);
         assert_eq!(instance.reports(400), 3);
-        // One request after the other, of 50 s each: every one is heard.
+        // Consecutive requests of 50 s each: every report is accepted.
         let instance = Instance::new();
         for round in 0..20 {
             instance.pick(1);

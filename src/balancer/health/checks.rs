@@ -5,45 +5,47 @@
 //! Unknown -fail-> Down
 //! ```
 //!
-//! `fall` is `max_consecutive_failures`. A new instance is believed at its first check: nobody has relied on it yet. (HAProxy's
-//! rise and fall.) Knows nothing of sockets, clocks and tasks.
+//! `fall` is `max_consecutive_failures`. The first check of a new instance decides at once: no
+//! request depends on that instance yet. (HAProxy's rise and fall.) This module knows nothing of
+//! sockets, clocks and tasks.
 
 use std::fmt;
 
 use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 
-/// What one active check found.
+/// The result of one active check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// The instance answered as it should.
+    /// The instance gave the expected answer.
     Pass,
-    /// It did not.
+    /// The instance did not give the expected answer.
     Fail(CheckFailure),
 }
 
 /// Why an active check failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckFailure {
-    /// No answer in time.
+    /// No answer arrived in time.
     Timeout,
-    /// Nobody listens on its port.
+    /// No process listens on the port.
     ConnectionRefused,
-    /// No connection for another reason, or one that broke off.
+    /// Connecting failed for another reason, or the connection broke.
     ConnectionFailed,
-    /// Its host name leads to no address.
+    /// The host name does not resolve to an address.
     NameNotResolved,
-    /// Its host name leads to an address that must not be contacted. Takes it out even while the pool panics.
+    /// The host name resolves to an address that must not be contacted. The instance is out even in
+    /// panic mode.
     AddressRefused,
-    /// An HTTP status that is not expected.
+    /// The HTTP status of the answer is not an expected status.
     Status(u16),
-    /// It answered that it does not serve (gRPC).
+    /// The instance answered that it is not serving (gRPC).
     NotServing,
-    /// An answer that is not one of its protocol.
+    /// The answer does not follow the protocol.
     Protocol,
 }
 
-/// The word for it in answers, such as `timeout` or `status_503`. Words do not change.
+/// The word in answers, such as `timeout` or `status_503`. Words do not change.
 impl fmt::Display for CheckFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -59,17 +61,17 @@ impl fmt::Display for CheckFailure {
     }
 }
 
-/// What active checks say.
+/// The state of active checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActiveState {
-    /// Checks pass.
+    /// Active checks pass.
     Up,
-    /// Checks fail: takes the instance out.
+    /// Active checks fail: the instance is out.
     Down(CheckFailure),
 }
 
 impl ActiveState {
-    /// The word for it in answers. Words do not change.
+    /// The word in answers. Words do not change.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -82,22 +84,22 @@ impl ActiveState {
 #[derive(Debug, Default)]
 pub(crate) struct Active {
     said: Option<Since<ActiveState>>,
-    /// Results in a row that speak against the state.
+    /// Consecutive results that contradict the state.
     against: u32,
 }
 
 impl Active {
-    /// What checks say; `None` before the first.
+    /// The state of active checks; `None` before the first check.
     pub(crate) fn since(&self) -> Option<Since<ActiveState>> {
         self.said
     }
 
-    /// Takes a result. Returns what checks say from now on, if that is something else than before.
+    /// Records a result. Returns the new state if the state changed.
     pub(crate) fn observe(&mut self, check: Check, config: &LoadBalancerConfig, now: Timestamp) -> Option<ActiveState> {
         let (next, needed) = match (self.said.map(|said| said.state), check) {
             (None, Check::Pass) => (ActiveState::Up, 1),
             (None, Check::Fail(why)) => (ActiveState::Down(why), 1),
-            // Not a matter of how often.
+            // A refused address takes the instance out at once, without a threshold.
             (Some(ActiveState::Up), Check::Fail(CheckFailure::AddressRefused)) => {
                 (ActiveState::Down(CheckFailure::AddressRefused), 1)
             }
@@ -109,7 +111,8 @@ impl Active {
             }
             (Some(ActiveState::Down(before)), Check::Fail(why)) => {
                 self.against = 0;
-                // Down as before, and why is kept true. Whether the address is refused decides what a panic may pick.
+                // The state stays down, with the latest reason. Panic mode must not pick a refused
+                // address, so a change to or from that reason is returned.
                 let refused = |why| why == CheckFailure::AddressRefused;
                 if let Some(said) = &mut self.said {
                     said.state = ActiveState::Down(why);

@@ -1,22 +1,29 @@
-//! Which addresses of a pool are taken out: the cap on ejections, and panic mode.
+//! Ejection: which addresses of a pool are out, within the ejection cap, and panic mode.
 //!
-//! Two questions cannot be answered for one address alone, so that [`Ejections`] knows every troubled address of a pool:
+//! Both rules depend on the whole pool. Therefore [`Ejections`] holds every unhealthy address of a
+//! pool:
 //!
-//! - **The cap**: of the E eligible instances (not rejected by the registry, not drained, of weight above 0) breakers take out
-//!   at most max(1, `max_ejection` x E), the worst first, and never the last usable instance. The others are *held by the
-//!   cap*: their breakers are open, and they are picked all the same. Active checks are not capped. (Envoy's
-//!   `max_ejection_percent`; nginx never ejects the only server of a group.)
-//! - **Panic mode**: when fewer than max(1, `panic_threshold` x E) instances are usable, local judgement is not believed, and
-//!   all E are candidates. What the registry rejects or an operator has drained stays out. (Envoy's panic threshold.)
+//! - **The cap**: breakers eject at most max(1, `max_ejection` x E) of the E eligible instances
+//!   (not rejected by the registry, not drained, weight above 0). The worst instances are ejected
+//!   first, and the last usable instance is never ejected. The other tripped instances are *held
+//!   by the cap*: their breakers are open, and picks still choose them. Active checks are not
+//!   capped. (Envoy's `max_ejection_percent`; nginx never ejects the only server of a group.)
+//! - **Panic mode**: when fewer than max(1, `panic_threshold` x E) instances are usable, picks
+//!   ignore active checks and breakers, and all E instances are candidates. An instance that the
+//!   registry rejects or an operator drains stays out. (Envoy's panic threshold.)
 //!
 //! ```text
-//! tripped, the worst first:  a  b  c │ d  e  f         first: as many as the cap allows, in order
-//!                            └──out──┘ held  └ out     besides: milder addresses that still fit, where the
-//!                                                      next one has more instances than are left
+//! tripped, worst first:  a  b  c │ d  e  f
+//!                        └─ out ─┘ held  └ out
+//!
+//! worst_ejected   a b c: the longest run from the worst address on that fits into the cap
+//! milder_ejected  f: fits into the rest of the cap; d and e have too many instances for it
 //! ```
 //!
-//! A change of one address costs O(log n) and names every address whose admission changes with it. Only when panic mode begins
-//! or ends are all troubled addresses named.
+//! A change returns every address whose decision changes. The cost of a change is O(d m log n): n
+//! is the number of unhealthy addresses, d the number of different instance counts among them, and
+//! m the largest instance count. In most pools each address has one instance, so the cost is O(log
+//! n). A change that begins or ends panic mode reads all unhealthy addresses.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,19 +33,20 @@ use super::address::Tripped;
 use crate::balancer::clock::Timestamp;
 use crate::balancer::config::LoadBalancerConfig;
 
-/// What a pick may do with an address at this moment. In one atomic of its live state, looked at by every pick for which
-/// something has changed since its view was made.
+/// What a pick may do with an address at this moment. Stored as one atomic in the live state of
+/// the address. A pick reads the atomic only if an admission has changed since the pick's view was
+/// made, or if the view has an address on trial.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Admission {
-    /// Can be picked.
+    /// Picks may choose the address.
     #[default]
     In,
-    /// Cannot.
+    /// Picks must not choose the address.
     Out,
-    /// One pick can have it, as the trial of its breaker.
+    /// One pick may choose the address, as the trial of its breaker.
     Trial,
-    /// One pick has it.
+    /// A trial is in progress: no other pick may choose the address.
     OnTrial,
 }
 
@@ -53,13 +61,13 @@ impl Admission {
     }
 }
 
-/// What speaks against an address, and how many eligible instances it stands for.
+/// Local health of an address, and its number of eligible instances.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Trouble {
     pub(crate) instances: usize,
-    /// Active checks fail.
+    /// Whether active checks of the address fail.
     pub(crate) down: bool,
-    /// The breaker is not closed.
+    /// The breaker, if it is open or half open.
     pub(crate) tripped: Option<Tripped>,
 }
 
@@ -68,50 +76,52 @@ impl Trouble {
         !self.down && self.tripped.is_none()
     }
 
-    /// Whether the cap has to decide about it: checks that fail take an address out without one.
+    /// Whether the cap applies to this address. The cap does not apply to an address whose checks
+    /// fail.
     fn is_capped(&self) -> bool {
         self.instances > 0 && !self.down && self.tripped.is_some()
     }
 }
 
-/// What was decided of one address.
+/// The decision about one address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Decision {
     pub(crate) admission: Admission,
-    /// The breaker is open, and the cap keeps the address in.
+    /// The breaker is not closed, and the cap keeps the address in the pool.
     pub(crate) held_by_cap: bool,
 }
 
-/// How a pool as a whole is.
+/// Health of a pool as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PoolHealth {
-    /// Instances that only local judgement can take out.
+    /// Instances that only active checks and breakers can take out.
     pub(crate) eligible: usize,
-    /// Those of them that can be picked without panic mode.
+    /// Eligible instances that picks may choose without panic mode.
     pub(crate) usable: usize,
     /// Panic mode: all eligible instances are candidates.
     pub(crate) panic: bool,
 }
 
-/// Decides which addresses of one pool are out. `A` is how the caller knows an address.
+/// Decides which addresses of one pool are out. `A` is the caller's handle of an address.
 #[derive(Debug)]
 pub(crate) struct Ejections<A> {
     max_ejection: f64,
-    /// `None`: no panic mode.
+    /// `None` if panic mode is disabled.
     panic_threshold: Option<f64>,
-    /// Eligible instances.
+    /// Number of eligible instances.
     eligible: usize,
-    /// Those whose checks do not fail.
+    /// Number of eligible instances whose checks do not fail.
     up: usize,
-    /// Those that breakers take out.
+    /// Number of eligible instances that breakers take out.
     out: usize,
     panic: bool,
     troubled: HashMap<usize, Troubled<A>>,
-    /// The worst addresses, as many in order as the cap allows.
+    /// The ejected addresses from the worst on, without a gap: the longest run that the cap allows.
     first: BTreeSet<Rank>,
-    /// Milder ones that fit into what `first` leaves of the cap.
+    /// Ejected addresses that are milder than the first held address, and fit into the rest of the
+    /// cap.
     besides: Vec<Rank>,
-    /// All others, by their number of instances: held by the cap.
+    /// Addresses that the cap holds, by number of instances.
     held: BTreeMap<usize, BTreeSet<Rank>>,
 }
 
@@ -123,10 +133,10 @@ struct Troubled<A> {
     decision: Decision,
 }
 
-/// The order in which breakers take addresses out: the largest share of failures, then the longest tripped.
+/// The order of ejection: the largest failure ratio first, then the longest tripped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
-    /// Bits of a share, which order as the shares do.
+    /// The bits of a non-negative float, which sort as the float does.
     severity: Reverse<u32>,
     tripped_at: Timestamp,
     key: usize,
@@ -143,7 +153,7 @@ impl Rank {
 }
 
 impl<A> Default for Ejections<A> {
-    /// Of a pool without instances.
+    /// Decisions for a pool without instances.
     fn default() -> Self {
         Self::new(&LoadBalancerConfig::default())
     }
@@ -177,7 +187,7 @@ impl<A> Ejections<A> {
         self.up - self.out
     }
 
-    /// What was decided of an address.
+    /// The decision about an address.
     pub(crate) fn of(&self, key: usize) -> Decision {
         self.troubled
             .get(&key)
@@ -185,7 +195,7 @@ impl<A> Ejections<A> {
             .unwrap_or_default()
     }
 
-    /// How many instances breakers may take out.
+    /// How many instances breakers may eject.
     fn cap(&self) -> usize {
         let share = (self.max_ejection * self.eligible as f64) as usize;
         share.max(1).min(self.up.max(1) - 1)
@@ -193,13 +203,14 @@ impl<A> Ejections<A> {
 
     fn panics(&self) -> bool {
         self.panic_threshold.is_some_and(|threshold| {
-            // The least whole number that is not below the share.
+            // The smallest whole number that is at least the threshold's share.
             let needed = (threshold * self.eligible as f64).max(1.0).ceil() as usize;
             self.eligible > 0 && self.usable() < needed
         })
     }
 
-    /// Puts an address among the tripped ones, into `first` if it is worse than the mildest there.
+    /// Adds a tripped address: to `worst_ejected` if the address is worse than the mildest one
+    /// there, else to `held`.
     fn insert(&mut self, rank: Rank, instances: usize) {
         if self.first.last().is_some_and(|mildest| rank < *mildest) {
             self.first.insert(rank);
@@ -226,13 +237,13 @@ impl<A> Ejections<A> {
         }
     }
 
-    /// The worst of those held that stand for at most `room` instances, and for how many.
+    /// The worst held address with at most `room` instances, and its number of instances.
     fn worst_held(&self, room: usize) -> Option<(Rank, usize)> {
         let worst = |(instances, ranks): (&usize, &BTreeSet<Rank>)| Some((*ranks.first()?, *instances));
         self.held.range(..=room).filter_map(worst).min()
     }
 
-    /// Returns the addresses of `besides` to those held: what fits depends on everything before it.
+    /// Moves all of `milder_ejected` to `held`: which of them fit depends on every worse address.
     fn hold_besides(&mut self, moved: &mut Vec<usize>) {
         for rank in mem::take(&mut self.besides) {
             let instances = self
@@ -245,7 +256,7 @@ impl<A> Ejections<A> {
         }
     }
 
-    /// Takes out the worst, as many as the cap allows. Collects the addresses that were moved.
+    /// Ejects the worst addresses that the cap allows. Adds every address that moved to `moved`.
     fn fill(&mut self, moved: &mut Vec<usize>) {
         let cap = self.cap();
         while self.out > cap
@@ -285,8 +296,8 @@ impl<A> Ejections<A> {
 }
 
 impl<A: Clone> Ejections<A> {
-    /// Decides about a whole pool: its eligible instances are those of healthy addresses, of which there are `eligible`
-    /// together with the troubled ones.
+    /// Decides about a whole pool. `eligible` counts the eligible instances of all addresses,
+    /// healthy and unhealthy; `unhealthy` may list healthy addresses, too.
     pub(crate) fn decide(
         eligible: usize,
         troubled: impl Iterator<Item = (usize, A, Trouble)>,
@@ -307,7 +318,7 @@ impl<A: Clone> Ejections<A> {
         ejections
     }
 
-    /// Takes over what speaks against one address now. Returns every address of which something else is decided than before.
+    /// Updates the local health of one address. Returns every address whose decision changed.
     pub(crate) fn change(&mut self, key: usize, address: A, trouble: Trouble) -> Vec<(A, Decision)> {
         let mut moved = vec![key];
         self.hold_besides(&mut moved);
@@ -388,11 +399,12 @@ mod tests {
 
     use super::*;
 
-    /// A pool as a list of addresses, the key of each being its place.
+    /// A pool as a list of addresses. The key of an address is its index.
     #[derive(Clone, Debug)]
     struct Pool(Vec<Trouble>);
 
-    /// The rules once more, over the whole list and without a state: what [`Ejections`] has to say after every step.
+    /// A naive model of the rules: recomputes the whole list without state. After every step
+    /// [`Ejections`] must agree with the model.
     fn model(pool: &Pool, config: &LoadBalancerConfig) -> (Vec<Decision>, PoolHealth) {
         let sum = |filter: fn(&Trouble) -> bool| -> usize {
             pool.0
@@ -429,7 +441,8 @@ mod tests {
                 (false, false, Some(tripped)) if tripped.half_open => Admission::Trial,
                 (false, ..) => Admission::Out,
             };
-            // One that the cap holds and whose checks fail does not exist: it is not capped.
+            // The cap never holds an address whose checks fail, so `held_by_cap` needs no test of
+            // `down`.
             Decision { admission, held_by_cap }
         });
         (
@@ -452,7 +465,7 @@ mod tests {
         (0..pool.0.len()).map(|key| ejections.of(key)).collect()
     }
 
-    /// Down, and what the breaker says: how bad, since when, half open.
+    /// Whether checks fail, and the breaker: severity, time of the trip, half open.
     type Drawn = (bool, Option<(u32, u64, bool)>);
 
     fn trouble(instances: usize, (down, tripped): Drawn) -> Trouble {
@@ -474,9 +487,9 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Event {
-        /// Checks and breaker of one address say something else.
+        /// Checks or breaker of one address change.
         Step(prop::sample::Index, Drawn),
-        /// A view is made: addresses have other numbers of eligible instances, one is new, one is gone.
+        /// A new view is made: instance counts change, one address joins, and another leaves.
         View(Vec<usize>, Drawn, prop::sample::Index),
     }
 
@@ -514,7 +527,7 @@ mod tests {
                         let before = decisions(&ejections, &pool);
                         pool.0[key] = trouble(pool.0[key].instances, drawn);
                         let told = ejections.change(key, key, pool.0[key]);
-                        // Those told of are exactly those that changed, and to what they changed.
+                        // The returned decisions are exactly those that changed.
                         let mut heeded = before.clone();
                         for (key, decision) in &told {
                             prop_assert_ne!(heeded[*key], *decision, "told of {} once, and only of a change", key);
@@ -533,7 +546,7 @@ mod tests {
                 }
                 let (decided, health) = model(&pool, &config);
                 prop_assert_eq!((decisions(&ejections, &pool), ejections.pool()), (decided.clone(), health));
-                // What the rules promise, whatever the model says.
+                // The guarantees of the rules, independent of the model.
                 let capped: Vec<usize> = (0..pool.0.len()).filter(|&key| pool.0[key].is_capped()).collect();
                 let out: usize = capped.iter().filter(|&&key| !decided[key].held_by_cap).map(|&key| pool.0[key].instances).sum();
                 prop_assert!(out <= ((share * health.eligible as f64) as usize).max(1));

@@ -1,8 +1,9 @@
 //! Least connections: the least `(in flight + 1) / effective weight`.
 //!
-//! Exact up to 32 candidates, above that the best of two random ones (`choices` says otherwise). Ties go to whoever comes
-//! first from a place that moves on with each pick. While nothing at all is in flight, nobody tells us when requests end,
-//! and every candidate looks idle for ever: then the weighted schedule is the honest answer, and [`Mode`] says so.
+//! Up to 32 candidates all are compared, above that the best of two random candidates is chosen
+//! (the setting `choices` overrides this). Among equal candidates, the first from a rotating start
+//! wins. While no request at all is in flight, callers do not report when requests end, and every
+//! candidate looks idle: the strategy then follows the weighted schedule, and [`Mode`] says so.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +14,8 @@ use crate::balancer::config::Choices;
 use crate::balancer::live::Load;
 use crate::balancer::member::Slot;
 
-/// Up to here a look at every candidate costs less than what two random ones miss.
+/// Up to this number of candidates, comparing all costs less than the precision that two random
+/// candidates lose.
 const EXACT_UP_TO: usize = 32;
 
 #[derive(Debug)]
@@ -34,7 +36,7 @@ impl LeastConnections {
         }
     }
 
-    /// The least loaded of all that the caller accepts, from a place that moves on.
+    /// The least loaded acceptable candidate, with a start that rotates from pick to pick.
     fn of_all(&self, draw: &Draw<'_>) -> Option<usize> {
         let start = self.count.of(self.turn.next());
         let (before, after) = draw.slots.split_at_checked(start)?;
@@ -49,13 +51,14 @@ impl LeastConnections {
         best.map(|(index, _)| index)
     }
 
-    /// The least loaded of a few random ones.
+    /// The least loaded of `number` random candidates.
     fn of_some(&self, draw: &Draw<'_>, number: usize) -> Option<usize> {
         let count = draw.slots.len();
         let first = below(count);
         let mut best: Option<(usize, Cost)> = None;
         for contender in 0..number {
-            // The second differs from the first; with more, a repetition costs nothing but a look.
+            // The second candidate always differs from the first. Further candidates may repeat,
+            // which only costs a comparison.
             let index = match contender {
                 0 => first,
                 _ => other_than(first, count),

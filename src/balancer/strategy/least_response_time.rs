@@ -1,12 +1,18 @@
-//! Least response time: the least `latency x (in flight + 1) / effective weight` of two random candidates.
+//! Least response time: the least `latency x (in flight + 1) / effective weight` of two random
+//! candidates.
 //!
-//! Latency is the peak EWMA of [`statistics`](crate::balancer::statistics). What others got wrong, and this does not:
+//! Latency is the peak EWMA of [`statistics`](crate::balancer::statistics). The strategy avoids
+//! the known mistakes of this method:
 //!
-//! - a fast failure is not a fast answer: failures cost at least twice the pool's median (see `finish`);
-//! - an instance without samples counts as the pool's median: neither flooded nor starved;
-//! - the loser of a comparison that was not picked for 3 s is tried once, so one bad sample is no life sentence. Not while the
-//!   winner was left alone as long: then the pool is merely quiet;
-//! - without outcomes in the last 60 s there is nothing to compare: the weighted schedule, and [`Mode`] says so.
+//! - A fast failure is not a fast answer: a failure costs at least twice the pool's median (see
+//!   `finish`).
+//! - An instance without samples counts as the pool's median, so that it is neither flooded nor
+//!   starved.
+//! - An instance that loses a comparison and was not picked for three seconds is picked once, so
+//!   that one bad sample does not exclude the instance for ever. This does not apply if the winner
+//!   was not picked for three seconds either: then the pool has little traffic.
+//! - Without outcomes in the last minute there is no latency to compare: the strategy follows the
+//!   weighted schedule, and [`Mode`] says so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +23,9 @@ use crate::balancer::clock::Timestamp;
 use crate::balancer::config::Choices;
 use crate::balancer::live::{Live, Load};
 
-/// Who was not picked for so long is tried once.
+/// The loser of a comparison is picked once if it was not picked for this long.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
-/// Without an outcome for so long, averages say nothing.
+/// If the last outcome of the pool is older than this, latencies are not compared.
 const REPORTS_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -29,18 +35,18 @@ pub(crate) struct LeastResponseTime {
     contenders: Contenders,
 }
 
-/// A candidate as it looks now.
+/// A candidate with its present cost.
 #[derive(Clone, Copy)]
 struct Contender<'a> {
     index: usize,
     live: &'a Live,
-    /// Latency x (in flight + 1).
+    /// Latency in seconds x (in flight + 1).
     load: f32,
     units: f32,
 }
 
 impl Contender<'_> {
-    /// Whether it costs less, `load / units`, than the other one; compared without dividing.
+    /// Whether `load / units` is less than that of `other`; compared without dividing.
     #[inline]
     fn beats(&self, other: &Self) -> bool {
         self.load * other.units < other.load * self.units
@@ -56,7 +62,7 @@ impl LeastResponseTime {
         }
     }
 
-    /// The best of those that the caller accepts.
+    /// The cheapest acceptable candidate of `indexes`.
     #[inline]
     fn best_of(draw: &Draw<'_>, indexes: impl Iterator<Item = usize>, now: Timestamp) -> Option<usize> {
         let median = draw.load.median();
@@ -79,7 +85,7 @@ impl LeastResponseTime {
         Some(best.index)
     }
 
-    /// The better of two, unless the worse one is due to be tried.
+    /// The cheaper of two candidates, unless the other one is due to be picked once.
     #[inline]
     fn better<'a>(a: Contender<'a>, b: Contender<'a>, now: Timestamp) -> Contender<'a> {
         let (winner, loser) = if b.beats(&a) { (b, a) } else { (a, b) };
