@@ -126,8 +126,8 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TrialSucceeded => "the trial succeeded",
-            Self::TrialsUnknown => "nothing was heard of three trials",
-            Self::TimeServed => "its time is over",
+            Self::TrialsUnknown => "three trials ended without an outcome",
+            Self::TimeServed => "the ejection time ended",
         })
     }
 }
