@@ -64,9 +64,9 @@ impl Order {
     /// An order without an end and without a reason. Control characters are removed from the
     /// operator's name.
     #[must_use]
-    pub fn by(who: &str) -> Self {
+    pub fn by(operator: &str) -> Self {
         Self {
-            by: who.chars().filter(|c| !c.is_control()).take(256).collect(),
+            by: operator.chars().filter(|c| !c.is_control()).take(256).collect(),
             reason: None,
             ttl: None,
         }
@@ -100,7 +100,7 @@ impl Order {
 
     /// The name of the operator.
     #[must_use]
-    pub fn who(&self) -> &str {
+    pub fn operator(&self) -> &str {
         &self.by
     }
 
@@ -444,7 +444,7 @@ mod tests {
 
     #[test]
     fn a_reason_is_one_line_and_a_ttl_has_a_range() {
-        assert_eq!(Order::by("a\nb").who(), "ab");
+        assert_eq!(Order::by("a\nb").operator(), "ab");
         assert_eq!(Order::by("a").because("").unwrap().reason(), None);
         assert!(Order::by("a").because(&"ä".repeat(256)).is_ok());
         assert_eq!(Order::by("a").because(&"x".repeat(257)), Err(InvalidOrder::Reason));
