@@ -15,7 +15,7 @@ use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::health::address::{AddressHealth, Step};
 use super::health::breaker::Trial;
 use super::health::checks::Check;
-use super::health::ejection::{Admission, Trouble};
+use super::health::ejection::{AddressStatus, Admission};
 use super::health::slow_start;
 use super::outcome::Outcome;
 use super::report_credit::Credit;
@@ -52,8 +52,8 @@ pub(crate) struct Live {
     /// Time in nanoseconds at which the slow start began; 0 = no slow start.
     ramp_from: AtomicU64,
     /// Recent latency, as the bits of `f32` seconds; 0 before the first sample.
-    lately: AtomicU32,
-    judgement: OnceLock<Box<Mutex<AddressHealth>>>,
+    recent_latency: AtomicU32,
+    health: OnceLock<Box<Mutex<AddressHealth>>>,
 }
 
 /// The state changes of one address, and the time of the next one.
@@ -72,12 +72,12 @@ impl Live {
 
     /// Counts a newly registered instance at this address. Returns whether the instance is the
     /// first.
-    pub(crate) fn arrived(&self) -> bool {
+    pub(crate) fn add_instance(&self) -> bool {
         self.instances.fetch_add(1, Ordering::Relaxed) == 0
     }
 
     /// Counts a deregistered instance at this address. Returns whether the instance was the last.
-    pub(crate) fn left(&self) -> bool {
+    pub(crate) fn remove_instance(&self) -> bool {
         self.instances.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
@@ -97,9 +97,9 @@ impl Live {
 
     /// The local health of this address at this moment, with its number of eligible instances in
     /// the present view.
-    pub(crate) fn trouble(&self) -> Trouble {
-        let health = self.judgement();
-        Trouble {
+    pub(crate) fn status(&self) -> AddressStatus {
+        let health = self.health();
+        AddressStatus {
             instances: self.eligible.load(Ordering::Relaxed) as usize,
             down: health.as_deref().is_some_and(AddressHealth::is_down),
             tripped: health.as_deref().and_then(AddressHealth::tripped),
@@ -113,10 +113,10 @@ impl Live {
         if self.admission() == admission {
             return;
         }
-        let tried = self.trial_since.load(Ordering::Acquire) != 0;
+        let has_trial = self.trial_since.load(Ordering::Acquire) != 0;
         let update = |before| match (admission, Admission::from_u8(before)) {
             (Admission::Trial, Admission::OnTrial) => None,
-            (Admission::Trial, _) if tried => Some(Admission::OnTrial as u8),
+            (Admission::Trial, _) if has_trial => Some(Admission::OnTrial as u8),
             _ => Some(admission as u8),
         };
         let _unchanged = self
@@ -148,7 +148,7 @@ impl Live {
 
     fn trial(&self) -> Trial {
         match self.trial_since.load(Ordering::Acquire) {
-            0 if self.admission() == Admission::In => Trial::Everybody,
+            0 if self.admission() == Admission::In => Trial::EveryPick,
             0 => Trial::None,
             nanos => Trial::Since(Timestamp::from_nanos(nanos)),
         }
@@ -163,70 +163,70 @@ impl Live {
     }
 
     /// The local health; `None` before the first check or outcome.
-    pub(crate) fn judgement(&self) -> Option<MutexGuard<'_, AddressHealth>> {
-        self.judgement.get().map(|judgement| lock(judgement))
+    pub(crate) fn health(&self) -> Option<MutexGuard<'_, AddressHealth>> {
+        self.health.get().map(|health| lock(health))
     }
 
-    fn judgement_made(&self) -> MutexGuard<'_, AddressHealth> {
-        lock(self.judgement.get_or_init(Box::default))
+    fn health_or_default(&self) -> MutexGuard<'_, AddressHealth> {
+        lock(self.health.get_or_init(Box::default))
     }
 
     /// Records an outcome in the local health. `pool_latency` is the typical latency of the pool.
-    pub(crate) fn judge(
+    pub(crate) fn record_health(
         &self,
         outcome: Outcome,
         latency: Option<Duration>,
-        usual: Option<f32>,
+        pool_latency: Option<f32>,
         config: &LoadBalancerConfig,
         now: Timestamp,
     ) -> [Option<Step>; 2] {
         let trial = self.trial();
         let seconds = latency.map(|latency| latency.as_secs_f32());
-        let mut judgement = self.judgement_made();
-        let steps = judgement.record(outcome, seconds, trial, usual, config, fastrand::f64(), now);
+        let mut health = self.health_or_default();
+        let steps = health.record(outcome, seconds, trial, pool_latency, config, fastrand::f64(), now);
         self.end_trial_after(steps);
-        self.lately
-            .store(judgement.passive.lately().to_bits(), Ordering::Relaxed);
+        self.recent_latency
+            .store(health.passive.recent_latency().to_bits(), Ordering::Relaxed);
         steps
     }
 
     /// Records the result of an active check.
     pub(crate) fn observe(&self, check: Check, config: &LoadBalancerConfig, now: Timestamp) -> Option<Step> {
-        self.judgement_made().observe(check, config, now)
+        self.health_or_default().observe(check, config, now)
     }
 
     /// Resets the state of active checks. Returns whether there was any.
     pub(crate) fn forget_checks(&self) -> bool {
-        self.judgement().is_some_and(|mut judgement| {
-            let said = judgement.active.since().is_some();
-            judgement.active = Default::default();
-            said
+        self.health().is_some_and(|mut health| {
+            let had_state = health.active.since().is_some();
+            health.active = Default::default();
+            had_state
         })
     }
 
     /// Makes the state changes that are due at `now`.
-    pub(crate) fn advance(&self, usual: Option<f32>, config: &LoadBalancerConfig, now: Timestamp) -> Advanced {
+    pub(crate) fn advance(&self, pool_latency: Option<f32>, config: &LoadBalancerConfig, now: Timestamp) -> Advanced {
         let trial = self.trial();
-        let mut judged = Advanced {
+        let mut advanced = Advanced {
             steps: [None, None],
             next: self.next_ramp_step(config, now),
         };
-        if judged.next.is_none() {
+        if advanced.next.is_none() {
             self.ramp_from.store(0, Ordering::Relaxed);
         }
-        if let Some(mut judgement) = self.judgement() {
-            judged.steps = judgement.advance(trial, usual, config, now);
-            self.end_trial_after(judged.steps);
-            let next = judgement.next(self.trial(), config, now);
-            judged.next = judged.next.into_iter().chain(next).min();
+        if let Some(mut health) = self.health() {
+            advanced.steps = health.advance(trial, pool_latency, config, now);
+            self.end_trial_after(advanced.steps);
+            let next = health.next(self.trial(), config, now);
+            advanced.next = advanced.next.into_iter().chain(next).min();
         }
-        judged
+        advanced
     }
 
     /// When [`advance`](Self::advance) changes the local health next.
     pub(crate) fn next(&self, config: &LoadBalancerConfig, now: Timestamp) -> Option<Timestamp> {
         let trial = self.trial();
-        self.judgement()?.next(trial, config, now)
+        self.health()?.next(trial, config, now)
     }
 
     /// Starts the ramp of the slow start.
@@ -251,8 +251,8 @@ impl Live {
         slow_start::next_step(self.ramp_from()?, config.slow_start(), now)
     }
 
-    fn lately(&self) -> Option<f32> {
-        let seconds = f32::from_bits(self.lately.load(Ordering::Relaxed));
+    fn recent_latency(&self) -> Option<f32> {
+        let seconds = f32::from_bits(self.recent_latency.load(Ordering::Relaxed));
         (seconds > 0.0).then_some(seconds)
     }
 
@@ -275,7 +275,7 @@ impl Live {
     /// Records an outcome in counters and averages. A failure costs at least twice `typical_cost`,
     /// however fast the failure came. A success without a latency is counted, and does not change
     /// the average.
-    pub(crate) fn record(&self, outcome: Outcome, latency: Option<Duration>, typical: f32, now: Timestamp) {
+    pub(crate) fn record(&self, outcome: Outcome, latency: Option<Duration>, typical_cost: f32, now: Timestamp) {
         match outcome {
             Outcome::Cancelled => return,
             Outcome::Success => {
@@ -288,10 +288,10 @@ impl Live {
                 self.failed.fetch_add(1, Ordering::Relaxed);
                 self.consecutive_failures
                     .fetch_add(outcome.failures_in_a_row(), Ordering::Relaxed);
-                let penalty = Duration::from_secs_f32((2.0 * typical).clamp(0.0, 1e6));
+                let penalty = Duration::from_secs_f32((2.0 * typical_cost).clamp(0.0, 1e6));
                 // Without a latency and without a typical cost there is no sample: a sample of 0
                 // would look like an instant answer.
-                if let Some(cost) = latency.max((typical > 0.0).then_some(penalty)) {
+                if let Some(cost) = latency.max((typical_cost > 0.0).then_some(penalty)) {
                     self.ewma.observe(cost, now);
                 }
             }
@@ -327,7 +327,7 @@ impl Live {
     /// Claims the single pick that is due for an instance that was not picked for `span`. Of
     /// several callers, only one succeeds.
     #[inline]
-    pub(crate) fn claim_retry(&self, span: Duration, now: Timestamp) -> bool {
+    pub(crate) fn claim_retry_pick(&self, span: Duration, now: Timestamp) -> bool {
         let last = self.picked_at.load(Ordering::Relaxed);
         !now.is_within(span, Timestamp::from_nanos(last))
             && self
@@ -337,10 +337,10 @@ impl Live {
     }
 }
 
-fn lock(judgement: &Mutex<AddressHealth>) -> MutexGuard<'_, AddressHealth> {
+fn lock(health: &Mutex<AddressHealth>) -> MutexGuard<'_, AddressHealth> {
     // If another thread panicked while holding the lock, the state machine has at worst missed a
     // step.
-    judgement.lock().unwrap_or_else(PoisonError::into_inner)
+    health.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A key that is unique among live states, for as long as they are held.
@@ -361,7 +361,7 @@ pub(crate) struct Load {
     median: AtomicU32,
     /// Median of the recent latencies of the candidates, as the bits of `f32` seconds; 0 while too
     /// few candidates have one.
-    usual: AtomicU32,
+    pool_latency: AtomicU32,
     /// Time in nanoseconds of the last outcome; `u64::MAX` before the first.
     reported_at: AtomicU64,
     median_at: AtomicU64,
@@ -377,9 +377,9 @@ impl fmt::Debug for Load {
 
 impl Load {
     /// How long the medians are used before an outcome recomputes them.
-    const MEDIAN_FOR: Duration = Duration::from_millis(250);
+    const MEDIAN_MAX_AGE: Duration = Duration::from_millis(250);
     /// The least number of addresses with a recent latency for which a typical latency is computed.
-    const COMPARABLE: usize = 3;
+    const MIN_COMPARABLE: usize = 3;
 
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
@@ -388,7 +388,7 @@ impl Load {
             leases: LeaseCounts::default(),
             panic_picks: AtomicU64::new(0),
             median: AtomicU32::new(0),
-            usual: AtomicU32::new(0),
+            pool_latency: AtomicU32::new(0),
             reported_at: AtomicU64::new(u64::MAX),
             median_at: AtomicU64::new(u64::MAX),
         }
@@ -406,16 +406,16 @@ impl Load {
 
     /// The typical latency of the pool, in seconds. `None` under `least_response_time`, which
     /// compares response times itself.
-    pub(crate) fn usual(&self, config: &LoadBalancerConfig) -> Option<f32> {
-        let usual = f32::from_bits(self.usual.load(Ordering::Relaxed));
-        (usual > 0.0 && config.strategy() != LoadBalancingStrategy::LeastResponseTime).then_some(usual)
+    pub(crate) fn pool_latency(&self, config: &LoadBalancerConfig) -> Option<f32> {
+        let pool_latency = f32::from_bits(self.pool_latency.load(Ordering::Relaxed));
+        (pool_latency > 0.0 && config.strategy() != LoadBalancingStrategy::LeastResponseTime).then_some(pool_latency)
     }
 
     /// The typical cost of a request to one of `slots` candidates, as `least_response_time` counts:
     /// the median, times one more than the mean number of requests in flight at a candidate. An
     /// instance that fails at once has no request in flight. Compared by latency alone it would
     /// look idle.
-    pub(crate) fn typical(&self, slots: usize) -> f32 {
+    pub(crate) fn typical_cost(&self, slots: usize) -> f32 {
         let in_flight = self.in_flight.load(Ordering::Relaxed) as f32;
         self.median() * (1.0 + in_flight / slots.max(1) as f32)
     }
@@ -432,7 +432,7 @@ impl Load {
     pub(crate) fn reported<'a>(&self, candidates: impl Iterator<Item = &'a Live> + Clone, now: Timestamp) {
         self.reported_at.store(now.as_nanos(), Ordering::Relaxed);
         let last = self.median_at.load(Ordering::Relaxed);
-        let fresh = last != u64::MAX && now.since(Timestamp::from_nanos(last)) < Self::MEDIAN_FOR;
+        let fresh = last != u64::MAX && now.since(Timestamp::from_nanos(last)) < Self::MEDIAN_MAX_AGE;
         let claim = || {
             self.median_at
                 .compare_exchange(last, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
@@ -440,17 +440,20 @@ impl Load {
         if fresh || claim().is_err() {
             return;
         }
-        if let Some((_, median)) = middle(candidates.clone().filter_map(|live| live.response_time(now))) {
+        if let Some((_, median)) = count_and_median(candidates.clone().filter_map(|live| live.response_time(now))) {
             self.median.store(median.to_bits(), Ordering::Relaxed);
         }
-        let usual = middle(candidates.filter_map(Live::lately));
-        let usual = usual.map_or(0.0, |(seen, usual)| if seen < Self::COMPARABLE { 0.0 } else { usual });
-        self.usual.store(usual.to_bits(), Ordering::Relaxed);
+        let pool_latency = count_and_median(candidates.filter_map(Live::recent_latency));
+        let pool_latency = pool_latency.map_or(
+            0.0,
+            |(seen, pool_latency)| if seen < Self::MIN_COMPARABLE { 0.0 } else { pool_latency },
+        );
+        self.pool_latency.store(pool_latency.to_bits(), Ordering::Relaxed);
     }
 }
 
 /// The number of values, and their median.
-fn middle(numbers: impl Iterator<Item = f32>) -> Option<(usize, f32)> {
+fn count_and_median(numbers: impl Iterator<Item = f32>) -> Option<(usize, f32)> {
     let mut numbers: Vec<f32> = numbers.collect();
     let (count, middle) = (numbers.len(), numbers.len() / 2);
     (middle < count).then(|| (count, *numbers.select_nth_unstable_by(middle, f32::total_cmp).1))

@@ -23,13 +23,13 @@ pub(crate) struct Member {
     pub(crate) admission: Admission,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) live: Arc<Live>,
-    pub(crate) verdict: Arc<Verdict>,
+    pub(crate) state: Arc<MemberState>,
 }
 
 /// Health layers of an instance, and the operator's weight. Stored apart from the member, because
 /// picks do not read them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Verdict {
+pub(crate) struct MemberState {
     pub(crate) layers: Layers,
     pub(crate) weight: Option<WeightOrder>,
 }
@@ -41,16 +41,16 @@ impl Member {
 
     /// The weight in force: the operator's weight, else the registered one.
     pub(crate) fn weight_in_force(&self) -> u16 {
-        let order = self.verdict.weight.as_ref();
+        let order = self.state.weight.as_ref();
         order.map_or(self.instance.weight(), |order| order.weight).get()
     }
 
     /// The health layers at this moment.
     pub(crate) fn layers_now(&self) -> Layers {
-        let said = self.verdict.layers.clone();
-        match self.live.judgement() {
-            Some(judgement) => judgement.judge(said),
-            None => said,
+        let layers = self.state.layers.clone();
+        match self.live.health() {
+            Some(health) => health.add_to(layers),
+            None => layers,
         }
     }
 }
@@ -71,7 +71,7 @@ pub(crate) fn unavailable_reasons(
     config: &LoadBalancerConfig,
 ) -> Vec<UnavailableReason> {
     let mut unavailable_reasons: Vec<_> = layers.unavailable_reasons().collect();
-    let order = member.verdict.weight.as_ref().map(|order| order.weight);
+    let order = member.state.weight.as_ref().map(|order| order.weight);
     if member.weight_in_force() == 0 {
         unavailable_reasons.push(match order {
             Some(_) => UnavailableReason::OverrideWeightZero,

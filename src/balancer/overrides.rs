@@ -21,10 +21,10 @@ const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 const KEPT_FOR: Duration = Duration::from_secs(24 * 3_600);
 /// The least number of departed ids that are remembered; in a larger service, as many as the
 /// service has instances.
-const REMEMBERED: usize = 256;
+const MIN_REMEMBERED: usize = 256;
 /// The largest number of ended orders that are kept for [`Overrides::take_ended`], which a program
 /// may never call.
-const UNTOLD: usize = 1_024;
+const MAX_ENDED: usize = 1_024;
 
 /// Why an order was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -216,7 +216,7 @@ pub struct InstanceOverrides {
 pub(crate) struct Overrides {
     drains: HashMap<InstanceId, Arc<StandingOrder>>,
     weights: HashMap<InstanceId, WeightOrder>,
-    left: HashMap<InstanceId, Timestamp>,
+    departed: HashMap<InstanceId, Timestamp>,
     ended: VecDeque<Ended>,
 }
 
@@ -239,9 +239,9 @@ impl Overrides {
     pub(crate) fn remembers(&self, id: &InstanceId, now: Timestamp) -> bool {
         self.has_order(id)
             || self
-                .left
+                .departed
                 .get(id)
-                .is_some_and(|left_at| now.since(*left_at) <= KNOWN_FOR)
+                .is_some_and(|departed_at| now.since(*departed_at) <= KNOWN_FOR)
     }
 
     fn has_order(&self, id: &InstanceId) -> bool {
@@ -267,34 +267,38 @@ impl Overrides {
 
     pub(crate) fn arrived(&mut self, ids: &[InstanceId]) {
         for id in ids {
-            self.left.remove(id);
+            self.departed.remove(id);
         }
     }
 
     /// Remembers departed ids. `instances` is the present number of instances of the service.
     pub(crate) fn departed(&mut self, ids: &[InstanceId], now: Timestamp, instances: usize) {
-        self.left.extend(ids.iter().map(|id| (id.clone(), now)));
-        let most = REMEMBERED.max(instances);
+        self.departed.extend(ids.iter().map(|id| (id.clone(), now)));
+        let most = MIN_REMEMBERED.max(instances);
         // The list may grow to twice the limit before it is trimmed, so that trimming is rare.
-        if self.left.len() > 2 * most {
-            let mut times: Vec<Timestamp> = self.left.values().copied().collect();
+        if self.departed.len() > 2 * most {
+            let mut times: Vec<Timestamp> = self.departed.values().copied().collect();
             let keep_from = times.len() - most;
             let (_, oldest_kept, _) = times.select_nth_unstable(keep_from);
             let oldest_kept = *oldest_kept;
             let (drains, weights) = (&self.drains, &self.weights);
-            self.left
-                .retain(|id, left_at| *left_at >= oldest_kept || drains.contains_key(id) || weights.contains_key(id));
+            self.departed.retain(|id, departed_at| {
+                *departed_at >= oldest_kept || drains.contains_key(id) || weights.contains_key(id)
+            });
         }
     }
 
     /// Ends the orders that are due. Returns whether any order ended.
     pub(crate) fn expire(&mut self, now: Timestamp) -> bool {
         let mut ended = Vec::new();
-        let left = &self.left;
+        let departed = &self.departed;
         let is_over = |id: &InstanceId, standing: &StandingOrder| {
             if standing.until.is_some_and(|until| until <= now) {
                 Some(EndedBecause::Expired)
-            } else if left.get(id).is_some_and(|left_at| now.since(*left_at) >= KEPT_FOR) {
+            } else if departed
+                .get(id)
+                .is_some_and(|departed_at| now.since(*departed_at) >= KEPT_FOR)
+            {
                 Some(EndedBecause::InstanceGone)
             } else {
                 None
@@ -325,12 +329,12 @@ impl Overrides {
             None => true,
         });
         let (drains, weights) = (&self.drains, &self.weights);
-        self.left.retain(|id, left_at| {
-            now.since(*left_at) <= KNOWN_FOR || drains.contains_key(id) || weights.contains_key(id)
+        self.departed.retain(|id, departed_at| {
+            now.since(*departed_at) <= KNOWN_FOR || drains.contains_key(id) || weights.contains_key(id)
         });
         let any = !ended.is_empty();
         self.ended.extend(ended);
-        while self.ended.len() > UNTOLD {
+        while self.ended.len() > MAX_ENDED {
             self.ended.pop_front();
         }
         any
@@ -341,7 +345,7 @@ impl Overrides {
         let drains = self.drains.iter().map(|(id, standing)| (id, &**standing));
         let weights = self.weights.iter().map(|(id, order)| (id, &*order.standing));
         let ends = |(id, standing): (&InstanceId, &StandingOrder)| {
-            let forgotten_at = self.left.get(id).map(|left_at| *left_at + KEPT_FOR);
+            let forgotten_at = self.departed.get(id).map(|departed_at| *departed_at + KEPT_FOR);
             standing.until.into_iter().chain(forgotten_at).min()
         };
         drains.chain(weights).filter_map(ends).min()
@@ -415,7 +419,7 @@ mod tests {
         assert_eq!(overrides.next_end(), Some(at(86_400)));
         assert!(overrides.expire(at(86_400)));
         assert_eq!(overrides.take_ended()[0].because, EndedBecause::InstanceGone);
-        assert!(!overrides.remembers(&id("a"), at(86_400)) && overrides.left.is_empty());
+        assert!(!overrides.remembers(&id("a"), at(86_400)) && overrides.departed.is_empty());
     }
 
     #[test]
@@ -436,10 +440,14 @@ mod tests {
         for number in 0..5_000_u64 {
             overrides.departed(&[id(&format!("pod-{number}"))], at(number), 10);
         }
-        assert!(overrides.left.len() <= 2 * REMEMBERED + 1, "{}", overrides.left.len());
+        assert!(
+            overrides.departed.len() <= 2 * MIN_REMEMBERED + 1,
+            "{}",
+            overrides.departed.len()
+        );
         assert!(overrides.remembers(&id("pod-4999"), at(5_000)) && overrides.remembers(&id("pod-4800"), at(5_000)));
         assert!(!overrides.remembers(&id("pod-0"), at(5_000)));
-        assert!(overrides.left.contains_key(&id("ordered")));
+        assert!(overrides.departed.contains_key(&id("ordered")));
     }
 
     #[test]

@@ -37,7 +37,7 @@ struct Window {
     /// The last step with a recorded value.
     step: u64,
     /// The number of the last pick before each step.
-    noted: [u32; STEPS as usize],
+    recorded: [u32; STEPS as usize],
 }
 
 impl Credit {
@@ -45,16 +45,16 @@ impl Credit {
     pub(crate) fn take(&self, picks: u64, now: Timestamp) -> bool {
         let mut slot = self.lock();
         let window = slot.get_or_insert_with(|| Box::new(Window::new(now)));
-        window.note(picks, now);
+        window.record(picks, now);
         window.spend(picks as u32)
     }
 
     /// Records the value of the counter. Returns whether there is a window, so that the counter
     /// should be recorded again.
-    pub(crate) fn note(&self, picks: u64, now: Timestamp) -> bool {
+    pub(crate) fn record(&self, picks: u64, now: Timestamp) -> bool {
         let mut slot = self.lock();
         match slot.as_mut() {
-            Some(window) => window.note(picks, now),
+            Some(window) => window.record(picks, now),
             None if picks > 0 => *slot = Some(Box::new(Window::new(now))),
             None => {}
         }
@@ -73,19 +73,19 @@ impl Window {
         Self {
             spent: 0,
             step: step(now),
-            noted: [0; STEPS as usize],
+            recorded: [0; STEPS as usize],
         }
     }
 
-    fn note(&mut self, picks: u64, now: Timestamp) {
+    fn record(&mut self, picks: u64, now: Timestamp) {
         let now = step(now);
-        let last = self.noted[(self.step % STEPS) as usize];
+        let last = self.recorded[(self.step % STEPS) as usize];
         // Every skipped step gets the last recorded value, each step at most once.
         for skipped in (self.step + 1..now).rev().take(STEPS as usize) {
-            self.noted[(skipped % STEPS) as usize] = last;
+            self.recorded[(skipped % STEPS) as usize] = last;
         }
         if now > self.step {
-            self.noted[(now % STEPS) as usize] = picks as u32;
+            self.recorded[(now % STEPS) as usize] = picks as u32;
             self.step = now;
         }
     }
@@ -93,7 +93,7 @@ impl Window {
     /// Spends a pick, if a pick is left.
     fn spend(&mut self, picks: u32) -> bool {
         let is_before = |a: u32, b: u32| a.wrapping_sub(b).cast_signed() < 0;
-        let too_old = self.noted[((self.step + 1) % STEPS) as usize];
+        let too_old = self.recorded[((self.step + 1) % STEPS) as usize];
         if is_before(self.spent, too_old) {
             self.spent = too_old;
         }
@@ -141,9 +141,9 @@ mod tests {
             self.picks.set(self.picks.get() + times);
         }
 
-        fn note(&self, seconds: impl IntoIterator<Item = u64>) {
+        fn record(&self, seconds: impl IntoIterator<Item = u64>) {
             for second in seconds {
-                self.credit.note(self.picks.get(), at(second));
+                self.credit.record(self.picks.get(), at(second));
             }
         }
 
@@ -170,14 +170,14 @@ mod tests {
     fn picks_of_more_than_a_minute_ago_give_no_credit() {
         let instance = Instance::new();
         instance.pick(7);
-        instance.note((0..=50).step_by(5));
+        instance.record((0..=50).step_by(5));
         assert_eq!(instance.reports(54), 7);
         let instance = Instance::new();
-        instance.note((0..=20).step_by(5));
+        instance.record((0..=20).step_by(5));
         instance.pick(7);
-        instance.note((25..=80).step_by(5));
+        instance.record((25..=80).step_by(5));
         instance.pick(4);
-        instance.note([85]);
+        instance.record([85]);
         assert_eq!(instance.reports(86), 4);
     }
 
@@ -185,20 +185,20 @@ mod tests {
     fn a_report_spends_the_oldest_pick() {
         let instance = Instance::new();
         instance.pick(10);
-        instance.note((0..60).step_by(5));
+        instance.record((0..60).step_by(5));
         instance.pick(10);
         assert_eq!(instance.reports(61), 10);
-        instance.note((65..120).step_by(5));
+        instance.record((65..120).step_by(5));
         instance.pick(3);
         assert_eq!(instance.reports(119), 3);
-        instance.note((120..400).step_by(5));
+        instance.record((120..400).step_by(5));
         instance.pick(3);
         assert_eq!(instance.reports(400), 3);
         // Consecutive requests of 50 s each: every report is accepted.
         let instance = Instance::new();
         for round in 0..20 {
             instance.pick(1);
-            instance.note((round * 50..=round * 50 + 50).step_by(5));
+            instance.record((round * 50..=round * 50 + 50).step_by(5));
             assert_eq!(instance.reports(round * 50 + 50), 1, "{round}");
         }
     }
@@ -207,7 +207,7 @@ mod tests {
     fn the_counter_may_wrap() {
         let mut window = Window::new(at(0));
         window.spent = u32::MAX - 1;
-        window.noted = [u32::MAX - 3; STEPS as usize];
+        window.recorded = [u32::MAX - 3; STEPS as usize];
         assert!((0..3).all(|_| window.spend(2)) && window.spend(2) && !window.spend(2));
     }
 
@@ -215,7 +215,7 @@ mod tests {
     fn a_late_record_gives_more_credit_and_never_less() {
         let instance = Instance::new();
         instance.pick(5);
-        instance.note([0, 5]);
+        instance.record([0, 5]);
         instance.pick(2);
         assert_eq!(instance.reports(500), 2, "two came since the last note");
         instance.pick(1);
@@ -225,9 +225,9 @@ mod tests {
     #[test]
     fn an_instance_that_is_never_picked_needs_no_window() {
         let instance = Instance::new();
-        assert!(!instance.credit.note(instance.picks.get(), at(0)));
+        assert!(!instance.credit.record(instance.picks.get(), at(0)));
         assert!(instance.credit.lock().is_none());
         instance.pick(1);
-        assert!(instance.credit.note(instance.picks.get(), at(5)));
+        assert!(instance.credit.record(instance.picks.get(), at(5)));
     }
 }

@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn units(instance: &ServiceInstance, config: &LoadBalancerConfig, order: Option<i64>) -> u32 {
-        let layers = Layers::following(None, None, instance.registry_status(), false, Timestamp::default());
+        let layers = Layers::from_registry(None, None, instance.registry_status(), false, Timestamp::default());
         Factors::of(instance, &layers, order.map(weight), 16, config).units(config)
     }
 

@@ -26,7 +26,7 @@ pub struct SourceStatus {
     up: AtomicBool,
     synced: AtomicBool,
     /// Time in nanoseconds of the last good answer; `u64::MAX` before the first.
-    heard_at: AtomicU64,
+    answered_at: AtomicU64,
     /// Time in nanoseconds since the clock's start at which the source went away; `u64::MAX` while
     /// the source is up.
     away_since: AtomicU64,
@@ -50,7 +50,7 @@ impl SourceStatus {
             scope,
             up: AtomicBool::new(false),
             synced: AtomicBool::new(false),
-            heard_at: AtomicU64::new(u64::MAX),
+            answered_at: AtomicU64::new(u64::MAX),
             away_since: AtomicU64::new(0),
             updates: AtomicU64::new(0),
             held_removals: AtomicU64::new(0),
@@ -95,7 +95,7 @@ impl SourceStatus {
     /// Time since the last answer of the source; `None` before the first.
     #[must_use]
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
-        match self.heard_at.load(Ordering::Relaxed) {
+        match self.answered_at.load(Ordering::Relaxed) {
             u64::MAX => None,
             nanos => Some(now.since(Timestamp::from_nanos(nanos))),
         }
@@ -155,7 +155,7 @@ impl SourceStatus {
 
     /// Records a good answer. Returns true if the source was away until now.
     pub fn heard(&self, now: Timestamp) -> bool {
-        self.heard_at.store(now.as_nanos(), Ordering::Relaxed);
+        self.answered_at.store(now.as_nanos(), Ordering::Relaxed);
         let was_away = !self.up.swap(true, Ordering::Relaxed);
         if was_away {
             self.away_since.store(u64::MAX, Ordering::Relaxed);
@@ -300,7 +300,10 @@ mod tests {
             (Some(Duration::from_secs(2)), None)
         );
         assert!(status.lost(at(10), &"connection refused"));
-        assert!(!status.lost(at(12), &"connection refused"), "told once");
+        assert!(
+            !status.lost(at(12), &"connection refused"),
+            "a source that is away is lost only once"
+        );
         assert_eq!(
             (status.age(at(20)), status.away(at(20))),
             (Some(Duration::from_secs(14)), Some(Duration::from_secs(10)))

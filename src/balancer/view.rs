@@ -33,13 +33,13 @@ use super::member::{Member, Slot};
 use super::statistics::PickCounts;
 use super::strategy::Prepared;
 use super::strategy::consistent_hash::ConsistentHash;
-use super::strategy::draw::{Attention, Draw, Mode, Strategy};
+use super::strategy::draw::{AdmissionCheck, Draw, Mode, Strategy};
 use super::strategy::ring::Ring;
 use super::strategy::schedule::Turn;
 
 /// Maximum number of tag sets with a table of their own. Picks with further tag sets redraw until
 /// the tags match.
-const TAG_SETS: usize = 64;
+const MAX_TAG_SETS: usize = 64;
 
 /// The slots that can be picked, and the prepared strategy.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ pub(crate) struct View {
 
 /// The epoch of a view in which a trial may be let through. The epoch of a service never has this
 /// value.
-const WATCHFUL: u64 = u64::MAX;
+const ALWAYS_CHECK: u64 = u64::MAX;
 
 /// The parts of a new view, besides its members.
 pub(crate) struct ViewParts<'a> {
@@ -130,17 +130,21 @@ impl fmt::Debug for View {
 impl View {
     /// Prepares a view of `members`, sorted by id. Reuses the previous view's ring if owners and
     /// weights are the same.
-    pub(crate) fn new(config: LoadBalancerConfig, members: Box<[Member]>, made: ViewParts<'_>) -> Self {
+    pub(crate) fn new(config: LoadBalancerConfig, members: Box<[Member]>, parts: ViewParts<'_>) -> Self {
         let ViewParts {
             epoch,
             health,
             load,
             turn,
             previous,
-        } = made;
+        } = parts;
         let on_trial =
             |member: &Member| member.units > 0 && matches!(member.admission, Admission::Trial | Admission::OnTrial);
-        let epoch = if members.iter().any(on_trial) { WATCHFUL } else { epoch };
+        let epoch = if members.iter().any(on_trial) {
+            ALWAYS_CHECK
+        } else {
+            epoch
+        };
         let ring = (config.strategy() == LoadBalancingStrategy::ConsistentHash).then(|| {
             previous
                 .and_then(|previous| previous.ring_for(&config, &members))
@@ -177,7 +181,7 @@ impl View {
 
     /// Adds the picks counted in this view to the live states of the picked members. Only one
     /// caller at a time.
-    pub(crate) fn settle(&self, load: &Load) {
+    pub(crate) fn flush_picks(&self, load: &Load) {
         self.picks.take(|member, picks| {
             if let Some(member) = self.members.get(member) {
                 member.live.picks.fetch_add(picks, Ordering::Relaxed);
@@ -206,12 +210,12 @@ impl View {
     #[inline]
     pub(crate) fn choose(&self, context: &Context<'_>, load: &Load, epoch: u64) -> Option<u32> {
         if epoch != self.epoch {
-            return self.choose_watchfully(context, load);
+            return self.choose_checked(context, load);
         }
         let slot = if context.tags.is_empty() {
-            self.all.choose(&self.members, context, load, Attention::None)
+            self.all.choose(&self.members, context, load, AdmissionCheck::Skip)
         } else {
-            self.choose_tagged(context, load, Attention::None)
+            self.choose_tagged(context, load, AdmissionCheck::Skip)
         };
         slot.map(|slot| slot.member)
     }
@@ -219,22 +223,22 @@ impl View {
     /// Chooses a member when admissions have changed since the tables were made, or a trial may be
     /// let through.
     #[cold]
-    fn choose_watchfully(&self, context: &Context<'_>, load: &Load) -> Option<u32> {
+    fn choose_checked(&self, context: &Context<'_>, load: &Load) -> Option<u32> {
         // A pick that loses the race for a trial chooses again.
         for _ in 0..4 {
-            let Some(slot) = self.choose_tagged(context, load, Attention::WithTrials) else {
+            let Some(slot) = self.choose_tagged(context, load, AdmissionCheck::AllowTrials) else {
                 break;
             };
             if slot.live.claim(|| load.now()) {
                 return Some(slot.member);
             }
         }
-        self.rescue(context)
+        self.choose_from_all_members(context)
     }
 
     /// Chooses, at random by weight, a member that may be picked by now and may be missing from
     /// this view's candidates.
-    fn rescue(&self, context: &Context<'_>) -> Option<u32> {
+    fn choose_from_all_members(&self, context: &Context<'_>) -> Option<u32> {
         let mut chosen = None;
         let mut total = 0_u64;
         for (index, member) in self.members.iter().enumerate() {
@@ -252,18 +256,18 @@ impl View {
     /// The member that a pick with this context would choose now. Claims no trial; advances turns
     /// as a pick does.
     pub(crate) fn peek(&self, context: &Context<'_>, load: &Load) -> Option<&Member> {
-        let slot = self.choose_tagged(context, load, Attention::WithoutTrials)?;
+        let slot = self.choose_tagged(context, load, AdmissionCheck::NoTrials)?;
         self.members.get(slot.member as usize)
     }
 
     #[cold]
-    fn choose_tagged(&self, context: &Context<'_>, load: &Load, attention: Attention) -> Option<&Slot> {
+    fn choose_tagged(&self, context: &Context<'_>, load: &Load, check: AdmissionCheck) -> Option<&Slot> {
         match (!context.tags.is_empty()).then(|| self.tagged(context.tags)).flatten() {
             Some(candidates) => {
                 let rest = Context { tags: &[], ..*context };
-                candidates.choose(&self.members, &rest, load, attention)
+                candidates.choose(&self.members, &rest, load, check)
             }
-            None => self.all.choose(&self.members, context, load, attention),
+            None => self.all.choose(&self.members, context, load, check),
         }
     }
 
@@ -272,7 +276,7 @@ impl View {
     fn tagged(&self, tags: &[&str]) -> Option<&Candidates> {
         let table = self
             .tagged
-            .get_or_init(|| (0..TAG_SETS).map(|_| OnceLock::new()).collect());
+            .get_or_init(|| (0..MAX_TAG_SETS).map(|_| OnceLock::new()).collect());
         let mut made = None;
         for cell in table {
             if cell.get().is_none() {
@@ -320,17 +324,17 @@ fn ring(config: &LoadBalancerConfig, members: &[Member]) -> Ring {
 
 impl Candidates {
     #[inline]
-    fn choose(&self, members: &[Member], context: &Context<'_>, load: &Load, attention: Attention) -> Option<&Slot> {
+    fn choose(&self, members: &[Member], context: &Context<'_>, load: &Load, check: AdmissionCheck) -> Option<&Slot> {
         if self.slots.is_empty() {
             return None;
         }
-        let draw = Draw::new(&self.slots, members, context, load, attention);
+        let draw = Draw::new(&self.slots, members, context, load, check);
         self.slots.get(self.prepared.choose(&draw)?)
     }
 
     fn alternates(&self, members: &[Member], first: u32, count: usize, context: &Context<'_>, load: &Load) -> Vec<u32> {
         // Alternates are rare enough to read every admission.
-        let draw = Draw::new(&self.slots, members, context, load, Attention::WithoutTrials);
+        let draw = Draw::new(&self.slots, members, context, load, AdmissionCheck::NoTrials);
         let member_of = |index: usize| self.slots.get(index).map(|slot| slot.member);
         let mut found: Vec<u32> = Vec::with_capacity(count);
         if let (Prepared::ConsistentHash(hash), Some(key)) = (&self.prepared, context.key) {

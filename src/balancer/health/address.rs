@@ -41,13 +41,13 @@ pub(crate) enum Step {
 
 impl AddressHealth {
     /// Adds the local layers to the layers of admin and registry.
-    pub(crate) fn judge(&self, said: Layers) -> Layers {
+    pub(crate) fn add_to(&self, layers: Layers) -> Layers {
         Layers {
             active: self.active.since(),
             passive: self.passive.since(),
             breaker: self.breaker.since(),
             held_by_cap: self.held_by_cap,
-            ..said
+            ..layers
         }
     }
 
@@ -62,7 +62,7 @@ impl AddressHealth {
         outcome: Outcome,
         seconds: Option<f32>,
         trial: Trial,
-        usual: Option<f32>,
+        pool_latency: Option<f32>,
         config: &LoadBalancerConfig,
         entropy: f64,
         now: Timestamp,
@@ -80,27 +80,27 @@ impl AddressHealth {
             .count(evidence != Evidence::Success, config.breaker().window(), now);
         // Only successes count as latency: a fast failure is not a fast answer.
         if let Some(seconds) = seconds.filter(|_| evidence == Evidence::Success) {
-            self.passive.took(seconds, usual);
+            self.passive.observe_latency(seconds, pool_latency);
         }
-        let passive = self.grade(totals, usual, config, now);
+        let passive = self.grade(totals, pool_latency, config, now);
         let step = self.breaker.record(evidence, totals, trial, config, entropy, now);
-        let forgotten = self.follow(step);
-        [passive.filter(|_| !forgotten), step.map(Step::Breaker)]
+        let was_reset = self.reset_if_closed(step);
+        [passive.filter(|_| !was_reset), step.map(Step::Breaker)]
     }
 
     /// Makes the state changes that are due at `now`.
     pub(crate) fn advance(
         &mut self,
         trial: Trial,
-        usual: Option<f32>,
+        pool_latency: Option<f32>,
         config: &LoadBalancerConfig,
         now: Timestamp,
     ) -> [Option<Step>; 2] {
         let step = self.breaker.advance(trial, config, now);
-        self.follow(step);
+        self.reset_if_closed(step);
         let passive = if self.passive.is_degraded() {
             let totals = self.window.totals(config.breaker().window(), now);
-            self.grade(totals, usual, config, now)
+            self.grade(totals, pool_latency, config, now)
         } else {
             None
         };
@@ -126,24 +126,24 @@ impl AddressHealth {
     fn grade(
         &mut self,
         totals: Totals,
-        usual: Option<f32>,
+        pool_latency: Option<f32>,
         config: &LoadBalancerConfig,
         now: Timestamp,
     ) -> Option<Step> {
         let first = self.passive.since().is_none();
         let grade = self
             .passive
-            .judge(totals, usual, config.breaker().min_outcomes(), now)?;
+            .update(totals, pool_latency, config.breaker().min_outcomes(), now)?;
         Some(Step::Passive { grade, first })
     }
 
     /// Clears window and grade if the breaker has closed: older outcomes do not describe the
     /// recovered address. Returns whether they were cleared.
-    fn follow(&mut self, step: Option<BreakerStep>) -> bool {
+    fn reset_if_closed(&mut self, step: Option<BreakerStep>) -> bool {
         let closed = matches!(step, Some(BreakerStep::Closed(_)));
         if closed {
             self.window.clear();
-            self.passive.forget();
+            self.passive.reset();
         }
         closed
     }
@@ -208,7 +208,7 @@ mod tests {
     }
 
     impl Naive {
-        fn in_a_row(&self) -> u32 {
+        fn failures_in_a_row(&self) -> u32 {
             let since_success = self.outcomes.iter().rev().map_while(|(_, outcome)| match outcome {
                 Outcome::Success => None,
                 outcome => Some(outcome.failures_in_a_row()),
@@ -225,7 +225,7 @@ mod tests {
                 .filter(|(_, outcome)| *outcome != Outcome::Success)
                 .count();
             let enough = recent.len() >= config.breaker().min_outcomes() as usize;
-            self.in_a_row() >= config.max_consecutive_failures()
+            self.failures_in_a_row() >= config.max_consecutive_failures()
                 || enough && failed as f64 / recent.len() as f64 >= config.breaker().failure_ratio()
         }
 
@@ -269,7 +269,7 @@ mod tests {
             entropy in 0.0..1.0_f64,
         ) {
             let config = LoadBalancerConfig::default().with_circuit_breaker_enabled(enabled);
-            let (mut judgement, mut naive) = (AddressHealth::default(), Naive::default());
+            let (mut health, mut naive) = (AddressHealth::default(), Naive::default());
             let mut now = Timestamp::default() + Duration::from_secs(1_000_000);
             let mut trial = Trial::None;
             for event in events {
@@ -278,7 +278,7 @@ mod tests {
                         // In small steps, as the agent's timer advances time.
                         for _ in 0..milliseconds.div_ceil(500) {
                             now = now + Duration::from_millis(500);
-                            let [_, step] = judgement.advance(trial, None, &config, now);
+                            let [_, step] = health.advance(trial, None, &config, now);
                             match naive.open {
                                 Some((_, until)) if until <= now => {
                                     naive.open = None;
@@ -304,13 +304,13 @@ mod tests {
                     Event::Trial if naive.half_open && trial == Trial::None => trial = Trial::Since(now),
                     Event::Trial => {}
                     Event::Outcome(outcome) => {
-                        let [_, step] = judgement.record(outcome, None, trial, None, &config, entropy, now);
-                        let heard = trial != Trial::None || naive.unknown_trials > 0;
+                        let [_, step] = health.record(outcome, None, trial, None, &config, entropy, now);
+                        let has_trial = trial != Trial::None || naive.unknown_trials > 0;
                         let mut opens = false;
                         if outcome == Outcome::Cancelled || naive.open.is_some() {
                         } else if naive.half_open {
                             match outcome {
-                                _ if !heard => {}
+                                _ if !has_trial => {}
                                 Outcome::Success => naive.close(now),
                                 _ => opens = true,
                             }
@@ -339,7 +339,7 @@ mod tests {
                         }
                     }
                 }
-                match (judgement.breaker.state(), naive.open) {
+                match (health.breaker.state(), naive.open) {
                     (BreakerState::Open { until, .. }, Some((_, expected))) => {
                         let difference = until.since(expected) + expected.since(until);
                         prop_assert!(difference < Duration::from_millis(1), "{:?} {:?}", until, expected);

@@ -37,12 +37,12 @@ use crate::balancer::config::LoadBalancerConfig;
 /// How long a trial in progress keeps other picks from being let through.
 pub(crate) const TRIAL_TTL: Duration = Duration::from_secs(5);
 /// The number of unknown trials in a row that closes the breaker.
-pub(crate) const UNKNOWN_TRIALS: u8 = 3;
+pub(crate) const MAX_UNKNOWN_TRIALS: u8 = 3;
 
 /// The ejection time of the first opening while breakers are disabled, and the longest ejection
 /// time.
-const EJECTED_FOR: Duration = Duration::from_secs(30);
-const EJECTED_AT_MOST: Duration = Duration::from_secs(300);
+const BASE_EJECTION_TIME: Duration = Duration::from_secs(30);
+const MAX_EJECTION_TIME: Duration = Duration::from_secs(300);
 
 /// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +163,7 @@ pub(crate) enum Trial {
     /// A trial has been in progress since this time.
     Since(Timestamp),
     /// Every pick: the pool is in panic mode, or the ejection cap holds the address.
-    Everybody,
+    EveryPick,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -176,7 +176,7 @@ enum State {
     },
     HalfOpen {
         because: TripReason,
-        unknown: u8,
+        unknown_trials: u8,
     },
 }
 
@@ -195,7 +195,7 @@ pub(crate) struct Breaker {
     severity: f32,
     tripped_at: Timestamp,
     /// Whether any outcome was recorded.
-    heard: bool,
+    has_outcomes: bool,
 }
 
 impl Breaker {
@@ -209,7 +209,7 @@ impl Breaker {
 
     /// The state, and since when; `None` before the first outcome.
     pub(crate) fn since(&self) -> Option<Since<BreakerState>> {
-        self.heard.then(|| Since {
+        self.has_outcomes.then(|| Since {
             state: self.state(),
             since: self.since,
         })
@@ -232,7 +232,7 @@ impl Breaker {
         entropy: f64,
         now: Timestamp,
     ) -> Option<BreakerStep> {
-        if !std::mem::replace(&mut self.heard, true) {
+        if !std::mem::replace(&mut self.has_outcomes, true) {
             self.since = now;
         }
         match (self.state, evidence) {
@@ -244,12 +244,12 @@ impl Breaker {
                 if let Evidence::Failure(count) = evidence {
                     self.failures_in_a_row = self.failures_in_a_row.saturating_add(count);
                 }
-                let because = self.trip(totals, config)?;
+                let because = self.trip_reason(totals, config)?;
                 Some(self.open(because, totals, config, entropy, now))
             }
             (State::Open { .. }, _) => None,
             // The request began before the breaker opened.
-            (State::HalfOpen { unknown: 0, .. }, _) if trial == Trial::None => None,
+            (State::HalfOpen { unknown_trials: 0, .. }, _) if trial == Trial::None => None,
             (State::HalfOpen { .. }, Evidence::Success) => Some(self.close(CloseReason::TrialSucceeded, now)),
             (State::HalfOpen { .. }, Evidence::Failure(_) | Evidence::Rejected) => {
                 Some(self.open(TripReason::TrialFailed, totals, config, entropy, now))
@@ -264,16 +264,28 @@ impl Breaker {
                 if !config.circuit_breaker_enabled() {
                     return Some(self.close(CloseReason::TimeServed, now));
                 }
-                self.state = State::HalfOpen { because, unknown: 0 };
+                self.state = State::HalfOpen {
+                    because,
+                    unknown_trials: 0,
+                };
                 self.since = now;
                 Some(BreakerStep::HalfOpened)
             }
-            (State::HalfOpen { because, unknown }, Trial::Since(then)) if then + TRIAL_TTL <= now => {
-                let unknown = unknown + 1;
-                if unknown >= UNKNOWN_TRIALS {
+            (
+                State::HalfOpen {
+                    because,
+                    unknown_trials,
+                },
+                Trial::Since(then),
+            ) if then + TRIAL_TTL <= now => {
+                let unknown_trials = unknown_trials + 1;
+                if unknown_trials >= MAX_UNKNOWN_TRIALS {
                     return Some(self.close(CloseReason::TrialsUnknown, now));
                 }
-                self.state = State::HalfOpen { because, unknown };
+                self.state = State::HalfOpen {
+                    because,
+                    unknown_trials,
+                };
                 Some(BreakerStep::TrialUnknown)
             }
             _ => None,
@@ -291,7 +303,7 @@ impl Breaker {
         }
     }
 
-    fn trip(&self, totals: Totals, config: &LoadBalancerConfig) -> Option<TripReason> {
+    fn trip_reason(&self, totals: Totals, config: &LoadBalancerConfig) -> Option<TripReason> {
         let breaker = config.breaker();
         if self.failures_in_a_row >= config.max_consecutive_failures() {
             return Some(TripReason::ConsecutiveFailures(self.failures_in_a_row));
@@ -318,7 +330,7 @@ impl Breaker {
             None => false,
         };
         self.openings = if in_a_row { self.openings.saturating_add(1) } else { 1 };
-        let until = now + open_for(self.openings, config, entropy);
+        let until = now + open_time(self.openings, config, entropy);
         self.state = State::Open { until, because };
         self.since = now;
         if because != TripReason::TrialFailed {
@@ -337,9 +349,9 @@ impl Breaker {
 }
 
 /// The open time of the n-th opening in a row.
-fn open_for(openings: u32, config: &LoadBalancerConfig, entropy: f64) -> Duration {
+fn open_time(openings: u32, config: &LoadBalancerConfig, entropy: f64) -> Duration {
     if !config.circuit_breaker_enabled() {
-        return (EJECTED_FOR * openings.clamp(1, 10)).min(EJECTED_AT_MOST);
+        return (BASE_EJECTION_TIME * openings.clamp(1, 10)).min(MAX_EJECTION_TIME);
     }
     let breaker = config.breaker();
     let doubled = breaker.open_min().saturating_mul(1 << (openings.clamp(1, 31) - 1));

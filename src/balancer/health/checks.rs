@@ -83,20 +83,20 @@ impl ActiveState {
 
 #[derive(Debug, Default)]
 pub(crate) struct Active {
-    said: Option<Since<ActiveState>>,
+    current: Option<Since<ActiveState>>,
     /// Consecutive results that contradict the state.
-    against: u32,
+    contrary_results: u32,
 }
 
 impl Active {
     /// The state of active checks; `None` before the first check.
     pub(crate) fn since(&self) -> Option<Since<ActiveState>> {
-        self.said
+        self.current
     }
 
     /// Records a result. Returns the new state if the state changed.
     pub(crate) fn observe(&mut self, check: Check, config: &LoadBalancerConfig, now: Timestamp) -> Option<ActiveState> {
-        let (next, needed) = match (self.said.map(|said| said.state), check) {
+        let (next, needed) = match (self.current.map(|current| current.state), check) {
             (None, Check::Pass) => (ActiveState::Up, 1),
             (None, Check::Fail(why)) => (ActiveState::Down(why), 1),
             // A refused address takes the instance out at once, without a threshold.
@@ -106,26 +106,26 @@ impl Active {
             (Some(ActiveState::Up), Check::Fail(why)) => (ActiveState::Down(why), config.max_consecutive_failures()),
             (Some(ActiveState::Down(_)), Check::Pass) => (ActiveState::Up, config.rise()),
             (Some(ActiveState::Up), Check::Pass) => {
-                self.against = 0;
+                self.contrary_results = 0;
                 return None;
             }
             (Some(ActiveState::Down(before)), Check::Fail(why)) => {
-                self.against = 0;
+                self.contrary_results = 0;
                 // The state stays down, with the latest reason. Panic mode must not pick a refused
                 // address, so a change to or from that reason is returned.
                 let refused = |why| why == CheckFailure::AddressRefused;
-                if let Some(said) = &mut self.said {
-                    said.state = ActiveState::Down(why);
+                if let Some(current) = &mut self.current {
+                    current.state = ActiveState::Down(why);
                 }
                 return (refused(before) != refused(why)).then_some(ActiveState::Down(why));
             }
         };
-        self.against += 1;
-        if self.against < needed {
+        self.contrary_results += 1;
+        if self.contrary_results < needed {
             return None;
         }
-        self.against = 0;
-        self.said = Some(Since {
+        self.contrary_results = 0;
+        self.current = Some(Since {
             state: next,
             since: now,
         });
@@ -151,10 +151,10 @@ mod tests {
             } else {
                 Check::Fail(CheckFailure::Timeout)
             };
-            let before = active.said;
+            let before = active.current;
             let changed = active.observe(check, &config, now);
-            assert_eq!(changed.is_some(), active.said != before, "{results}");
-            match active.said.unwrap().state {
+            assert_eq!(changed.is_some(), active.current != before, "{results}");
+            match active.current.unwrap().state {
                 ActiveState::Up => 'U',
                 ActiveState::Down(_) => 'D',
             }
@@ -189,9 +189,9 @@ mod tests {
             active.observe(Check::Fail(CheckFailure::Status(500)), &config, at(2)),
             None
         );
-        let said = active.since().unwrap();
+        let current = active.since().unwrap();
         assert_eq!(
-            (said.state, said.since),
+            (current.state, current.since),
             (ActiveState::Down(CheckFailure::Status(500)), at(1))
         );
     }
@@ -204,7 +204,7 @@ mod tests {
         let refused = Check::Fail(CheckFailure::AddressRefused);
         assert!(active.observe(refused, &config, Timestamp::default()).is_some());
         assert_eq!(
-            active.said.unwrap().state,
+            active.current.unwrap().state,
             ActiveState::Down(CheckFailure::AddressRefused)
         );
     }

@@ -63,7 +63,7 @@ impl Admission {
 
 /// Local health of an address, and its number of eligible instances.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Trouble {
+pub(crate) struct AddressStatus {
     pub(crate) instances: usize,
     /// Whether active checks of the address fail.
     pub(crate) down: bool,
@@ -71,8 +71,8 @@ pub(crate) struct Trouble {
     pub(crate) tripped: Option<Tripped>,
 }
 
-impl Trouble {
-    fn is_none(&self) -> bool {
+impl AddressStatus {
+    fn is_healthy(&self) -> bool {
         !self.down && self.tripped.is_none()
     }
 
@@ -113,23 +113,23 @@ pub(crate) struct Ejections<A> {
     /// Number of eligible instances whose checks do not fail.
     up: usize,
     /// Number of eligible instances that breakers take out.
-    out: usize,
+    ejected: usize,
     panic: bool,
-    troubled: HashMap<usize, Troubled<A>>,
+    unhealthy: HashMap<usize, UnhealthyAddress<A>>,
     /// The ejected addresses from the worst on, without a gap: the longest run that the cap allows.
-    first: BTreeSet<Rank>,
+    worst_ejected: BTreeSet<Rank>,
     /// Ejected addresses that are milder than the first held address, and fit into the rest of the
     /// cap.
-    besides: Vec<Rank>,
+    milder_ejected: Vec<Rank>,
     /// Addresses that the cap holds, by number of instances.
     held: BTreeMap<usize, BTreeSet<Rank>>,
 }
 
 #[derive(Debug)]
-struct Troubled<A> {
+struct UnhealthyAddress<A> {
     address: A,
-    trouble: Trouble,
-    is_out: bool,
+    status: AddressStatus,
+    is_ejected: bool,
     decision: Decision,
 }
 
@@ -166,11 +166,11 @@ impl<A> Ejections<A> {
             panic_threshold: config.panic().then(|| config.panic_threshold()),
             eligible: 0,
             up: 0,
-            out: 0,
+            ejected: 0,
             panic: false,
-            troubled: HashMap::new(),
-            first: BTreeSet::new(),
-            besides: Vec::new(),
+            unhealthy: HashMap::new(),
+            worst_ejected: BTreeSet::new(),
+            milder_ejected: Vec::new(),
             held: BTreeMap::new(),
         }
     }
@@ -184,14 +184,14 @@ impl<A> Ejections<A> {
     }
 
     fn usable(&self) -> usize {
-        self.up - self.out
+        self.up - self.ejected
     }
 
     /// The decision about an address.
     pub(crate) fn of(&self, key: usize) -> Decision {
-        self.troubled
+        self.unhealthy
             .get(&key)
-            .map(|troubled| troubled.decision)
+            .map(|unhealthy| unhealthy.decision)
             .unwrap_or_default()
     }
 
@@ -201,7 +201,7 @@ impl<A> Ejections<A> {
         share.max(1).min(self.up.max(1) - 1)
     }
 
-    fn panics(&self) -> bool {
+    fn is_below_panic_threshold(&self) -> bool {
         self.panic_threshold.is_some_and(|threshold| {
             // The smallest whole number that is at least the threshold's share.
             let needed = (threshold * self.eligible as f64).max(1.0).ceil() as usize;
@@ -211,24 +211,24 @@ impl<A> Ejections<A> {
 
     /// Adds a tripped address: to `worst_ejected` if the address is worse than the mildest one
     /// there, else to `held`.
-    fn insert(&mut self, rank: Rank, instances: usize) {
-        if self.first.last().is_some_and(|mildest| rank < *mildest) {
-            self.first.insert(rank);
-            self.out += instances;
+    fn insert_tripped(&mut self, rank: Rank, instances: usize) {
+        if self.worst_ejected.last().is_some_and(|mildest| rank < *mildest) {
+            self.worst_ejected.insert(rank);
+            self.ejected += instances;
         } else {
             self.held.entry(instances).or_default().insert(rank);
         }
     }
 
-    fn remove(&mut self, rank: Rank, instances: usize) {
-        if self.first.remove(&rank) {
-            self.out -= instances;
+    fn remove_tripped(&mut self, rank: Rank, instances: usize) {
+        if self.worst_ejected.remove(&rank) {
+            self.ejected -= instances;
         } else {
-            self.unhold(rank, instances);
+            self.remove_held(rank, instances);
         }
     }
 
-    fn unhold(&mut self, rank: Rank, instances: usize) {
+    fn remove_held(&mut self, rank: Rank, instances: usize) {
         if let Some(ranks) = self.held.get_mut(&instances) {
             ranks.remove(&rank);
             if ranks.is_empty() {
@@ -244,13 +244,13 @@ impl<A> Ejections<A> {
     }
 
     /// Moves all of `milder_ejected` to `held`: which of them fit depends on every worse address.
-    fn hold_besides(&mut self, moved: &mut Vec<usize>) {
-        for rank in mem::take(&mut self.besides) {
+    fn hold_milder(&mut self, moved: &mut Vec<usize>) {
+        for rank in mem::take(&mut self.milder_ejected) {
             let instances = self
-                .troubled
+                .unhealthy
                 .get(&rank.key)
-                .map_or(0, |troubled| troubled.trouble.instances);
-            self.out -= instances;
+                .map_or(0, |unhealthy| unhealthy.status.instances);
+            self.ejected -= instances;
             self.held.entry(instances).or_default().insert(rank);
             moved.push(rank.key);
         }
@@ -259,37 +259,37 @@ impl<A> Ejections<A> {
     /// Ejects the worst addresses that the cap allows. Adds every address that moved to `moved`.
     fn fill(&mut self, moved: &mut Vec<usize>) {
         let cap = self.cap();
-        while self.out > cap
-            && let Some(mildest) = self.first.pop_last()
+        while self.ejected > cap
+            && let Some(mildest) = self.worst_ejected.pop_last()
         {
             let instances = self
-                .troubled
+                .unhealthy
                 .get(&mildest.key)
-                .map_or(0, |troubled| troubled.trouble.instances);
-            self.out -= instances;
+                .map_or(0, |unhealthy| unhealthy.status.instances);
+            self.ejected -= instances;
             self.held.entry(instances).or_default().insert(mildest);
             moved.push(mildest.key);
         }
         while let Some((worst, instances)) = self.worst_held(usize::MAX)
-            && self.out + instances <= cap
+            && self.ejected + instances <= cap
         {
-            self.unhold(worst, instances);
-            self.first.insert(worst);
-            self.out += instances;
+            self.remove_held(worst, instances);
+            self.worst_ejected.insert(worst);
+            self.ejected += instances;
             moved.push(worst.key);
         }
-        while let Some((worst, instances)) = self.worst_held(cap - self.out) {
-            self.unhold(worst, instances);
-            self.besides.push(worst);
-            self.out += instances;
+        while let Some((worst, instances)) = self.worst_held(cap - self.ejected) {
+            self.remove_held(worst, instances);
+            self.milder_ejected.push(worst);
+            self.ejected += instances;
             moved.push(worst.key);
         }
         for key in &*moved {
-            if let Some(troubled) = self.troubled.get_mut(key)
-                && let Some(tripped) = troubled.trouble.tripped
+            if let Some(unhealthy) = self.unhealthy.get_mut(key)
+                && let Some(tripped) = unhealthy.status.tripped
             {
                 let rank = Rank::of(*key, tripped);
-                troubled.is_out = self.first.contains(&rank) || self.besides.contains(&rank);
+                unhealthy.is_ejected = self.worst_ejected.contains(&rank) || self.milder_ejected.contains(&rank);
             }
         }
     }
@@ -300,89 +300,89 @@ impl<A: Clone> Ejections<A> {
     /// healthy and unhealthy; `unhealthy` may list healthy addresses, too.
     pub(crate) fn decide(
         eligible: usize,
-        troubled: impl Iterator<Item = (usize, A, Trouble)>,
+        unhealthy: impl Iterator<Item = (usize, A, AddressStatus)>,
         config: &LoadBalancerConfig,
     ) -> Self {
         let mut ejections = Self::new(config);
         (ejections.eligible, ejections.up) = (eligible, eligible);
         let mut moved = Vec::new();
-        for (key, address, trouble) in troubled {
-            ejections.note(key, address, trouble);
+        for (key, address, status) in unhealthy {
+            ejections.add(key, address, status);
             moved.push(key);
         }
         ejections.fill(&mut moved);
-        ejections.panic = ejections.panics();
-        for troubled in ejections.troubled.values_mut() {
-            troubled.decision = decision(&troubled.trouble, troubled.is_out, ejections.panic);
+        ejections.panic = ejections.is_below_panic_threshold();
+        for unhealthy in ejections.unhealthy.values_mut() {
+            unhealthy.decision = decision(&unhealthy.status, unhealthy.is_ejected, ejections.panic);
         }
         ejections
     }
 
     /// Updates the local health of one address. Returns every address whose decision changed.
-    pub(crate) fn change(&mut self, key: usize, address: A, trouble: Trouble) -> Vec<(A, Decision)> {
+    pub(crate) fn change(&mut self, key: usize, address: A, status: AddressStatus) -> Vec<(A, Decision)> {
         let mut moved = vec![key];
-        self.hold_besides(&mut moved);
+        self.hold_milder(&mut moved);
         let before = self.of(key);
-        self.forget(key);
-        self.note(key, address.clone(), trouble);
+        self.remove(key);
+        self.add(key, address.clone(), status);
         self.fill(&mut moved);
-        let panic = self.panics();
+        let panic = self.is_below_panic_threshold();
         if panic != self.panic {
             self.panic = panic;
-            moved = self.troubled.keys().copied().collect();
+            moved = self.unhealthy.keys().copied().collect();
         }
         let mut changed = Vec::new();
-        if let Some(troubled) = self.troubled.get_mut(&key) {
-            troubled.decision = before;
+        if let Some(unhealthy) = self.unhealthy.get_mut(&key) {
+            unhealthy.decision = before;
         } else if before != Decision::default() {
             changed.push((address, Decision::default()));
         }
         for key in moved {
-            if let Some(troubled) = self.troubled.get_mut(&key) {
-                let now = decision(&troubled.trouble, troubled.is_out, panic);
-                if mem::replace(&mut troubled.decision, now) != now {
-                    changed.push((troubled.address.clone(), now));
+            if let Some(unhealthy) = self.unhealthy.get_mut(&key) {
+                let now = decision(&unhealthy.status, unhealthy.is_ejected, panic);
+                if mem::replace(&mut unhealthy.decision, now) != now {
+                    changed.push((unhealthy.address.clone(), now));
                 }
             }
         }
         changed
     }
 
-    fn forget(&mut self, key: usize) {
-        let Some(Troubled { trouble, .. }) = self.troubled.remove(&key) else {
+    fn remove(&mut self, key: usize) {
+        let Some(UnhealthyAddress { status, .. }) = self.unhealthy.remove(&key) else {
             return;
         };
-        if trouble.down {
-            self.up += trouble.instances;
-        } else if let Some(tripped) = trouble.tripped.filter(|_| trouble.is_capped()) {
-            self.remove(Rank::of(key, tripped), trouble.instances);
+        if status.down {
+            self.up += status.instances;
+        } else if let Some(tripped) = status.tripped.filter(|_| status.is_capped()) {
+            self.remove_tripped(Rank::of(key, tripped), status.instances);
         }
     }
 
-    fn note(&mut self, key: usize, address: A, trouble: Trouble) {
-        if trouble.is_none() {
+    fn add(&mut self, key: usize, address: A, status: AddressStatus) {
+        if status.is_healthy() {
             return;
         }
-        if trouble.down {
-            self.up -= trouble.instances;
-        } else if let Some(tripped) = trouble.tripped.filter(|_| trouble.is_capped()) {
-            self.insert(Rank::of(key, tripped), trouble.instances);
+        if status.down {
+            self.up -= status.instances;
+        } else if let Some(tripped) = status.tripped.filter(|_| status.is_capped()) {
+            self.insert_tripped(Rank::of(key, tripped), status.instances);
         }
-        let troubled = Troubled {
+        let unhealthy = UnhealthyAddress {
             address,
-            trouble,
-            is_out: false,
+            status,
+            is_ejected: false,
             decision: Decision::default(),
         };
-        self.troubled.insert(key, troubled);
+        self.unhealthy.insert(key, unhealthy);
     }
 }
 
-fn decision(trouble: &Trouble, is_out: bool, panic: bool) -> Decision {
-    let held_by_cap = trouble.is_capped() && !is_out;
-    let admission = match trouble.tripped {
+fn decision(status: &AddressStatus, is_ejected: bool, panic: bool) -> Decision {
+    let held_by_cap = status.is_capped() && !is_ejected;
+    let admission = match status.tripped {
         _ if panic => Admission::In,
-        _ if trouble.down => Admission::Out,
+        _ if status.down => Admission::Out,
         Some(_) if held_by_cap => Admission::In,
         Some(tripped) if tripped.half_open => Admission::Trial,
         Some(_) => Admission::Out,
@@ -401,19 +401,19 @@ mod tests {
 
     /// A pool as a list of addresses. The key of an address is its index.
     #[derive(Clone, Debug)]
-    struct Pool(Vec<Trouble>);
+    struct Pool(Vec<AddressStatus>);
 
     /// A naive model of the rules: recomputes the whole list without state. After every step
     /// [`Ejections`] must agree with the model.
     fn model(pool: &Pool, config: &LoadBalancerConfig) -> (Vec<Decision>, PoolHealth) {
-        let sum = |filter: fn(&Trouble) -> bool| -> usize {
+        let sum = |filter: fn(&AddressStatus) -> bool| -> usize {
             pool.0
                 .iter()
-                .filter(|trouble| filter(trouble))
-                .map(|trouble| trouble.instances)
+                .filter(|status| filter(status))
+                .map(|status| status.instances)
                 .sum()
         };
-        let (eligible, up) = (sum(|_| true), sum(|trouble| !trouble.down));
+        let (eligible, up) = (sum(|_| true), sum(|status| !status.down));
         let cap = ((config.max_ejection() * eligible as f64) as usize)
             .max(1)
             .min(up.max(1) - 1);
@@ -434,9 +434,9 @@ mod tests {
         let usable = up - out;
         let needed = (config.panic_threshold() * eligible as f64).max(1.0);
         let panic = config.panic() && eligible > 0 && (usable as f64) < needed;
-        let decided = pool.0.iter().enumerate().map(|(key, trouble)| {
-            let held_by_cap = trouble.is_capped() && !ejected.contains(&key);
-            let admission = match (panic || held_by_cap, trouble.down, trouble.tripped) {
+        let decided = pool.0.iter().enumerate().map(|(key, status)| {
+            let held_by_cap = status.is_capped() && !ejected.contains(&key);
+            let admission = match (panic || held_by_cap, status.down, status.tripped) {
                 (true, ..) | (false, false, None) => Admission::In,
                 (false, false, Some(tripped)) if tripped.half_open => Admission::Trial,
                 (false, ..) => Admission::Out,
@@ -456,9 +456,9 @@ mod tests {
     }
 
     fn decide(pool: &Pool, config: &LoadBalancerConfig) -> Ejections<usize> {
-        let eligible = pool.0.iter().map(|trouble| trouble.instances).sum();
-        let troubled = pool.0.iter().enumerate().filter(|(_, trouble)| !trouble.is_none());
-        Ejections::decide(eligible, troubled.map(|(key, trouble)| (key, key, *trouble)), config)
+        let eligible = pool.0.iter().map(|status| status.instances).sum();
+        let unhealthy = pool.0.iter().enumerate().filter(|(_, status)| !status.is_healthy());
+        Ejections::decide(eligible, unhealthy.map(|(key, status)| (key, key, *status)), config)
     }
 
     fn decisions(ejections: &Ejections<usize>, pool: &Pool) -> Vec<Decision> {
@@ -468,8 +468,8 @@ mod tests {
     /// Whether checks fail, and the breaker: severity, time of the trip, half open.
     type Drawn = (bool, Option<(u32, u64, bool)>);
 
-    fn trouble(instances: usize, (down, tripped): Drawn) -> Trouble {
-        Trouble {
+    fn status(instances: usize, (down, tripped): Drawn) -> AddressStatus {
+        AddressStatus {
             instances,
             down,
             tripped: tripped.map(|(severity, at, half_open)| Tripped {
@@ -517,7 +517,7 @@ mod tests {
                 .and_then(|config| config.with_panic_threshold(threshold))
                 .unwrap()
                 .with_panic(panics);
-            let mut pool = Pool(start.into_iter().map(|(instances, drawn)| trouble(instances, drawn)).collect());
+            let mut pool = Pool(start.into_iter().map(|(instances, drawn)| status(instances, drawn)).collect());
             let mut ejections = decide(&pool, &config);
             prop_assert_eq!((decisions(&ejections, &pool), ejections.pool()), model(&pool, &config));
             for event in events {
@@ -525,32 +525,32 @@ mod tests {
                     Event::Step(index, drawn) => {
                         let key = index.index(pool.0.len());
                         let before = decisions(&ejections, &pool);
-                        pool.0[key] = trouble(pool.0[key].instances, drawn);
-                        let told = ejections.change(key, key, pool.0[key]);
+                        pool.0[key] = status(pool.0[key].instances, drawn);
+                        let returned = ejections.change(key, key, pool.0[key]);
                         // The returned decisions are exactly those that changed.
-                        let mut heeded = before.clone();
-                        for (key, decision) in &told {
-                            prop_assert_ne!(heeded[*key], *decision, "told of {} once, and only of a change", key);
-                            heeded[*key] = *decision;
+                        let mut expected = before.clone();
+                        for (key, decision) in &returned {
+                            prop_assert_ne!(expected[*key], *decision, "{} is returned once, and only if changed", key);
+                            expected[*key] = *decision;
                         }
-                        prop_assert_eq!(&heeded, &decisions(&ejections, &pool));
+                        prop_assert_eq!(&expected, &decisions(&ejections, &pool));
                     }
                     Event::View(instances, drawn, gone) => {
-                        pool.0.push(trouble(0, drawn));
+                        pool.0.push(status(0, drawn));
                         pool.0.remove(gone.index(pool.0.len()));
-                        for (trouble, instances) in pool.0.iter_mut().zip(instances) {
-                            trouble.instances = instances;
+                        for (status, instances) in pool.0.iter_mut().zip(instances) {
+                            status.instances = instances;
                         }
                         ejections = decide(&pool, &config);
                     }
                 }
-                let (decided, health) = model(&pool, &config);
+                    let (decided, health) = model(&pool, &config);
                 prop_assert_eq!((decisions(&ejections, &pool), ejections.pool()), (decided.clone(), health));
                 // The guarantees of the rules, independent of the model.
                 let capped: Vec<usize> = (0..pool.0.len()).filter(|&key| pool.0[key].is_capped()).collect();
                 let out: usize = capped.iter().filter(|&&key| !decided[key].held_by_cap).map(|&key| pool.0[key].instances).sum();
                 prop_assert!(out <= ((share * health.eligible as f64) as usize).max(1));
-                let up: usize = pool.0.iter().filter(|trouble| !trouble.down).map(|trouble| trouble.instances).sum();
+                let up: usize = pool.0.iter().filter(|status| !status.down).map(|status| status.instances).sum();
                 prop_assert!(up == 0 || out < up, "never the last");
             }
         }
@@ -559,18 +559,18 @@ mod tests {
     #[test]
     fn a_milder_address_is_ejected_in_place_of_one_that_recovers() {
         let config = LoadBalancerConfig::default();
-        let tripped = |severity, at| trouble(1, (false, Some((severity, at, false))));
+        let tripped = |severity, at| status(1, (false, Some((severity, at, false))));
         let mut pool = Pool(vec![
-            Trouble {
+            AddressStatus {
                 instances: 1,
-                ..Trouble::default()
+                ..AddressStatus::default()
             };
             4
         ]);
         let mut ejections = decide(&pool, &config);
-        let mut change = |key: usize, trouble: Trouble| {
-            pool.0[key] = trouble;
-            let mut changed = ejections.change(key, key, trouble);
+        let mut change = |key: usize, status: AddressStatus| {
+            pool.0[key] = status;
+            let mut changed = ejections.change(key, key, status);
             changed.sort_by_key(|(key, _)| *key);
             changed
         };
@@ -593,9 +593,9 @@ mod tests {
         assert_eq!(
             change(
                 1,
-                Trouble {
+                AddressStatus {
                     instances: 1,
-                    ..Trouble::default()
+                    ..AddressStatus::default()
                 }
             ),
             [(0, out), (1, Decision::default())]

@@ -20,17 +20,17 @@ use super::window::Totals;
 use crate::balancer::clock::{Since, Timestamp};
 
 /// An address becomes failing at the first failure ratio, and is ok again below the second.
-const FAILING: (f64, f64) = (0.20, 0.10);
+const FAILING_RATIO: (f64, f64) = (0.20, 0.10);
 /// An address becomes slow at the first multiple of the typical latency, and is ok again below the
 /// second.
-const SLOW: (f32, f32) = (3.0, 2.0);
+const SLOW_MULTIPLE: (f32, f32) = (3.0, 2.0);
 /// Seconds above the typical latency below which an address is never slow: smaller differences are
 /// noise.
-const SLOW_BY: f32 = 0.005;
+const SLOW_MARGIN: f32 = 0.005;
 /// The weight of a new outcome in the moving average.
-const NEWEST: f32 = 1.0 / 8.0;
+const NEW_SAMPLE_WEIGHT: f32 = 1.0 / 8.0;
 /// An outcome counts as at most this multiple of the typical latency.
-const AT_MOST: f32 = 8.0;
+const MAX_SAMPLE_MULTIPLE: f32 = 8.0;
 
 /// The passive grade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,60 +73,64 @@ impl fmt::Display for DegradedReason {
 
 #[derive(Debug, Default)]
 pub(crate) struct Passive {
-    said: Option<Since<PassiveState>>,
+    current: Option<Since<PassiveState>>,
     /// Moving average of the latency in seconds; 0 before the first sample.
-    lately: f32,
-    timed: u32,
+    recent_latency: f32,
+    samples: u32,
 }
 
 impl Passive {
     /// The grade, and since when; `None` before there were enough outcomes.
     pub(crate) fn since(&self) -> Option<Since<PassiveState>> {
-        self.said
+        self.current
     }
 
     pub(crate) fn is_degraded(&self) -> bool {
-        self.said.is_some_and(|said| said.state != PassiveState::Ok)
+        self.current.is_some_and(|current| current.state != PassiveState::Ok)
     }
 
     /// The recent latency in seconds; 0 before the first sample.
-    pub(crate) fn lately(&self) -> f32 {
-        self.lately
+    pub(crate) fn recent_latency(&self) -> f32 {
+        self.recent_latency
     }
 
     /// Records the latency of a success in seconds. `pool_latency` is the typical latency of the
     /// pool.
-    pub(crate) fn took(&mut self, seconds: f32, usual: Option<f32>) {
-        let seconds = usual.map_or(seconds, |usual| seconds.min(AT_MOST * usual));
-        self.lately = match self.timed {
+    pub(crate) fn observe_latency(&mut self, seconds: f32, pool_latency: Option<f32>) {
+        let seconds = pool_latency.map_or(seconds, |pool_latency| seconds.min(MAX_SAMPLE_MULTIPLE * pool_latency));
+        self.recent_latency = match self.samples {
             0 => seconds,
-            _ => self.lately + (seconds - self.lately) * NEWEST,
+            _ => self.recent_latency + (seconds - self.recent_latency) * NEW_SAMPLE_WEIGHT,
         };
-        self.timed = self.timed.saturating_add(1);
+        self.samples = self.samples.saturating_add(1);
     }
 
     /// Grades the address again. `pool_latency` is the typical latency of the pool in seconds, if
     /// enough addresses have one. Returns the new grade if the grade changed.
-    pub(crate) fn judge(
+    pub(crate) fn update(
         &mut self,
         totals: Totals,
-        usual: Option<f32>,
+        pool_latency: Option<f32>,
         min_outcomes: u32,
         now: Timestamp,
     ) -> Option<PassiveState> {
-        let before = self.said.map(|said| said.state);
+        let before = self.current.map(|current| current.state);
         let ratio = totals.failure_ratio();
         let enough = totals.total >= min_outcomes;
-        let slower_than = |times: f32| usual.is_some_and(|usual| self.lately >= (times * usual).max(usual + SLOW_BY));
+        let slower_than = |times: f32| {
+            pool_latency.is_some_and(|pool_latency| {
+                self.recent_latency >= (times * pool_latency).max(pool_latency + SLOW_MARGIN)
+            })
+        };
         let failing = match before {
-            Some(PassiveState::Degraded(DegradedReason::Failing)) => ratio >= FAILING.1,
-            _ => enough && ratio >= FAILING.0,
+            Some(PassiveState::Degraded(DegradedReason::Failing)) => ratio >= FAILING_RATIO.1,
+            _ => enough && ratio >= FAILING_RATIO.0,
         };
         // Without outcomes within the window the address does not stay slow.
         let slow = totals.total > 0
             && match before {
-                Some(PassiveState::Degraded(DegradedReason::Slow)) => slower_than(SLOW.1),
-                _ => self.timed >= min_outcomes && slower_than(SLOW.0),
+                Some(PassiveState::Degraded(DegradedReason::Slow)) => slower_than(SLOW_MULTIPLE.1),
+                _ => self.samples >= min_outcomes && slower_than(SLOW_MULTIPLE.0),
             };
         let next = match (failing, slow) {
             (true, _) => PassiveState::Degraded(DegradedReason::Failing),
@@ -137,7 +141,7 @@ impl Passive {
         if before == Some(next) {
             return None;
         }
-        self.said = Some(Since {
+        self.current = Some(Since {
             state: next,
             since: now,
         });
@@ -145,7 +149,7 @@ impl Passive {
     }
 
     /// Resets the grade: outcomes from before an ejection do not describe the recovered address.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn reset(&mut self) {
         *self = Self::default();
     }
 }

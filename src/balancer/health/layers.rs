@@ -33,7 +33,7 @@ pub struct Layers {
 impl Layers {
     /// The layers of admin and registry, without the local layers. A layer whose state equals the
     /// state in `before` keeps its time.
-    pub(crate) fn following(
+    pub(crate) fn from_registry(
         before: Option<&Self>,
         admin: Option<Arc<StandingOrder>>,
         registry: RegistryStatus,
@@ -86,39 +86,39 @@ impl Layers {
 
     /// Whether active checks fail.
     pub(crate) fn is_down(&self) -> bool {
-        self.active.is_some_and(|said| said.state != ActiveState::Up)
+        self.active.is_some_and(|layer| layer.state != ActiveState::Up)
     }
 
     /// Whether only active checks or the breaker can take the instance out. Panic mode ignores
     /// both.
     pub(crate) fn is_eligible(&self) -> bool {
-        self.beyond_panic().next().is_none()
+        self.reasons_beyond_panic().next().is_none()
     }
 
     /// Every reason that takes the instance out.
     pub(crate) fn unavailable_reasons(&self) -> impl Iterator<Item = UnavailableReason> {
-        let active = match self.active.map(|said| said.state) {
+        let active = match self.active.map(|layer| layer.state) {
             Some(ActiveState::Down(why)) if why != CheckFailure::AddressRefused => Some(UnavailableReason::CheckFailed),
             _ => None,
         };
-        let breaker = match self.breaker.map(|said| said.state) {
+        let breaker = match self.breaker.map(|layer| layer.state) {
             _ if self.held_by_cap => None,
             Some(BreakerState::Open { .. }) => Some(UnavailableReason::BreakerOpen),
             Some(BreakerState::HalfOpen { .. }) => Some(UnavailableReason::BreakerHalfOpen),
             Some(BreakerState::Closed) | None => None,
         };
-        self.beyond_panic().chain(active).chain(breaker)
+        self.reasons_beyond_panic().chain(active).chain(breaker)
     }
 
-    fn beyond_panic(&self) -> impl Iterator<Item = UnavailableReason> {
+    fn reasons_beyond_panic(&self) -> impl Iterator<Item = UnavailableReason> {
         let admin = self.admin.is_some().then_some(UnavailableReason::Drained);
         let registry = match self.registry.state {
             RegistryStatus::Critical => Some(UnavailableReason::RegistryCritical),
             RegistryStatus::Maintenance => Some(UnavailableReason::RegistryMaintenance),
             RegistryStatus::Unknown | RegistryStatus::Passing | RegistryStatus::Warning => None,
         };
-        let resolved = ActiveState::Down(CheckFailure::AddressRefused);
-        let refused = self.address_refused || self.active.is_some_and(|said| said.state == resolved);
+        let resolved_to_refused = ActiveState::Down(CheckFailure::AddressRefused);
+        let refused = self.address_refused || self.active.is_some_and(|layer| layer.state == resolved_to_refused);
         admin
             .into_iter()
             .chain(registry)
@@ -195,28 +195,28 @@ mod tests {
             (RegistryStatus::Critical, HealthStatus::Unhealthy),
             (RegistryStatus::Maintenance, HealthStatus::Unhealthy),
         ] {
-            let before = Layers::following(None, None, registry, false, at(1));
+            let before = Layers::from_registry(None, None, registry, false, at(1));
             assert_eq!(before.status(), in_service);
-            let out = Layers::following(Some(&before), drained(at(2)), registry, false, at(2));
+            let out = Layers::from_registry(Some(&before), drained(at(2)), registry, false, at(2));
             assert_eq!((out.status(), out.registry.state), (HealthStatus::Unhealthy, registry));
             assert_eq!(out.registry.since, at(1), "the registry said so before");
-            let back = Layers::following(Some(&out), None, registry, false, at(3));
+            let back = Layers::from_registry(Some(&out), None, registry, false, at(3));
             assert_eq!(back, before);
         }
     }
 
     #[test]
     fn a_layer_keeps_the_time_at_which_its_state_began() {
-        let passing = Layers::following(None, None, RegistryStatus::Passing, false, at(1));
-        let still = Layers::following(Some(&passing), None, RegistryStatus::Passing, false, at(5));
+        let passing = Layers::from_registry(None, None, RegistryStatus::Passing, false, at(1));
+        let still = Layers::from_registry(Some(&passing), None, RegistryStatus::Passing, false, at(5));
         assert_eq!(still.registry.since, at(1));
-        let critical = Layers::following(Some(&still), None, RegistryStatus::Critical, false, at(9));
+        let critical = Layers::from_registry(Some(&still), None, RegistryStatus::Critical, false, at(9));
         assert_eq!(critical.registry.since, at(9));
     }
 
     #[test]
     fn every_reason_is_listed() {
-        let layers = Layers::following(None, drained(at(1)), RegistryStatus::Critical, false, at(1));
+        let layers = Layers::from_registry(None, drained(at(1)), RegistryStatus::Critical, false, at(1));
         let words: Vec<_> = layers.unavailable_reasons().map(UnavailableReason::as_str).collect();
         assert_eq!(words, ["drained", "registry_critical"]);
     }

@@ -1,7 +1,7 @@
 //! How the next view comes about: from what is registered, ordered and judged.
 //!
 //! ```text
-//! instances ──► drafts: live state, layers ──► decide: cap, panic ──► members: share, bodies, verdict ──► View ──► swapped in
+//! instances ──► drafts: live state, layers ──► decide: cap, panic ──► members: share, bodies, state ──► View ──► swapped in
 //! ```
 //!
 //! What has not changed is taken over from the view before. All of it happens under the writers' lock, beside picks.
@@ -17,12 +17,12 @@ use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::diff::{Changes, diff};
 use crate::balancer::health::address::Tripped;
-use crate::balancer::health::ejection::{Ejections, Trouble};
+use crate::balancer::health::ejection::{AddressStatus, Ejections};
 use crate::balancer::health::layers::Layers;
 use crate::balancer::health::slow_start;
 use crate::balancer::instance::{RegistryStatus, ServiceInstance, Weight};
 use crate::balancer::live::{Live, address_key};
-use crate::balancer::member::{Member, Verdict};
+use crate::balancer::member::{Member, MemberState};
 use crate::balancer::overrides::StandingOrder;
 use crate::balancer::render::Described;
 use crate::balancer::share::Factors;
@@ -94,7 +94,7 @@ impl LoadBalancer {
                         let live = writer.arrive(instance.address());
                         // It may have left with an open breaker.
                         writer.upkeep.stir(&live);
-                        if live.arrived() && serves {
+                        if live.add_instance() && serves {
                             live.start_ramp(now);
                         }
                         live
@@ -106,19 +106,19 @@ impl LoadBalancer {
                 let judged = judged(&instance, said, order, &live, &config);
                 let layers = judged.layers;
                 live.reset_eligible();
-                if before.is_some_and(|before| recovered(before.verdict.layers.registry, layers.registry)) {
+                if before.is_some_and(|before| recovered(before.state.layers.registry, layers.registry)) {
                     writer.upkeep.start_ramp(&live, now);
                 }
-                let verdict = Verdict {
+                let state = MemberState {
                     layers,
                     weight: orders.weight,
                 };
-                let verdict = kept(verdict, before, &mut last);
+                let state = kept(state, before, &mut last);
                 let alike = before.filter(|_| updated.next_if(|id| *id == instance.id()).is_none());
                 Draft {
                     instance,
                     live,
-                    verdict,
+                    state,
                     eligible: judged.eligible,
                     tripped: judged.tripped,
                     alike,
@@ -172,21 +172,21 @@ impl LoadBalancer {
         let Draft {
             instance,
             live,
-            mut verdict,
+            mut state,
             eligible,
             alike,
             ..
         } = draft;
         let decision = ejections.of(address_key(&live));
-        let was_held = verdict.layers.held_by_cap;
+        let was_held = state.layers.held_by_cap;
         if was_held != decision.held_by_cap {
-            Arc::make_mut(&mut verdict).layers.held_by_cap = decision.held_by_cap;
+            Arc::make_mut(&mut state).layers.held_by_cap = decision.held_by_cap;
         }
         heed(&live, decision, was_held);
         if eligible {
             live.count_eligible();
         }
-        let Verdict { layers, weight } = &*verdict;
+        let MemberState { layers, weight } = &*state;
         let status = layers.status();
         let weight_override = weight.as_ref().map(|order| order.weight);
         let factors = Factors::of(&instance, layers, weight_override, live.ramp(config, now), config);
@@ -210,7 +210,7 @@ impl LoadBalancer {
             admission: decision.admission,
             bodies,
             live,
-            verdict,
+            state,
         }
     }
 }
@@ -219,7 +219,7 @@ impl LoadBalancer {
 struct Draft<'a> {
     instance: Arc<ServiceInstance>,
     live: Arc<Live>,
-    verdict: Arc<Verdict>,
+    state: Arc<MemberState>,
     /// Nothing but local judgement can take it out.
     eligible: bool,
     tripped: Option<Tripped>,
@@ -227,34 +227,34 @@ struct Draft<'a> {
     alike: Option<&'a Member>,
 }
 
-/// The verdict from before, or the `last` one made, if it is the same: most are.
-fn kept(verdict: Verdict, before: Option<&Member>, last: &mut Option<Arc<Verdict>>) -> Arc<Verdict> {
-    match (before.map(|before| &before.verdict), last.as_ref()) {
-        (Some(before), _) if **before == verdict => Arc::clone(before),
-        (_, Some(last)) if **last == verdict => Arc::clone(last),
-        _ => Arc::clone(last.insert(Arc::new(verdict))),
+/// The state from before, or the `last` one made, if it is the same: most are.
+fn kept(state: MemberState, before: Option<&Member>, last: &mut Option<Arc<MemberState>>) -> Arc<MemberState> {
+    match (before.map(|before| &before.state), last.as_ref()) {
+        (Some(before), _) if **before == state => Arc::clone(before),
+        (_, Some(last)) if **last == state => Arc::clone(last),
+        _ => Arc::clone(last.insert(Arc::new(state))),
     }
 }
 
 /// Decides about the pool that the drafts make up.
 fn ejections(drafts: &[Draft<'_>], config: &LoadBalancerConfig) -> Ejections<Arc<Live>> {
     let eligible = drafts.iter().filter(|draft| draft.eligible).count();
-    let mut troubled: HashMap<usize, (Arc<Live>, Trouble)> = HashMap::new();
+    let mut unhealthy: HashMap<usize, (Arc<Live>, AddressStatus)> = HashMap::new();
     for draft in drafts {
-        let down = draft.verdict.layers.is_down();
+        let down = draft.state.layers.is_down();
         if down || draft.tripped.is_some() {
-            let trouble = || Trouble {
+            let status = || AddressStatus {
                 instances: 0,
                 down,
                 tripped: draft.tripped,
             };
-            let entry = troubled.entry(address_key(&draft.live));
-            let (_, trouble) = entry.or_insert_with(|| (Arc::clone(&draft.live), trouble()));
-            trouble.instances += usize::from(draft.eligible);
+            let entry = unhealthy.entry(address_key(&draft.live));
+            let (_, status) = entry.or_insert_with(|| (Arc::clone(&draft.live), status()));
+            status.instances += usize::from(draft.eligible);
         }
     }
-    let troubled = troubled.into_iter().map(|(key, (live, trouble))| (key, live, trouble));
-    Ejections::decide(eligible, troubled, config)
+    let unhealthy = unhealthy.into_iter().map(|(key, (live, status))| (key, live, status));
+    Ejections::decide(eligible, unhealthy, config)
 }
 
 /// What was judged of an instance. One look at its address, so that all of it is of one moment.
@@ -272,8 +272,8 @@ fn judged(
     live: &Live,
     config: &LoadBalancerConfig,
 ) -> Judged {
-    let (layers, tripped) = match live.judgement() {
-        Some(health) => (health.judge(said), health.tripped()),
+    let (layers, tripped) = match live.health() {
+        Some(health) => (health.add_to(said), health.tripped()),
         None => (said, None),
     };
     Judged {
@@ -309,11 +309,11 @@ fn layers(
     let known = before
         .filter(|before| before.instance.address() == instance.address() && old_config.denied() == config.denied());
     let refused = match known {
-        Some(before) => before.verdict.layers.address_refused,
+        Some(before) => before.state.layers.address_refused,
         None => instance.address().ip().is_some_and(|ip| config.denied().contains(ip)),
     };
-    let layers = before.map(|before| &before.verdict.layers);
-    Layers::following(layers, drain, instance.registry_status(), refused, now)
+    let layers = before.map(|before| &before.state.layers);
+    Layers::from_registry(layers, drain, instance.registry_status(), refused, now)
 }
 
 /// Whether the registry rejected it before, and does not now.

@@ -18,7 +18,7 @@ use crate::balancer::member::{Member, Slot};
 /// The slot of a member that is not a candidate.
 const NO_SLOT: u32 = u32::MAX;
 /// After this many points whose owners pass the key on, the first of these owners takes the key.
-const MOST_REFUSALS: usize = 256;
+const MAX_REFUSALS: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct ConsistentHash {
@@ -46,12 +46,12 @@ impl ConsistentHash {
         schedule: Schedule,
         balance_factor: f64,
     ) -> Self {
-        let nobody = Place {
+        let no_candidate = Place {
             slot: NO_SLOT,
             factor: 0,
             id_hash: 0,
         };
-        let mut places = vec![nobody; members.len()].into_boxed_slice();
+        let mut places = vec![no_candidate; members.len()].into_boxed_slice();
         let share = |slot: &Slot| {
             let full = members.get(slot.member as usize)?.instance().weight().get();
             Some(f64::from(slot.units) / (f64::from(full.max(1)) * 16.0))
@@ -129,7 +129,7 @@ impl Strategy for ConsistentHash {
             // key.
             refused = refused.or(Some(index));
             refusals += 1;
-            if refusals == MOST_REFUSALS {
+            if refusals == MAX_REFUSALS {
                 break;
             }
         }

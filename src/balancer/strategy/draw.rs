@@ -9,13 +9,13 @@ use crate::balancer::member::{Member, Slot};
 
 /// Whether a pick reads the present admission of each candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Attention {
+pub(crate) enum AdmissionCheck {
     /// No admission has changed since the view was made: the pick reads none.
-    None,
+    Skip,
     /// The pick reads admissions, and may choose a candidate as a trial.
-    WithTrials,
+    AllowTrials,
     /// The pick reads admissions, and never chooses a candidate as a trial.
-    WithoutTrials,
+    NoTrials,
 }
 
 /// The input of a strategy for one pick.
@@ -28,7 +28,7 @@ pub(crate) struct Draw<'a> {
     pub(crate) context: &'a Context<'a>,
     /// Load of the service as a whole, and the clock.
     pub(crate) load: &'a Load,
-    attention: Attention,
+    check: AdmissionCheck,
     /// Whether every candidate is acceptable.
     admits_all: bool,
 }
@@ -40,15 +40,15 @@ impl<'a> Draw<'a> {
         members: &'a [Member],
         context: &'a Context<'a>,
         load: &'a Load,
-        attention: Attention,
+        check: AdmissionCheck,
     ) -> Self {
         Self {
             slots,
             members,
             context,
             load,
-            attention,
-            admits_all: attention == Attention::None && context.admits_all(),
+            check,
+            admits_all: check == AdmissionCheck::Skip && context.admits_all(),
         }
     }
 
@@ -63,8 +63,8 @@ impl<'a> Draw<'a> {
         let Some(slot) = self.slots.get(index) else {
             return false;
         };
-        let is_in = match (self.attention, slot.live.admission()) {
-            (Attention::None, _) | (_, Admission::In) | (Attention::WithTrials, Admission::Trial) => true,
+        let is_in = match (self.check, slot.live.admission()) {
+            (AdmissionCheck::Skip, _) | (_, Admission::In) | (AdmissionCheck::AllowTrials, Admission::Trial) => true,
             (_, Admission::Out | Admission::OnTrial | Admission::Trial) => false,
         };
         let member = self.members.get(slot.member as usize);
@@ -102,29 +102,31 @@ impl<'a> Draw<'a> {
     }
 }
 
-/// How many candidates are compared: `choices` at random (the two-choices rule: Mitzenmacher
-/// 2001), or all of them.
-pub(crate) fn contenders(count: usize, choices: Choices, exact_up_to: usize) -> Contenders {
-    let number = match choices {
-        Choices::All => count,
-        Choices::Auto if count <= exact_up_to => count,
-        Choices::Auto => 2,
-        Choices::Random(number) => usize::from(number),
-    };
-    if number >= count {
-        Contenders::All
-    } else {
-        Contenders::Some(number)
-    }
-}
-
 /// Which candidates are compared for one pick.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Contenders {
+pub(crate) enum Compared {
     /// Every candidate.
     All,
     /// This many at random.
-    Some(usize),
+    Random(usize),
+}
+
+impl Compared {
+    /// By the setting `choices`: this many of `count` candidates at random (the two-choices rule:
+    /// Mitzenmacher 2001), or all of them.
+    pub(crate) fn of(count: usize, choices: Choices, exact_up_to: usize) -> Self {
+        let number = match choices {
+            Choices::All => count,
+            Choices::Auto if count <= exact_up_to => count,
+            Choices::Auto => 2,
+            Choices::Random(number) => usize::from(number),
+        };
+        if number >= count {
+            Self::All
+        } else {
+            Self::Random(number)
+        }
+    }
 }
 
 /// One strategy, prepared for a fixed set of candidates.

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::draw::{Contenders, Draw, Mode, Strategy, contenders};
+use super::draw::{Compared, Draw, Mode, Strategy};
 use super::schedule::{Modulo, Schedule, Turn, below, other_than};
 use crate::balancer::config::Choices;
 use crate::balancer::live::Load;
@@ -23,7 +23,7 @@ pub(crate) struct LeastConnections {
     schedule: Schedule,
     turn: Arc<Turn>,
     count: Modulo,
-    contenders: Contenders,
+    compared: Compared,
 }
 
 impl LeastConnections {
@@ -32,7 +32,7 @@ impl LeastConnections {
             schedule,
             turn,
             count: Modulo::new(count as u32),
-            contenders: contenders(count, choices, EXACT_UP_TO),
+            compared: Compared::of(count, choices, EXACT_UP_TO),
         }
     }
 
@@ -52,14 +52,14 @@ impl LeastConnections {
     }
 
     /// The least loaded of `number` random candidates.
-    fn of_some(&self, draw: &Draw<'_>, number: usize) -> Option<usize> {
+    fn of_random(&self, draw: &Draw<'_>, number: usize) -> Option<usize> {
         let count = draw.slots.len();
         let first = below(count);
         let mut best: Option<(usize, Cost)> = None;
-        for contender in 0..number {
+        for draw_number in 0..number {
             // The second candidate always differs from the first. Further candidates may repeat,
             // which only costs a comparison.
-            let index = match contender {
+            let index = match draw_number {
                 0 => first,
                 _ => other_than(first, count),
             };
@@ -101,9 +101,9 @@ impl Strategy for LeastConnections {
         if draw.load.in_flight.load(Ordering::Relaxed) == 0 {
             return draw.or_redrawn(self.schedule.next(&self.turn), &self.schedule);
         }
-        match self.contenders {
-            Contenders::All => self.of_all(draw),
-            Contenders::Some(number) => self.of_some(draw, number),
+        match self.compared {
+            Compared::All => self.of_all(draw),
+            Compared::Random(number) => self.of_random(draw, number),
         }
     }
 

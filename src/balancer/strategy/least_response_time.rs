@@ -17,7 +17,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::draw::{Contenders, Draw, Mode, Strategy, contenders};
+use super::draw::{Compared, Draw, Mode, Strategy};
 use super::schedule::{Schedule, Turn, below, other_than};
 use crate::balancer::clock::Timestamp;
 use crate::balancer::config::Choices;
@@ -26,18 +26,18 @@ use crate::balancer::live::{Live, Load};
 /// The loser of a comparison is picked once if it was not picked for this long.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
 /// If the last outcome of the pool is older than this, latencies are not compared.
-const REPORTS_WITHIN: Duration = Duration::from_secs(60);
+const MAX_REPORT_AGE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct LeastResponseTime {
     schedule: Schedule,
     turn: Arc<Turn>,
-    contenders: Contenders,
+    compared: Compared,
 }
 
 /// A candidate with its present cost.
 #[derive(Clone, Copy)]
-struct Contender<'a> {
+struct Candidate<'a> {
     index: usize,
     live: &'a Live,
     /// Latency in seconds x (in flight + 1).
@@ -45,10 +45,10 @@ struct Contender<'a> {
     units: f32,
 }
 
-impl Contender<'_> {
+impl Candidate<'_> {
     /// Whether `load / units` is less than that of `other`; compared without dividing.
     #[inline]
-    fn beats(&self, other: &Self) -> bool {
+    fn costs_less_than(&self, other: &Self) -> bool {
         self.load * other.units < other.load * self.units
     }
 }
@@ -58,7 +58,7 @@ impl LeastResponseTime {
         Self {
             schedule,
             turn,
-            contenders: contenders(count, choices, 2),
+            compared: Compared::of(count, choices, 2),
         }
     }
 
@@ -66,19 +66,19 @@ impl LeastResponseTime {
     #[inline]
     fn best_of(draw: &Draw<'_>, indexes: impl Iterator<Item = usize>, now: Timestamp) -> Option<usize> {
         let median = draw.load.median();
-        let mut best: Option<Contender<'_>> = None;
+        let mut best: Option<Candidate<'_>> = None;
         for index in indexes {
             let Some(slot) = draw.slots.get(index).filter(|_| draw.admits(index)) else {
                 continue;
             };
             let latency = slot.live.response_time(now).unwrap_or(median);
-            let next = Contender {
+            let next = Candidate {
                 index,
                 live: &slot.live,
                 load: latency * (slot.live.in_flight() as f32 + 1.0),
                 units: slot.units as f32,
             };
-            best = Some(best.map_or(next, |best| Self::better(best, next, now)));
+            best = Some(best.map_or(next, |best| Self::cheaper(best, next, now)));
         }
         let best = best?;
         best.live.mark_picked(now);
@@ -87,9 +87,9 @@ impl LeastResponseTime {
 
     /// The cheaper of two candidates, unless the other one is due to be picked once.
     #[inline]
-    fn better<'a>(a: Contender<'a>, b: Contender<'a>, now: Timestamp) -> Contender<'a> {
-        let (winner, loser) = if b.beats(&a) { (b, a) } else { (a, b) };
-        if winner.live.picked_within(RETRY_AFTER, now) && loser.live.claim_retry(RETRY_AFTER, now) {
+    fn cheaper<'a>(a: Candidate<'a>, b: Candidate<'a>, now: Timestamp) -> Candidate<'a> {
+        let (winner, loser) = if b.costs_less_than(&a) { (b, a) } else { (a, b) };
+        if winner.live.picked_within(RETRY_AFTER, now) && loser.live.claim_retry_pick(RETRY_AFTER, now) {
             return loser;
         }
         winner
@@ -97,7 +97,7 @@ impl LeastResponseTime {
 }
 
 fn no_reports(load: &Load, now: Timestamp) -> bool {
-    load.reported_at().is_none_or(|at| !now.is_within(REPORTS_WITHIN, at))
+    load.reported_at().is_none_or(|at| !now.is_within(MAX_REPORT_AGE, at))
 }
 
 impl Strategy for LeastResponseTime {
@@ -109,11 +109,11 @@ impl Strategy for LeastResponseTime {
         }
         let count = draw.slots.len();
         let first = below(count);
-        let best = match self.contenders {
-            Contenders::All => Self::best_of(draw, (first..count).chain(0..first), now),
-            Contenders::Some(number) => {
-                let contender = |number| if number == 0 { first } else { other_than(first, count) };
-                Self::best_of(draw, (0..number).map(contender), now)
+        let best = match self.compared {
+            Compared::All => Self::best_of(draw, (first..count).chain(0..first), now),
+            Compared::Random(number) => {
+                let index = |number| if number == 0 { first } else { other_than(first, count) };
+                Self::best_of(draw, (0..number).map(index), now)
             }
         };
         best.or_else(|| {

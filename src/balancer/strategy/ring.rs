@@ -38,9 +38,9 @@ pub(crate) fn keeps(key_hash: u64, id_hash: u64, factor: u32) -> bool {
 
 /// A point holds its hash in the upper 40 bits, which decide the order, and its owner in the lower
 /// 24: 16 million owners.
-const HASH: u64 = !0 << 24;
+const HASH_BITS: u64 = !0 << 24;
 /// Number of points that a lookup compares at once.
-const NEAR: usize = 6;
+const LOOKUP_POINTS: usize = 6;
 
 /// An immutable ring over owners `0..n`.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl Ring {
         let mut points = Vec::with_capacity(total);
         for (owner, ((id, _), &count)) in owners.zip(&counts).enumerate() {
             let hashes = (0..u64::from(count)).map(|point| xxh3_64_with_seed(id.as_bytes(), point));
-            points.extend(hashes.map(|hash| hash & HASH | owner as u64 & !HASH));
+            points.extend(hashes.map(|hash| hash & HASH_BITS | owner as u64 & !HASH_BITS));
         }
         // Hashes are evenly distributed, so after one pass by leading bits only points within a
         // bucket need sorting.
@@ -100,7 +100,7 @@ impl Ring {
     pub(crate) fn walk(&self, key_hash: u64) -> impl Iterator<Item = usize> + '_ {
         let start = self.place(key_hash);
         let (before, after) = self.points.split_at(start.min(self.points.len()));
-        after.iter().chain(before).map(|&point| (point & !HASH) as usize)
+        after.iter().chain(before).map(|&point| (point & !HASH_BITS) as usize)
     }
 
     /// Like [`walk`](Self::walk), from the place of a key that is not hashed yet.
@@ -112,7 +112,7 @@ impl Ring {
     pub(crate) fn points(&self, owners: usize) -> Vec<u32> {
         let mut points = vec![0; owners];
         for point in &self.points {
-            if let Some(count) = points.get_mut((point & !HASH) as usize) {
+            if let Some(count) = points.get_mut((point & !HASH_BITS) as usize) {
                 *count += 1;
             }
         }
@@ -124,12 +124,12 @@ impl Ring {
         let bucket = key_hash.checked_shr(self.shift).unwrap_or(0) as usize;
         let start = self.starts.get(bucket).map_or(0, |&start| start as usize);
         let behind = self.points.get(start..).unwrap_or_default();
-        let key = key_hash & HASH;
+        let key = key_hash & HASH_BITS;
         // Counting within a fixed number of points has no branches to mispredict. Few lookups have
         // to go on from there.
-        let near = behind.first_chunk::<NEAR>();
+        let near = behind.first_chunk::<LOOKUP_POINTS>();
         let passed = near.map_or(0, |near| near.iter().filter(|&&point| point < key).count());
-        if passed < NEAR && near.is_some() {
+        if passed < LOOKUP_POINTS && near.is_some() {
             return start + passed;
         }
         start + behind.iter().take_while(|&&point| point < key).count()
@@ -226,8 +226,8 @@ mod tests {
             let ids = ids(count);
             let ring = Ring::new(ids.iter().map(|id| (id.as_str(), 1)), 20);
             prop_assert!(ring.points.is_sorted());
-            let place = ring.points.partition_point(|&point| point & HASH < key & HASH) % ring.len();
-            prop_assert_eq!(owner_of(&ring, key), Some((ring.points[place] & !HASH) as usize));
+            let place = ring.points.partition_point(|&point| point & HASH_BITS < key & HASH_BITS) % ring.len();
+            prop_assert_eq!(owner_of(&ring, key), Some((ring.points[place] & !HASH_BITS) as usize));
             prop_assert_eq!(ring.walk(key).count(), ring.len());
         }
 
