@@ -120,7 +120,7 @@ pub(crate) struct Ejections<A> {
     worst_ejected: BTreeSet<Rank>,
     /// Ejected addresses that are milder than the first held address, and fit into the rest of the
     /// cap.
-    milder_ejected: Vec<Rank>,
+    milder_ejected: BTreeSet<Rank>,
     /// Addresses that the cap holds, by number of instances.
     held: BTreeMap<usize, BTreeSet<Rank>>,
 }
@@ -170,7 +170,7 @@ impl<A> Ejections<A> {
             panic: false,
             unhealthy: HashMap::new(),
             worst_ejected: BTreeSet::new(),
-            milder_ejected: Vec::new(),
+            milder_ejected: BTreeSet::new(),
             held: BTreeMap::new(),
         }
     }
@@ -280,7 +280,7 @@ impl<A> Ejections<A> {
         }
         while let Some((worst, instances)) = self.worst_held(cap - self.ejected) {
             self.remove_held(worst, instances);
-            self.milder_ejected.push(worst);
+            self.milder_ejected.insert(worst);
             self.ejected += instances;
             moved.push(worst.key);
         }
@@ -461,6 +461,16 @@ mod tests {
         Ejections::decide(eligible, unhealthy.map(|(key, status)| (key, key, *status)), config)
     }
 
+    /// Whether `worst_ejected` is the longest run from the worst address on that fits into the cap.
+    fn worst_ejected_is_longest(ejections: &Ejections<usize>) -> bool {
+        let instances = |rank: &Rank| ejections.unhealthy[&rank.key].status.instances;
+        let run: usize = ejections.worst_ejected.iter().map(instances).sum();
+        let milder = ejections.milder_ejected.iter().chain(ejections.held.values().flatten());
+        let next = milder.min();
+        let in_order = ejections.worst_ejected.last() < next || next.is_none();
+        in_order && run <= ejections.cap() && next.is_none_or(|next| run + instances(next) > ejections.cap())
+    }
+
     fn decisions(ejections: &Ejections<usize>, pool: &Pool) -> Vec<Decision> {
         (0..pool.0.len()).map(|key| ejections.of(key)).collect()
     }
@@ -520,6 +530,7 @@ mod tests {
             let mut pool = Pool(start.into_iter().map(|(instances, drawn)| status(instances, drawn)).collect());
             let mut ejections = decide(&pool, &config);
             prop_assert_eq!((decisions(&ejections, &pool), ejections.pool()), model(&pool, &config));
+            prop_assert!(worst_ejected_is_longest(&ejections));
             for event in events {
                 match event {
                     Event::Step(index, drawn) => {
@@ -544,7 +555,8 @@ mod tests {
                         ejections = decide(&pool, &config);
                     }
                 }
-                    let (decided, health) = model(&pool, &config);
+                prop_assert!(worst_ejected_is_longest(&ejections));
+                let (decided, health) = model(&pool, &config);
                 prop_assert_eq!((decisions(&ejections, &pool), ejections.pool()), (decided.clone(), health));
                 // The guarantees of the rules, independent of the model.
                 let capped: Vec<usize> = (0..pool.0.len()).filter(|&key| pool.0[key].is_capped()).collect();
