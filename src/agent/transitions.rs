@@ -48,7 +48,11 @@ pub(super) fn log_health(service: &ServiceName, transition: &Transition) {
 
 /// Logs an override that ended by itself.
 pub(super) fn log_ended_override(service: &ServiceName, ended: &Ended) {
-    let (instance, by, reason) = (&ended.id, ended.standing.order().who(), ended.standing.order().reason());
+    let (instance, by, reason) = (
+        &ended.id,
+        ended.standing.order().operator(),
+        ended.standing.order().reason(),
+    );
     let (what, weight) = match ended.what {
         Override::Drain => ("drain", None),
         Override::Weight(weight) => ("weight", Some(weight.get())),

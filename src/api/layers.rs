@@ -118,7 +118,7 @@ pub(super) struct OrderState {
 impl OrderState {
     pub(super) fn of(standing: &StandingOrder, now: Timestamp) -> Self {
         Self {
-            by: standing.order().who().to_owned(),
+            by: standing.order().operator().to_owned(),
             reason: standing.order().reason().map(str::to_owned),
             since_seconds: now.since(standing.since()).as_secs_f64(),
             until_seconds: standing.until().map(|until| until.since(now).as_secs_f64()),

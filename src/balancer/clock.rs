@@ -1,7 +1,7 @@
 //! Time, as an argument.
 //!
-//! The core never reads the system clock. It counts from a clock's own start, so a step of the wall clock changes nothing,
-//! and tests steer a [`Manual`] clock instead of sleeping.
+//! The core never reads the system clock. Time counts from a clock's own start, so that a step of
+//! the wall clock changes nothing, and tests move a [`Manual`] clock instead of sleeping.
 
 use std::ops::Add;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,13 +24,14 @@ impl Timestamp {
         self.0
     }
 
-    /// Time passed since `earlier`; zero if that lies ahead.
+    /// Time passed since `earlier`; zero if `earlier` is later than this moment.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// Whether no more than `span` has passed since `earlier`: [`since`](Self::since) and a comparison, without a division.
+    /// Whether at most `span` has passed since `earlier`. Like [`since`](Self::since) and a
+    /// comparison, without a division.
     #[inline]
     pub(crate) fn is_within(self, span: Duration, earlier: Self) -> bool {
         self.0.saturating_sub(earlier.0) <= nanos(span)
@@ -51,7 +52,7 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Something that tells the time. It never goes backwards.
+/// A source of time. A clock never goes backwards.
 pub trait Clock: Send + Sync {
     /// The present moment.
     fn now(&self) -> Timestamp;
@@ -64,7 +65,7 @@ pub struct Monotonic {
 }
 
 impl Monotonic {
-    /// Starts at zero, now.
+    /// A clock that starts at zero, now.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "this is the one clock that others are handed")]
     pub fn start() -> Self {
@@ -97,12 +98,12 @@ impl Clock for Manual {
     }
 }
 
-/// What a layer says, and since when it has said so.
+/// The state of a health layer, and since when the state holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Since<T> {
-    /// What it says.
+    /// The state.
     pub state: T,
-    /// Since when.
+    /// When the state began.
     pub since: Timestamp,
 }
 
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_ahead_is_no_time_ago() {
+    fn the_time_since_a_later_moment_is_zero() {
         let (early, late) = (Timestamp::from_nanos(5), Timestamp::from_nanos(12));
         assert_eq!(late.since(early), Duration::from_nanos(7));
         assert_eq!(early.since(late), Duration::ZERO);

@@ -1,13 +1,16 @@
-//! What a caller asks of a pick.
+//! The caller's wishes for a pick: key, tags, exclusions.
 
 use super::instance::ServiceInstance;
 
-/// What a caller asks of a pick. Borrowed, so that asking costs nothing.
+/// The caller's wishes for a pick. All parts are borrowed, so that a context costs nothing.
 ///
 /// ```
 /// use pickd::Context;
 ///
-/// let context = Context::new().with_key("session-42").with_tags(&["v2"]).with_exclude(&["user-1"]);
+/// let context = Context::new()
+///     .with_key("session-42")
+///     .with_tags(&["v2"])
+///     .with_exclude(&["user-1"]);
 /// assert_eq!(context.key(), Some(&b"session-42"[..]));
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,7 +21,7 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// No key, nothing excluded, any tags.
+    /// A context without key, tags and exclusions.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -28,21 +31,23 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Sets the affinity key: `consistent_hash` answers equal keys with the same instance. Other strategies ignore it.
+    /// Sets the affinity key: `consistent_hash` picks the same instance for equal keys. Other
+    /// strategies ignore the key.
     #[must_use]
     pub fn with_key(mut self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
         self.key = Some(key.as_ref());
         self
     }
 
-    /// Sets the ids that must not be picked, such as the one that just failed. Unknown ids are ignored.
+    /// Sets the ids that must not be picked, such as the id of an instance that just failed.
+    /// Unknown ids are ignored.
     #[must_use]
     pub const fn with_exclude(mut self, ids: &'a [&'a str]) -> Self {
         self.exclude = ids;
         self
     }
 
-    /// Sets the tags that an instance must have, all of them.
+    /// Sets the tags that an instance must have. An instance must have all of them.
     #[must_use]
     pub const fn with_tags(mut self, tags: &'a [&'a str]) -> Self {
         self.tags = tags;

@@ -1,4 +1,4 @@
-//! What changed between two views of a service.
+//! The difference between two views of a service.
 
 use std::cmp::Ordering;
 
@@ -7,11 +7,11 @@ use super::instance::{InstanceId, ServiceInstance};
 /// The ids that differ between two views.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Only in the new view.
+    /// Ids that are only in the new view.
     pub added: Vec<InstanceId>,
-    /// In both, and not equal.
+    /// Ids that are in both views, with different instances.
     pub updated: Vec<InstanceId>,
-    /// Only in the old view.
+    /// Ids that are only in the old view.
     pub removed: Vec<InstanceId>,
 }
 
@@ -23,7 +23,7 @@ impl Changes {
     }
 }
 
-/// Compares two views, each sorted by id with every id once, in one pass.
+/// Compares two views in one pass. Each view is sorted by id and has every id once.
 #[must_use]
 pub fn diff<'a>(
     old: impl IntoIterator<Item = &'a ServiceInstance>,

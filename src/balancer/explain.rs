@@ -202,8 +202,8 @@ impl Subject<'_> {
             }
             _ => Score::Share(share),
         };
-        let verdict = &member.verdict;
-        let weight_override = verdict.weight.as_ref().map(|order| order.weight);
+        let state = &member.state;
+        let weight_override = state.weight.as_ref().map(|order| order.weight);
         let layers = member.layers_now();
         let unavailable_reasons = unavailable_reasons(member, &layers, config);
         let can_be_picked = member.units > 0 && (unavailable_reasons.is_empty() || self.view.panic);
@@ -211,7 +211,7 @@ impl Subject<'_> {
         ExplainedInstance {
             instance: Arc::clone(&member.instance),
             status: layers.status(),
-            weight_order: verdict.weight.clone(),
+            weight_order: state.weight.clone(),
             factors: Factors::of(&member.instance, &layers, weight_override, ramp, config),
             effective_weight: if can_be_picked { weight } else { 0.0 },
             layers,

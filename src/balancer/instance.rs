@@ -1,8 +1,9 @@
-//! What a registry says about one instance, in types that cannot hold nonsense.
+//! A registered instance, in types that cannot hold invalid values.
 //!
-//! Everything here is checked once, when it is made: a [`ServiceName`] can be put in a URL path, a [`Weight`] is in range,
-//! an [`Address`] can be connected to, an [`InstanceId`] can be printed on one line. What is learned later (load, latency,
-//! failures) is not here: it is live state, see [`pool`](super::pool).
+//! Every value here is checked once, when it is made: a [`ServiceName`] can be put in a URL path,
+//! a [`Weight`] is in range, an [`Address`] can be connected to, an [`InstanceId`] can be printed
+//! on one line. Load, latency and failures are learned later and belong to the live state: see
+//! `view`.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -12,43 +13,45 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Why a value was refused. Each variant names what was found and what would do.
+/// Why a value was refused. Each variant names the value found; its message says which values are
+/// allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidInstance {
-    /// A service name is empty, too long, `.`, `..`, or has a character outside `[A-Za-z0-9._:@~-]`.
+    /// The service name is empty, too long, `.`, `..`, or has a character outside
+    /// `[A-Za-z0-9._:@~-]`.
     #[error("service name {found:?}: expected 1 to 253 characters of A-Z a-z 0-9 . _ : @ ~ -, and not \".\" or \"..\"")]
     ServiceName {
-        /// The name as it came, shortened.
+        /// The name as given, shortened.
         found: String,
     },
-    /// An instance id is empty, too long, or has a control character.
+    /// The instance id is empty, too long, or has a control character.
     #[error("instance id {found:?}: expected 1 to 512 bytes without control characters")]
     Id {
-        /// The id as it came, shortened.
+        /// The id as given, shortened.
         found: String,
     },
-    /// A host is neither an IP address nor a host name.
+    /// The host is neither an IP address nor a host name.
     #[error("host {found:?}: expected an IP address or a host name")]
     Host {
-        /// The host as it came, shortened.
+        /// The host as given, shortened.
         found: String,
     },
-    /// A port is 0 or above 65,535.
+    /// The port is 0 or above 65,535.
     #[error("port {found}: expected 1 to 65535")]
     Port {
-        /// The number as it came.
+        /// The port as given.
         found: i64,
     },
-    /// A weight is outside 0..=10,000.
+    /// The weight is outside 0..=10,000.
     #[error("weight {found}: expected 0 to 10000")]
     Weight {
-        /// The number as it came.
+        /// The weight as given.
         found: i64,
     },
-    /// A tag is empty or has a control character.
+    /// The tag is empty or has a control character.
     #[error("tag {found:?}: expected at least one character and no control characters")]
     Tag {
-        /// The tag as it came, shortened.
+        /// The tag as given, shortened.
         found: String,
     },
 }
@@ -57,7 +60,8 @@ fn shortened(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-/// Name of a service: 1 to 253 characters of `[A-Za-z0-9._:@~-]`, and not `.` or `..` (URL paths drop those).
+/// Name of a service: 1 to 253 characters of `[A-Za-z0-9._:@~-]`, and not `.` or `..` (URL paths
+/// drop those).
 ///
 /// Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,9 +99,11 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// Identity of an instance within its service: the registry's key alone, 1 to 512 bytes without control characters.
+/// Identity of an instance within its service: the registry's key alone, 1 to 512 bytes without
+/// control characters.
 ///
-/// Consul `<ServiceID>@<Node>`, etcd the key below the service, files `id` or `host:port`. Cheap to clone.
+/// Consul `<ServiceID>@<Node>`, etcd the key below the service, files `id` or `host:port`. Cheap
+/// to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(Arc<str>);
 
@@ -134,8 +140,8 @@ impl fmt::Display for InstanceId {
 
 /// Where an instance listens: an IP address or a host name, and a port.
 ///
-/// Kept as the text that answers carry (`10.0.1.10:8080`, `[::1]:8080`), so that a pick formats nothing. Two instances with
-/// an equal address share their live state.
+/// The address is stored as the text of answers (`10.0.1.10:8080`, `[::1]:8080`), so that a pick
+/// formats nothing. Two instances with an equal address share their live state.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address {
     text: Arc<str>,
@@ -188,7 +194,7 @@ impl Address {
         self.port.get()
     }
 
-    /// The IP address, if the host is one.
+    /// The IP address, if the host is an IP address.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         self.host().parse().ok()
@@ -216,7 +222,8 @@ impl fmt::Display for Address {
     }
 }
 
-/// Letters, digits, `-` and `_` in dot-separated labels of 1 to 63 (RFC 1123, and `_`, which Docker hands out).
+/// Letters, digits, `-` and `_` in dot-separated labels of 1 to 63 (RFC 1123, and `_`, which
+/// Docker hands out).
 fn is_host_name(text: &str) -> bool {
     let label = |part: &str| {
         (1..=63).contains(&part.len())
@@ -227,12 +234,13 @@ fn is_host_name(text: &str) -> bool {
     text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
 }
 
-/// Relative share of new picks, 0..=10,000. Zero drains: the instance is never picked, in any strategy.
+/// Relative share of new picks, 0..=10,000. An instance of weight 0 is drained: no strategy ever
+/// picks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Weight(u16);
 
 impl Weight {
-    /// The weight of an instance that names none.
+    /// The default weight.
     pub const ONE: Self = Self(1);
     /// The largest weight.
     pub const MAX: Self = Self(10_000);
@@ -250,7 +258,7 @@ impl Weight {
         }
     }
 
-    /// The number.
+    /// The weight as a number.
     #[must_use]
     pub fn get(self) -> u16 {
         self.0
@@ -263,21 +271,23 @@ impl Default for Weight {
     }
 }
 
-/// Where an instance was learned from. Registries name themselves with a constant beside their watcher.
+/// The source of an instance: a registry, or the library. Each registry defines its source as a
+/// constant beside its watcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source(&'static str);
 
 impl Source {
-    /// Added by hand through the library.
+    /// The source of instances that a program adds through the library.
     pub const LIBRARY: Self = Self("library");
 
-    /// Names a source: lower case, one word; it appears in answers and as a metric label.
+    /// Defines a source. The name is a single lower-case word; it appears in answers and as a
+    /// metric label.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
         Self(name)
     }
 
-    /// The name.
+    /// The name of the source.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.0
@@ -290,24 +300,25 @@ impl fmt::Display for Source {
     }
 }
 
-/// What the registry says of an instance's health.
+/// The health of an instance according to its registry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum RegistryStatus {
-    /// The registry has no opinion (etcd, files without `status`): the instance can be picked.
+    /// The registry has no health status (etcd, files without `status`): the instance can be
+    /// picked.
     #[default]
     Unknown,
-    /// All of its checks pass.
+    /// All checks of the registry pass.
     Passing,
-    /// Some check warns: picked less.
+    /// A check of the registry warns: the instance is picked less.
     Warning,
-    /// Some check fails: not picked.
+    /// A check of the registry fails: the instance is not picked.
     Critical,
-    /// Taken out by an operator, in the registry: not picked.
+    /// An operator has set maintenance in the registry: the instance is not picked.
     Maintenance,
 }
 
 impl RegistryStatus {
-    /// Lower-case name, as in answers and files.
+    /// The lower-case name in answers and files.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -326,16 +337,17 @@ impl fmt::Display for RegistryStatus {
     }
 }
 
-/// The status derived from all that is known of an instance.
+/// The status of an instance, derived from all health layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HealthStatus {
-    /// Picked in full.
+    /// The instance is picked with its full weight.
     Healthy,
-    /// Not picked.
+    /// The instance is not picked.
     Unhealthy,
-    /// Picked less: its weight is multiplied by `degraded_factor`, or replaced by the registry's warning weight.
+    /// The instance is picked less: its weight is multiplied by `degraded_factor`, or replaced by
+    /// the registry's warning weight.
     Degraded,
-    /// Nothing has judged it: picked in full.
+    /// No health layer has a result: the instance is picked with its full weight.
     Unknown,
 }
 
@@ -343,7 +355,7 @@ impl HealthStatus {
     /// Every status, in the order in which metrics list them.
     pub const ALL: [Self; 4] = [Self::Healthy, Self::Degraded, Self::Unknown, Self::Unhealthy];
 
-    /// Lower-case name, as in answers and labels.
+    /// The lower-case name in answers and labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -384,9 +396,10 @@ pub struct ServiceInstance {
     address: Address,
     weight: Weight,
     warning_weight: Option<Weight>,
-    // Shared, so that a copy (of a watcher, for another id or status) is four counters and no allocation.
+    // Shared, so that a copy of an instance (a watcher makes copies with another id or status)
+    // clones counters and allocates nothing.
     tags: Arc<[Box<str>]>,
-    /// `None` when there is none, which is one map less for most instances.
+    /// `None` for an instance without metadata, which saves the map in most instances.
     metadata: Option<Arc<BTreeMap<Box<str>, Box<str>>>>,
     status: RegistryStatus,
     source: Source,
@@ -396,7 +409,8 @@ pub struct ServiceInstance {
 static NO_METADATA: BTreeMap<Box<str>, Box<str>> = BTreeMap::new();
 
 impl ServiceInstance {
-    /// An instance of weight 1, without tags or metadata, of which the registry says nothing.
+    /// An instance of weight 1, without tags or metadata, and without a health status from a
+    /// registry.
     ///
     /// # Errors
     ///
@@ -405,7 +419,7 @@ impl ServiceInstance {
         Ok(Self::at(id.parse()?, Address::new(host, port)?))
     }
 
-    /// The same from parts that are already checked.
+    /// Like [`new`](Self::new), from parts that are already checked.
     #[must_use]
     pub fn at(id: InstanceId, address: Address) -> Self {
         Self {
@@ -428,14 +442,15 @@ impl ServiceInstance {
         self
     }
 
-    /// Sets the weight that counts while the registry warns, in place of `weight` x `degraded_factor`.
+    /// Sets the weight that counts while the registry warns, in place of `weight` x
+    /// `degraded_factor`.
     #[must_use]
     pub fn with_warning_weight(mut self, weight: Weight) -> Self {
         self.warning_weight = Some(weight);
         self
     }
 
-    /// Sets the tags; kept sorted, each once.
+    /// Sets the tags. Tags are sorted, and duplicates are removed.
     ///
     /// # Errors
     ///
@@ -466,41 +481,42 @@ impl ServiceInstance {
         self
     }
 
-    /// Sets what the registry says of its health.
+    /// Sets the health status from the registry.
     #[must_use]
     pub fn with_status(mut self, status: RegistryStatus) -> Self {
         self.status = status;
         self
     }
 
-    /// Sets where it was learned from.
+    /// Sets the source of the instance.
     #[must_use]
     pub fn with_source(mut self, source: Source) -> Self {
         self.source = source;
         self
     }
 
-    /// Sets the other sources that list its address, in order of priority. They give nothing but their opinion of its health.
+    /// Sets the other sources that list the address of the instance, in order of priority. The
+    /// other sources contribute only to its health status.
     #[must_use]
     pub fn with_other_sources(mut self, sources: impl Into<Box<[Source]>>) -> Self {
         self.also_in = sources.into();
         self
     }
 
-    /// The same instance under another id.
+    /// The same instance with another id.
     #[must_use]
     pub fn with_id(mut self, id: InstanceId) -> Self {
         self.id = id;
         self
     }
 
-    /// Its identity within the service.
+    /// The id of the instance, unique within the service.
     #[must_use]
     pub fn id(&self) -> &InstanceId {
         &self.id
     }
 
-    /// Where it listens.
+    /// The address of the instance.
     #[must_use]
     pub fn address(&self) -> &Address {
         &self.address
@@ -524,43 +540,43 @@ impl ServiceInstance {
         self.weight
     }
 
-    /// The weight that the registry gives it while it warns, if it gives one.
+    /// The registry's warning weight, if the registry sets one.
     #[must_use]
     pub fn warning_weight(&self) -> Option<Weight> {
         self.warning_weight
     }
 
-    /// Its tags, sorted.
+    /// The tags of the instance, sorted.
     #[must_use]
     pub fn tags(&self) -> &[Box<str>] {
         &self.tags
     }
 
-    /// Whether it has this tag.
+    /// Whether the instance has this tag.
     #[must_use]
     pub fn has_tag(&self, tag: &str) -> bool {
         self.tags.binary_search_by(|own| (**own).cmp(tag)).is_ok()
     }
 
-    /// Its metadata.
+    /// The metadata of the instance.
     #[must_use]
     pub fn metadata(&self) -> &BTreeMap<Box<str>, Box<str>> {
         self.metadata.as_deref().unwrap_or(&NO_METADATA)
     }
 
-    /// What the registry says of its health.
+    /// The health status from the registry.
     #[must_use]
     pub fn registry_status(&self) -> RegistryStatus {
         self.status
     }
 
-    /// Where it was learned from: the source that gave its id and attributes.
+    /// The source of the instance: the registry that its id and attributes come from.
     #[must_use]
     pub fn source(&self) -> Source {
         self.source
     }
 
-    /// Every source that lists its address, in order of priority.
+    /// Every source that lists the address of the instance, in order of priority.
     pub fn sources(&self) -> impl Iterator<Item = Source> {
         std::iter::once(self.source).chain(self.also_in.iter().copied())
     }

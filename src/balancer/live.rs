@@ -1,8 +1,9 @@
-//! Live state: what is learned about one address while it serves, and about a service as a whole. It outlives views.
+//! Live state of one address, and of a service as a whole. Live state outlives views.
 //!
-//! Relaxed atomics: each number is right, together they are a moment's blur. What has to be of one moment (the layers that are
-//! judged locally) is behind one lock, made when there is something to judge, that picks never take: they read
-//! [`Admission`], which is derived from it.
+//! The fields are relaxed atomics: each number is exact, and numbers read together may be of
+//! slightly different moments. The local health layers must be of one moment, and are behind a
+//! lock, made with the first check or outcome. Picks never take that lock: they read the
+//! [`Admission`], which is derived from the layers.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -14,66 +15,69 @@ use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::health::address::{AddressHealth, Step};
 use super::health::breaker::Trial;
 use super::health::checks::Check;
-use super::health::ejection::{Admission, Trouble};
+use super::health::ejection::{AddressStatus, Admission};
 use super::health::slow_start;
 use super::outcome::Outcome;
 use super::report_credit::Credit;
 use super::statistics::{Ewma, LeaseCounts};
 use super::sync::{CountU32, CountU64};
 
-/// What is learned about one address while it serves. Relaxed atomics: each number is right, together they are a moment's blur.
+/// Live state of one address: counters, averages, local health.
 #[derive(Debug, Default)]
 pub(crate) struct Live {
-    /// Those that a view has handed over: see [`View::settle`].
+    /// Picks that views have added: see `View::flush_picks`.
     pub(crate) picks: AtomicU64,
     in_flight: CountU32,
     pub(crate) consecutive_failures: AtomicU32,
     pub(crate) reported: AtomicU64,
     pub(crate) failed: AtomicU64,
-    /// Outcomes that told how long the request took.
+    /// Number of outcomes with a latency.
     pub(crate) timed: AtomicU64,
     pub(crate) latency_nanos: AtomicU64,
     ewma: Ewma,
-    /// Nanoseconds of the last pick by `least_response_time`.
+    /// Time in nanoseconds of the last pick by `least_response_time`.
     picked_at: AtomicU64,
-    /// What reports without a lease may still say.
+    /// Credit for reports without a lease.
     pub(crate) credit: Credit,
-    /// How many registered instances are at this address. Written by writers only.
+    /// Number of registered instances at this address. Only writers write this field.
     instances: AtomicU32,
-    /// How many of them are eligible, as of the present view. Written by writers only.
+    /// Number of eligible instances at this address in the present view. Only writers write this
+    /// field.
     eligible: AtomicU32,
     /// An [`Admission`].
     admission: AtomicU8,
-    /// Nanoseconds at which a pick was let through as the trial of the present half-open state; 0 = none was.
+    /// Time in nanoseconds at which the trial of the present half-open state was let through; 0 =
+    /// no trial.
     trial_since: AtomicU64,
-    /// Nanoseconds at which its slow start began; 0 = there is none.
+    /// Time in nanoseconds at which the slow start began; 0 = no slow start.
     ramp_from: AtomicU64,
-    /// `f32` seconds that its answers took lately; 0 before the first.
-    lately: AtomicU32,
-    judgement: OnceLock<Box<Mutex<AddressHealth>>>,
+    /// Recent latency, as the bits of `f32` seconds; 0 before the first sample.
+    recent_latency: AtomicU32,
+    health: OnceLock<Box<Mutex<AddressHealth>>>,
 }
 
-/// The steps of one address that one event made, and when time makes the next one.
+/// The state changes of one address, and the time of the next one.
 pub(crate) struct Advanced {
     pub(crate) steps: [Option<Step>; 2],
-    /// `None` while nothing changes with time.
+    /// `None` if no state changes with time.
     pub(crate) next: Option<Timestamp>,
 }
 
 impl Live {
-    /// What a pick may do with it now.
+    /// The present admission of the address.
     #[inline]
     pub(crate) fn admission(&self) -> Admission {
         Admission::from_u8(self.admission.load(Ordering::Relaxed))
     }
 
-    /// Counts one more instance at this address. Returns whether it is the first.
-    pub(crate) fn arrived(&self) -> bool {
+    /// Counts a newly registered instance at this address. Returns whether the instance is the
+    /// first.
+    pub(crate) fn add_instance(&self) -> bool {
         self.instances.fetch_add(1, Ordering::Relaxed) == 0
     }
 
-    /// Counts one less. Returns whether it was the last.
-    pub(crate) fn left(&self) -> bool {
+    /// Counts a deregistered instance at this address. Returns whether the instance was the last.
+    pub(crate) fn remove_instance(&self) -> bool {
         self.instances.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
@@ -81,7 +85,7 @@ impl Live {
         self.instances.load(Ordering::Relaxed) > 0
     }
 
-    /// Begins to count anew how many of its instances are eligible. Called by writers only, as the next two.
+    /// Resets the number of eligible instances. Only writers call this method and the next two.
     pub(crate) fn reset_eligible(&self) {
         self.eligible.store(0, Ordering::Relaxed);
     }
@@ -91,26 +95,28 @@ impl Live {
         self.eligible.store(counted + 1, Ordering::Relaxed);
     }
 
-    /// What speaks against this address at this moment, for the eligible instances that the present view has of it.
-    pub(crate) fn trouble(&self) -> Trouble {
-        let health = self.judgement();
-        Trouble {
+    /// The local health of this address at this moment, with its number of eligible instances in
+    /// the present view.
+    pub(crate) fn status(&self) -> AddressStatus {
+        let health = self.health();
+        AddressStatus {
             instances: self.eligible.load(Ordering::Relaxed) as usize,
             down: health.as_deref().is_some_and(AddressHealth::is_down),
             tripped: health.as_deref().and_then(AddressHealth::tripped),
         }
     }
 
-    /// Sets what picks may do with it. Whoever is let through as the trial stays so. Called by writers only.
+    /// Sets the admission of the address. A trial in progress goes on. Only writers call this
+    /// method.
     pub(crate) fn admit(&self, admission: Admission) {
-        // Mostly there is nothing to change, and a look costs less than an exchange.
+        // In most calls the admission does not change, and a read costs less than an exchange.
         if self.admission() == admission {
             return;
         }
-        let tried = self.trial_since.load(Ordering::Acquire) != 0;
+        let has_trial = self.trial_since.load(Ordering::Acquire) != 0;
         let update = |before| match (admission, Admission::from_u8(before)) {
             (Admission::Trial, Admission::OnTrial) => None,
-            (Admission::Trial, _) if tried => Some(Admission::OnTrial as u8),
+            (Admission::Trial, _) if has_trial => Some(Admission::OnTrial as u8),
             _ => Some(admission as u8),
         };
         let _unchanged = self
@@ -118,7 +124,8 @@ impl Live {
             .fetch_update(Ordering::Release, Ordering::Relaxed, update);
     }
 
-    /// Takes it for a pick: of those who find it half open, one succeeds.
+    /// Claims the address for a pick. Of several picks that find the breaker half open, only one
+    /// succeeds.
     pub(crate) fn claim(&self, now: impl FnOnce() -> Timestamp) -> bool {
         match self.admission() {
             Admission::In => true,
@@ -141,13 +148,13 @@ impl Live {
 
     fn trial(&self) -> Trial {
         match self.trial_since.load(Ordering::Acquire) {
-            0 if self.admission() == Admission::In => Trial::Everybody,
+            0 if self.admission() == Admission::In => Trial::EveryPick,
             0 => Trial::None,
             nanos => Trial::Since(Timestamp::from_nanos(nanos)),
         }
     }
 
-    /// With a step of the breaker the trial has ended, one way or another: the next pick may be another one.
+    /// A state change of the breaker ends the trial: the next pick may become another trial.
     fn end_trial_after(&self, steps: [Option<Step>; 2]) {
         if steps.iter().flatten().any(|step| matches!(step, Step::Breaker(_))) {
             self.trial_since.store(0, Ordering::Release);
@@ -155,74 +162,74 @@ impl Live {
         }
     }
 
-    /// What is judged of it, if anything was.
-    pub(crate) fn judgement(&self) -> Option<MutexGuard<'_, AddressHealth>> {
-        self.judgement.get().map(|judgement| lock(judgement))
+    /// The local health; `None` before the first check or outcome.
+    pub(crate) fn health(&self) -> Option<MutexGuard<'_, AddressHealth>> {
+        self.health.get().map(|health| lock(health))
     }
 
-    fn judgement_made(&self) -> MutexGuard<'_, AddressHealth> {
-        lock(self.judgement.get_or_init(Box::default))
+    fn health_or_default(&self) -> MutexGuard<'_, AddressHealth> {
+        lock(self.health.get_or_init(Box::default))
     }
 
-    /// Judges by an outcome. `usual` is what answers take in its pool.
-    pub(crate) fn judge(
+    /// Records an outcome in the local health. `pool_latency` is the typical latency of the pool.
+    pub(crate) fn record_health(
         &self,
         outcome: Outcome,
         latency: Option<Duration>,
-        usual: Option<f32>,
+        pool_latency: Option<f32>,
         config: &LoadBalancerConfig,
         now: Timestamp,
     ) -> [Option<Step>; 2] {
         let trial = self.trial();
         let seconds = latency.map(|latency| latency.as_secs_f32());
-        let mut judgement = self.judgement_made();
-        let steps = judgement.record(outcome, seconds, trial, usual, config, fastrand::f64(), now);
+        let mut health = self.health_or_default();
+        let steps = health.record(outcome, seconds, trial, pool_latency, config, fastrand::f64(), now);
         self.end_trial_after(steps);
-        self.lately
-            .store(judgement.passive.lately().to_bits(), Ordering::Relaxed);
+        self.recent_latency
+            .store(health.passive.recent_latency().to_bits(), Ordering::Relaxed);
         steps
     }
 
-    /// Takes the result of a check.
+    /// Records the result of an active check.
     pub(crate) fn observe(&self, check: Check, config: &LoadBalancerConfig, now: Timestamp) -> Option<Step> {
-        self.judgement_made().observe(check, config, now)
+        self.health_or_default().observe(check, config, now)
     }
 
-    /// Forgets what checks said. Returns whether they had said anything.
+    /// Resets the state of active checks. Returns whether there was any.
     pub(crate) fn forget_checks(&self) -> bool {
-        self.judgement().is_some_and(|mut judgement| {
-            let said = judgement.active.since().is_some();
-            judgement.active = Default::default();
-            said
+        self.health().is_some_and(|mut health| {
+            let had_state = health.active.since().is_some();
+            health.active = Default::default();
+            had_state
         })
     }
 
-    /// Does what time has made due.
-    pub(crate) fn advance(&self, usual: Option<f32>, config: &LoadBalancerConfig, now: Timestamp) -> Advanced {
+    /// Makes the state changes that are due at `now`.
+    pub(crate) fn advance(&self, pool_latency: Option<f32>, config: &LoadBalancerConfig, now: Timestamp) -> Advanced {
         let trial = self.trial();
-        let mut judged = Advanced {
+        let mut advanced = Advanced {
             steps: [None, None],
             next: self.next_ramp_step(config, now),
         };
-        if judged.next.is_none() {
+        if advanced.next.is_none() {
             self.ramp_from.store(0, Ordering::Relaxed);
         }
-        if let Some(mut judgement) = self.judgement() {
-            judged.steps = judgement.advance(trial, usual, config, now);
-            self.end_trial_after(judged.steps);
-            let next = judgement.next(self.trial(), config, now);
-            judged.next = judged.next.into_iter().chain(next).min();
+        if let Some(mut health) = self.health() {
+            advanced.steps = health.advance(trial, pool_latency, config, now);
+            self.end_trial_after(advanced.steps);
+            let next = health.next(self.trial(), config, now);
+            advanced.next = advanced.next.into_iter().chain(next).min();
         }
-        judged
+        advanced
     }
 
-    /// When [`advance`](Self::advance) has something to judge next.
+    /// When [`advance`](Self::advance) changes the local health next.
     pub(crate) fn next(&self, config: &LoadBalancerConfig, now: Timestamp) -> Option<Timestamp> {
         let trial = self.trial();
-        self.judgement()?.next(trial, config, now)
+        self.health()?.next(trial, config, now)
     }
 
-    /// Starts the ramp of its slow start.
+    /// Starts the ramp of the slow start.
     pub(crate) fn start_ramp(&self, now: Timestamp) {
         self.ramp_from.store(now.as_nanos().max(1), Ordering::Relaxed);
     }
@@ -234,18 +241,18 @@ impl Live {
         }
     }
 
-    /// How far its slow start has come, in sixteenths.
+    /// The progress of the slow start, in sixteenths.
     pub(crate) fn ramp(&self, config: &LoadBalancerConfig, now: Timestamp) -> u32 {
         slow_start::sixteenths(self.ramp_from(), config.slow_start(), now)
     }
 
-    /// When its slow start comes further.
+    /// When the slow start reaches its next step.
     pub(crate) fn next_ramp_step(&self, config: &LoadBalancerConfig, now: Timestamp) -> Option<Timestamp> {
         slow_start::next_step(self.ramp_from()?, config.slow_start(), now)
     }
 
-    fn lately(&self) -> Option<f32> {
-        let seconds = f32::from_bits(self.lately.load(Ordering::Relaxed));
+    fn recent_latency(&self) -> Option<f32> {
+        let seconds = f32::from_bits(self.recent_latency.load(Ordering::Relaxed));
         (seconds > 0.0).then_some(seconds)
     }
 
@@ -265,9 +272,10 @@ impl Live {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
     }
 
-    /// Records an outcome. A failure is as bad as twice what is `typical` of the pool, however fast it came. Without a latency a
-    /// success counts and leaves the average alone.
-    pub(crate) fn record(&self, outcome: Outcome, latency: Option<Duration>, typical: f32, now: Timestamp) {
+    /// Records an outcome in counters and averages. A failure costs at least twice `typical_cost`,
+    /// however fast the failure came. A success without a latency is counted, and does not change
+    /// the average.
+    pub(crate) fn record(&self, outcome: Outcome, latency: Option<Duration>, typical_cost: f32, now: Timestamp) {
         match outcome {
             Outcome::Cancelled => return,
             Outcome::Success => {
@@ -280,9 +288,10 @@ impl Live {
                 self.failed.fetch_add(1, Ordering::Relaxed);
                 self.consecutive_failures
                     .fetch_add(outcome.failures_in_a_row(), Ordering::Relaxed);
-                let penalty = Duration::from_secs_f32((2.0 * typical).clamp(0.0, 1e6));
-                // No latency and nothing to compare with is no sample: it would look like an answer in no time.
-                if let Some(cost) = latency.max((typical > 0.0).then_some(penalty)) {
+                let penalty = Duration::from_secs_f32((2.0 * typical_cost).clamp(0.0, 1e6));
+                // Without a latency and without a typical cost there is no sample: a sample of 0
+                // would look like an instant answer.
+                if let Some(cost) = latency.max((typical_cost > 0.0).then_some(penalty)) {
                     self.ewma.observe(cost, now);
                 }
             }
@@ -315,9 +324,10 @@ impl Live {
         now.is_within(span, Timestamp::from_nanos(self.picked_at.load(Ordering::Relaxed)))
     }
 
-    /// Claims the one try that an instance left alone for `span` is due. One caller wins.
+    /// Claims the single pick that is due for an instance that was not picked for `span`. Of
+    /// several callers, only one succeeds.
     #[inline]
-    pub(crate) fn claim_retry(&self, span: Duration, now: Timestamp) -> bool {
+    pub(crate) fn claim_retry_pick(&self, span: Duration, now: Timestamp) -> bool {
         let last = self.picked_at.load(Ordering::Relaxed);
         !now.is_within(span, Timestamp::from_nanos(last))
             && self
@@ -327,30 +337,32 @@ impl Live {
     }
 }
 
-fn lock(judgement: &Mutex<AddressHealth>) -> MutexGuard<'_, AddressHealth> {
-    // A state machine that panicked has at worst missed a step.
-    judgement.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(health: &Mutex<AddressHealth>) -> MutexGuard<'_, AddressHealth> {
+    // If another thread panicked while holding the lock, the state machine has at worst missed a
+    // step.
+    health.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells live states apart, for as long as they are held.
+/// A key that is unique among live states, for as long as they are held.
 pub(crate) fn address_key(live: &Arc<Live>) -> usize {
     Arc::as_ptr(live).addr()
 }
 
-/// What is known of a service as a whole, and the time.
+/// Load of a service as a whole, and the clock.
 pub(crate) struct Load {
     clock: Arc<dyn Clock>,
     /// Requests in flight, over all instances.
     pub(crate) in_flight: CountU64,
-    /// Its leases and reports.
+    /// Counters of leases and reports.
     pub(crate) leases: LeaseCounts,
-    /// Picks of pools that panicked.
+    /// Picks made in panic mode.
     pub(crate) panic_picks: AtomicU64,
-    /// `f32` seconds: the middle one of the pool's averages.
+    /// Median of the response times of the candidates, as the bits of `f32` seconds.
     median: AtomicU32,
-    /// `f32` seconds: the middle one of what answers took lately; 0 while there are too few to compare.
-    usual: AtomicU32,
-    /// Nanoseconds; `u64::MAX` before the first.
+    /// Median of the recent latencies of the candidates, as the bits of `f32` seconds; 0 while too
+    /// few candidates have one.
+    pool_latency: AtomicU32,
+    /// Time in nanoseconds of the last outcome; `u64::MAX` before the first.
     reported_at: AtomicU64,
     median_at: AtomicU64,
 }
@@ -364,10 +376,10 @@ impl fmt::Debug for Load {
 }
 
 impl Load {
-    /// How long the median stands before an outcome has it computed again.
-    const MEDIAN_FOR: Duration = Duration::from_millis(250);
-    /// Of fewer addresses none is slower than the others.
-    const COMPARABLE: usize = 3;
+    /// How long the medians are used before an outcome recomputes them.
+    const MEDIAN_MAX_AGE: Duration = Duration::from_millis(250);
+    /// The least number of addresses with a recent latency for which a typical latency is computed.
+    const MIN_COMPARABLE: usize = 3;
 
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
@@ -376,13 +388,14 @@ impl Load {
             leases: LeaseCounts::default(),
             panic_picks: AtomicU64::new(0),
             median: AtomicU32::new(0),
-            usual: AtomicU32::new(0),
+            pool_latency: AtomicU32::new(0),
             reported_at: AtomicU64::new(u64::MAX),
             median_at: AtomicU64::new(u64::MAX),
         }
     }
 
-    /// Reads the clock, which costs as much as a pick: for strategies that need the time.
+    /// Reads the clock, which costs as much as a pick. Only strategies that need the time call this
+    /// method.
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -391,16 +404,18 @@ impl Load {
         f32::from_bits(self.median.load(Ordering::Relaxed))
     }
 
-    /// What answers take in this pool, in seconds, where slowness is for the layers to judge: `least_response_time` compares
-    /// response times itself.
-    pub(crate) fn usual(&self, config: &LoadBalancerConfig) -> Option<f32> {
-        let usual = f32::from_bits(self.usual.load(Ordering::Relaxed));
-        (usual > 0.0 && config.strategy() != LoadBalancingStrategy::LeastResponseTime).then_some(usual)
+    /// The typical latency of the pool, in seconds. `None` under `least_response_time`, which
+    /// compares response times itself.
+    pub(crate) fn pool_latency(&self, config: &LoadBalancerConfig) -> Option<f32> {
+        let pool_latency = f32::from_bits(self.pool_latency.load(Ordering::Relaxed));
+        (pool_latency > 0.0 && config.strategy() != LoadBalancingStrategy::LeastResponseTime).then_some(pool_latency)
     }
 
-    /// What a request costs one of `slots` candidates as `least_response_time` counts: the median, times one more than what each
-    /// has in flight. Whoever fails at once has nothing in flight; compared by latency alone it would look idle.
-    pub(crate) fn typical(&self, slots: usize) -> f32 {
+    /// The typical cost of a request to one of `slots` candidates, as `least_response_time` counts:
+    /// the median, times one more than the mean number of requests in flight at a candidate. An
+    /// instance that fails at once has no request in flight. Compared by latency alone it would
+    /// look idle.
+    pub(crate) fn typical_cost(&self, slots: usize) -> f32 {
         let in_flight = self.in_flight.load(Ordering::Relaxed) as f32;
         self.median() * (1.0 + in_flight / slots.max(1) as f32)
     }
@@ -412,11 +427,12 @@ impl Load {
         }
     }
 
-    /// Notes that an outcome arrived, and keeps the median of the candidates' response times fresh.
+    /// Records that an outcome arrived, and keeps the medians of the candidates' response times
+    /// fresh.
     pub(crate) fn reported<'a>(&self, candidates: impl Iterator<Item = &'a Live> + Clone, now: Timestamp) {
         self.reported_at.store(now.as_nanos(), Ordering::Relaxed);
         let last = self.median_at.load(Ordering::Relaxed);
-        let fresh = last != u64::MAX && now.since(Timestamp::from_nanos(last)) < Self::MEDIAN_FOR;
+        let fresh = last != u64::MAX && now.since(Timestamp::from_nanos(last)) < Self::MEDIAN_MAX_AGE;
         let claim = || {
             self.median_at
                 .compare_exchange(last, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
@@ -424,17 +440,20 @@ impl Load {
         if fresh || claim().is_err() {
             return;
         }
-        if let Some((_, median)) = middle(candidates.clone().filter_map(|live| live.response_time(now))) {
+        if let Some((_, median)) = count_and_median(candidates.clone().filter_map(|live| live.response_time(now))) {
             self.median.store(median.to_bits(), Ordering::Relaxed);
         }
-        let usual = middle(candidates.filter_map(Live::lately));
-        let usual = usual.map_or(0.0, |(seen, usual)| if seen < Self::COMPARABLE { 0.0 } else { usual });
-        self.usual.store(usual.to_bits(), Ordering::Relaxed);
+        let pool_latency = count_and_median(candidates.filter_map(Live::recent_latency));
+        let pool_latency = pool_latency.map_or(
+            0.0,
+            |(seen, pool_latency)| if seen < Self::MIN_COMPARABLE { 0.0 } else { pool_latency },
+        );
+        self.pool_latency.store(pool_latency.to_bits(), Ordering::Relaxed);
     }
 }
 
-/// How many there are, and the middle one.
-fn middle(numbers: impl Iterator<Item = f32>) -> Option<(usize, f32)> {
+/// The number of values, and their median.
+fn count_and_median(numbers: impl Iterator<Item = f32>) -> Option<(usize, f32)> {
     let mut numbers: Vec<f32> = numbers.collect();
     let (count, middle) = (numbers.len(), numbers.len() / 2);
     (middle < count).then(|| (count, *numbers.select_nth_unstable_by(middle, f32::total_cmp).1))

@@ -17,18 +17,19 @@ use super::share::Factors;
 pub(crate) struct Member {
     pub(crate) instance: Arc<ServiceInstance>,
     pub(crate) status: HealthStatus,
-    /// Share of picks in 1/16, while it is admitted; 0 = never picked.
+    /// Share of picks in 1/16, while the member is admitted; 0 = never picked.
     pub(crate) units: u32,
-    /// What picks could do with it when the view was made.
+    /// The admission of the member's address when the view was made.
     pub(crate) admission: Admission,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) live: Arc<Live>,
-    pub(crate) verdict: Arc<Verdict>,
+    pub(crate) state: Arc<MemberState>,
 }
 
-/// What is judged and ordered of one instance. Aside, since picks do not look at it.
+/// Health layers of an instance, and the operator's weight. Stored apart from the member, because
+/// picks do not read them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Verdict {
+pub(crate) struct MemberState {
     pub(crate) layers: Layers,
     pub(crate) weight: Option<WeightOrder>,
 }
@@ -38,23 +39,23 @@ impl Member {
         &self.instance
     }
 
-    /// The weight that counts: the operator's, else the registered one.
+    /// The weight in force: the operator's weight, else the registered one.
     pub(crate) fn weight_in_force(&self) -> u16 {
-        let order = self.verdict.weight.as_ref();
+        let order = self.state.weight.as_ref();
         order.map_or(self.instance.weight(), |order| order.weight).get()
     }
 
-    /// What the layers say at this moment.
+    /// The health layers at this moment.
     pub(crate) fn layers_now(&self) -> Layers {
-        let said = self.verdict.layers.clone();
-        match self.live.judgement() {
-            Some(judgement) => judgement.judge(said),
-            None => said,
+        let layers = self.state.layers.clone();
+        match self.live.health() {
+            Some(health) => health.add_to(layers),
+            None => layers,
         }
     }
 }
 
-/// A candidate: what a pick needs of a member, close together.
+/// A candidate: the data of a member that a pick needs, close together.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) member: u32,
@@ -63,14 +64,14 @@ pub(crate) struct Slot {
     pub(crate) live: Arc<Live>,
 }
 
-/// Why a member cannot be picked: the layers that take it out, else a weight of nothing.
+/// Why a member cannot be picked: the health layers that take the member out, and a weight of 0.
 pub(crate) fn unavailable_reasons(
     member: &Member,
     layers: &Layers,
     config: &LoadBalancerConfig,
 ) -> Vec<UnavailableReason> {
     let mut unavailable_reasons: Vec<_> = layers.unavailable_reasons().collect();
-    let order = member.verdict.weight.as_ref().map(|order| order.weight);
+    let order = member.state.weight.as_ref().map(|order| order.weight);
     if member.weight_in_force() == 0 {
         unavailable_reasons.push(match order {
             Some(_) => UnavailableReason::OverrideWeightZero,

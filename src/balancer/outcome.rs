@@ -3,17 +3,19 @@
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was answered well.
+    /// The answer was good.
     Success,
-    /// It was answered with an error that is the instance's fault.
+    /// The answer was an error that is the instance's fault.
     Failure,
-    /// It was not answered in time.
+    /// No answer arrived in time.
     Timeout,
-    /// No connection could be made. Counts as two failures in a row.
+    /// No connection could be made. Counts as two consecutive failures.
     ConnectError,
-    /// The instance refused it for its load (429, 503): counts as failed and costs latency, is no failure in a row.
+    /// The instance refused the request because of its load (429, 503). Counts as failed and costs
+    /// latency, and is not a consecutive failure.
     Rejected,
-    /// The caller gave up for reasons of its own: only frees the place in flight.
+    /// The caller gave up for its own reasons. The request is no longer in flight, and nothing else
+    /// is recorded.
     Cancelled,
 }
 

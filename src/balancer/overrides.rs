@@ -1,10 +1,12 @@
-//! What an operator orders, in place of what the registry says: drain this instance, give that one another weight.
+//! Operators' orders that override the registry: drain an instance, or set another weight.
 //!
-//! Orders belong to the *id* and outlive everything that a registry or a reload does to it: an instance that leaves and comes
-//! back is still drained. An order ends when it is lifted, when its time to live is over, or a day after its id was last
-//! registered. Only ids that are registered, or were within the last hour, can be given orders: a mistyped one is refused.
+//! An order belongs to the *id* of an instance and outlives changes by registries and reloads: an
+//! instance that leaves and comes back is still drained. An order ends when it is lifted, when its
+//! time to live ends, or a day after its id was last registered. Orders are accepted only for ids
+//! that are registered, or were registered within the last hour: a mistyped id is refused.
 //!
-//! Knows nothing of who may give orders; it keeps who did.
+//! This module does not check which operators may give orders. Each order records the name of its
+//! operator.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,14 +15,16 @@ use std::time::Duration;
 use super::clock::Timestamp;
 use super::instance::{InstanceId, Weight};
 
-/// How long an instance that left can still be given orders.
+/// How long orders are accepted for an id that is no longer registered.
 const KNOWN_FOR: Duration = Duration::from_secs(3_600);
-/// How long orders wait for an instance that left.
+/// How long orders are kept for an id that is no longer registered.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 3_600);
-/// Ids that left and are remembered, at least; above that as many as there are instances.
-const REMEMBERED: usize = 256;
-/// Ends of orders that wait to be told. Nobody may ever ask.
-const UNTOLD: usize = 1_024;
+/// The least number of departed ids that are remembered; in a larger service, as many as the
+/// service has instances.
+const MIN_REMEMBERED: usize = 256;
+/// The largest number of ended orders that are kept for [`Overrides::take_ended`], which a program
+/// may never call.
+const MAX_ENDED: usize = 1_024;
 
 /// Why an order was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,17 +32,19 @@ pub enum InvalidOrder {
     /// The reason is too long, or more than one line.
     #[error("reason: expected at most {} characters on one line", Order::LONGEST_REASON)]
     Reason,
-    /// The time to live is nothing, or more than a year.
+    /// The time to live is below a millisecond, or above a year.
     #[error("ttl: expected 1ms to 8760h")]
     Ttl,
 }
 
-/// Who orders, why, and for how long.
+/// An order: the operator's name, the reason, and the time to live.
 ///
 /// ```
 /// use std::time::Duration;
 ///
-/// let order = pickd::balancer::Order::by("ops").because("kernel update")?.for_the_next(Duration::from_secs(600))?;
+/// let order = pickd::balancer::Order::by("ops")
+///     .because("kernel update")?
+///     .for_the_next(Duration::from_secs(600))?;
 /// assert_eq!(order.reason(), Some("kernel update"));
 /// # Ok::<(), pickd::balancer::InvalidOrder>(())
 /// ```
@@ -50,22 +56,23 @@ pub struct Order {
 }
 
 impl Order {
-    /// Characters of the longest reason.
+    /// The length of the longest reason, in characters.
     pub const LONGEST_REASON: usize = 256;
     /// The longest time to live: a year.
     pub const LONGEST_TTL: Duration = Duration::from_secs(8_760 * 3_600);
 
-    /// An order until further notice, without a reason. What could break a log line is left out of the name.
+    /// An order without an end and without a reason. Control characters are removed from the
+    /// operator's name.
     #[must_use]
-    pub fn by(who: &str) -> Self {
+    pub fn by(operator: &str) -> Self {
         Self {
-            by: who.chars().filter(|c| !c.is_control()).take(256).collect(),
+            by: operator.chars().filter(|c| !c.is_control()).take(256).collect(),
             reason: None,
             ttl: None,
         }
     }
 
-    /// Sets the reason. An empty one is none.
+    /// Sets the reason. An empty reason counts as no reason.
     ///
     /// # Errors
     ///
@@ -78,7 +85,7 @@ impl Order {
         Ok(self)
     }
 
-    /// Sets the time after which it ends by itself.
+    /// Sets the time to live, after which the order expires.
     ///
     /// # Errors
     ///
@@ -91,19 +98,19 @@ impl Order {
         Ok(self)
     }
 
-    /// Who orders it.
+    /// The name of the operator.
     #[must_use]
-    pub fn who(&self) -> &str {
+    pub fn operator(&self) -> &str {
         &self.by
     }
 
-    /// Why.
+    /// The reason of the order.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
 
-    /// For how long; `None` until it is lifted.
+    /// The time to live; `None` for an order that holds until it is lifted.
     #[must_use]
     pub fn ttl(&self) -> Option<Duration> {
         self.ttl
@@ -133,13 +140,13 @@ impl StandingOrder {
         &self.order
     }
 
-    /// When it was given.
+    /// When the order was given.
     #[must_use]
     pub fn since(&self) -> Timestamp {
         self.since
     }
 
-    /// When it ends by itself.
+    /// When the order expires; `None` for an order that holds until it is lifted.
     #[must_use]
     pub fn until(&self) -> Option<Timestamp> {
         self.until
@@ -155,61 +162,61 @@ pub struct WeightOrder {
     pub standing: Arc<StandingOrder>,
 }
 
-/// What is overridden.
+/// The property that an order overrides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Override {
-    /// Whether it can be picked.
+    /// The order drains the instance.
     Drain,
-    /// Its weight.
+    /// The order sets the weight of the instance.
     Weight(Weight),
 }
 
-/// An order that ended by itself.
+/// An order that ended without being lifted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// Whom it was about.
+    /// The id of the instance.
     pub id: InstanceId,
-    /// What it overrode.
+    /// The property that the order overrode.
     pub what: Override,
     /// The order.
     pub standing: Arc<StandingOrder>,
-    /// Why it ended.
+    /// Why the order ended.
     pub because: EndedBecause,
 }
 
-/// Why an order ended by itself.
+/// Why an order ended without being lifted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndedBecause {
-    /// Its time to live is over.
+    /// The time to live ended.
     Expired,
-    /// Its instance has not been registered for a day.
+    /// The instance has not been registered for a day.
     InstanceGone,
 }
 
-/// Orders in force for one service.
+/// Number of orders in force for one service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OverrideCounts {
     /// Drained instances, registered or not.
     pub drains: usize,
-    /// Weights in place of registered ones.
+    /// Weights that override registered weights.
     pub weights: usize,
 }
 
-/// What is ordered of one id.
+/// The orders in force for one id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InstanceOverrides {
-    /// The order that drains it.
+    /// The order that drains the instance.
     pub drain: Option<Arc<StandingOrder>>,
-    /// The weight in place of the registered one.
+    /// The order that overrides the registered weight.
     pub weight: Option<WeightOrder>,
 }
 
-/// The orders of one service, and the ids that left it lately.
+/// The orders of one service, and the ids that departed recently.
 #[derive(Debug, Default)]
 pub(crate) struct Overrides {
     drains: HashMap<InstanceId, Arc<StandingOrder>>,
     weights: HashMap<InstanceId, WeightOrder>,
-    left: HashMap<InstanceId, Timestamp>,
+    departed: HashMap<InstanceId, Timestamp>,
     ended: VecDeque<Ended>,
 }
 
@@ -228,13 +235,13 @@ impl Overrides {
         }
     }
 
-    /// Whether an id that is not registered can be given orders all the same.
+    /// Whether orders are accepted for an id that is not registered.
     pub(crate) fn remembers(&self, id: &InstanceId, now: Timestamp) -> bool {
         self.has_order(id)
             || self
-                .left
+                .departed
                 .get(id)
-                .is_some_and(|left_at| now.since(*left_at) <= KNOWN_FOR)
+                .is_some_and(|departed_at| now.since(*departed_at) <= KNOWN_FOR)
     }
 
     fn has_order(&self, id: &InstanceId) -> bool {
@@ -260,34 +267,38 @@ impl Overrides {
 
     pub(crate) fn arrived(&mut self, ids: &[InstanceId]) {
         for id in ids {
-            self.left.remove(id);
+            self.departed.remove(id);
         }
     }
 
-    /// Remembers ids that left a service which now has so many instances.
+    /// Remembers departed ids. `instances` is the present number of instances of the service.
     pub(crate) fn departed(&mut self, ids: &[InstanceId], now: Timestamp, instances: usize) {
-        self.left.extend(ids.iter().map(|id| (id.clone(), now)));
-        let most = REMEMBERED.max(instances);
-        // Twice as many before any is looked for, so that looking is seldom.
-        if self.left.len() > 2 * most {
-            let mut times: Vec<Timestamp> = self.left.values().copied().collect();
+        self.departed.extend(ids.iter().map(|id| (id.clone(), now)));
+        let most = MIN_REMEMBERED.max(instances);
+        // The list may grow to twice the limit before it is trimmed, so that trimming is rare.
+        if self.departed.len() > 2 * most {
+            let mut times: Vec<Timestamp> = self.departed.values().copied().collect();
             let keep_from = times.len() - most;
             let (_, oldest_kept, _) = times.select_nth_unstable(keep_from);
             let oldest_kept = *oldest_kept;
             let (drains, weights) = (&self.drains, &self.weights);
-            self.left
-                .retain(|id, left_at| *left_at >= oldest_kept || drains.contains_key(id) || weights.contains_key(id));
+            self.departed.retain(|id, departed_at| {
+                *departed_at >= oldest_kept || drains.contains_key(id) || weights.contains_key(id)
+            });
         }
     }
 
-    /// Ends what is due. Returns whether any order ended.
+    /// Ends the orders that are due. Returns whether any order ended.
     pub(crate) fn expire(&mut self, now: Timestamp) -> bool {
         let mut ended = Vec::new();
-        let left = &self.left;
+        let departed = &self.departed;
         let is_over = |id: &InstanceId, standing: &StandingOrder| {
             if standing.until.is_some_and(|until| until <= now) {
                 Some(EndedBecause::Expired)
-            } else if left.get(id).is_some_and(|left_at| now.since(*left_at) >= KEPT_FOR) {
+            } else if departed
+                .get(id)
+                .is_some_and(|departed_at| now.since(*departed_at) >= KEPT_FOR)
+            {
                 Some(EndedBecause::InstanceGone)
             } else {
                 None
@@ -318,34 +329,34 @@ impl Overrides {
             None => true,
         });
         let (drains, weights) = (&self.drains, &self.weights);
-        self.left.retain(|id, left_at| {
-            now.since(*left_at) <= KNOWN_FOR || drains.contains_key(id) || weights.contains_key(id)
+        self.departed.retain(|id, departed_at| {
+            now.since(*departed_at) <= KNOWN_FOR || drains.contains_key(id) || weights.contains_key(id)
         });
         let any = !ended.is_empty();
         self.ended.extend(ended);
-        while self.ended.len() > UNTOLD {
+        while self.ended.len() > MAX_ENDED {
             self.ended.pop_front();
         }
         any
     }
 
-    /// When the next order ends by itself.
+    /// When the next order ends without being lifted.
     pub(crate) fn next_end(&self) -> Option<Timestamp> {
         let drains = self.drains.iter().map(|(id, standing)| (id, &**standing));
         let weights = self.weights.iter().map(|(id, order)| (id, &*order.standing));
         let ends = |(id, standing): (&InstanceId, &StandingOrder)| {
-            let forgotten_at = self.left.get(id).map(|left_at| *left_at + KEPT_FOR);
+            let forgotten_at = self.departed.get(id).map(|departed_at| *departed_at + KEPT_FOR);
             standing.until.into_iter().chain(forgotten_at).min()
         };
         drains.chain(weights).filter_map(ends).min()
     }
 
-    /// Whether an order ended by itself that [`take_ended`](Self::take_ended) has not returned yet.
+    /// Whether any order ended that [`take_ended`](Self::take_ended) has not returned yet.
     pub(crate) fn has_ended(&self) -> bool {
         !self.ended.is_empty()
     }
 
-    /// What ended by itself and was not told yet.
+    /// The orders that ended without being lifted since the last call.
     pub(crate) fn take_ended(&mut self) -> Vec<Ended> {
         self.ended.drain(..).collect()
     }
@@ -372,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_ends_when_its_time_is_over_and_is_told_once() {
+    fn an_order_ends_with_its_time_to_live_and_is_returned_once() {
         let mut overrides = Overrides::default();
         overrides.drain(&id("a"), order(Some(10)), at(0));
         overrides.set_weight(&id("a"), Weight::MAX, order(Some(20)), at(0));
@@ -398,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_left_is_remembered_for_an_hour_and_its_orders_for_a_day() {
+    fn a_departed_id_is_remembered_for_an_hour_and_its_orders_for_a_day() {
         let mut overrides = Overrides::default();
         overrides.drain(&id("a"), order(None), at(0));
         overrides.departed(&[id("a"), id("b")], at(0), 0);
@@ -408,11 +419,11 @@ mod tests {
         assert_eq!(overrides.next_end(), Some(at(86_400)));
         assert!(overrides.expire(at(86_400)));
         assert_eq!(overrides.take_ended()[0].because, EndedBecause::InstanceGone);
-        assert!(!overrides.remembers(&id("a"), at(86_400)) && overrides.left.is_empty());
+        assert!(!overrides.remembers(&id("a"), at(86_400)) && overrides.departed.is_empty());
     }
 
     #[test]
-    fn one_that_came_back_keeps_its_orders() {
+    fn an_instance_that_came_back_keeps_its_orders() {
         let mut overrides = Overrides::default();
         overrides.drain(&id("a"), order(None), at(0));
         overrides.departed(&[id("a")], at(0), 0);
@@ -422,22 +433,26 @@ mod tests {
     }
 
     #[test]
-    fn many_that_left_are_forgotten_oldest_first_and_never_those_with_orders() {
+    fn many_departed_ids_are_forgotten_oldest_first_except_with_orders() {
         let mut overrides = Overrides::default();
         overrides.departed(&[id("ordered")], at(0), 0);
         overrides.drain(&id("ordered"), order(None), at(0));
         for number in 0..5_000_u64 {
             overrides.departed(&[id(&format!("pod-{number}"))], at(number), 10);
         }
-        assert!(overrides.left.len() <= 2 * REMEMBERED + 1, "{}", overrides.left.len());
+        assert!(
+            overrides.departed.len() <= 2 * MIN_REMEMBERED + 1,
+            "{}",
+            overrides.departed.len()
+        );
         assert!(overrides.remembers(&id("pod-4999"), at(5_000)) && overrides.remembers(&id("pod-4800"), at(5_000)));
         assert!(!overrides.remembers(&id("pod-0"), at(5_000)));
-        assert!(overrides.left.contains_key(&id("ordered")));
+        assert!(overrides.departed.contains_key(&id("ordered")));
     }
 
     #[test]
     fn a_reason_is_one_line_and_a_ttl_has_a_range() {
-        assert_eq!(Order::by("a\nb").who(), "ab");
+        assert_eq!(Order::by("a\nb").operator(), "ab");
         assert_eq!(Order::by("a").because("").unwrap().reason(), None);
         assert!(Order::by("a").because(&"ä".repeat(256)).is_ok());
         assert_eq!(Order::by("a").because(&"x".repeat(257)), Err(InvalidOrder::Reason));

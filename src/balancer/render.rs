@@ -1,19 +1,19 @@
-//! How an instance becomes the bytes of an answer: opaque to the core.
+//! Rendering of an instance into the bytes of an answer. The core does not read these bytes.
 
 use super::instance::{HealthStatus, ServiceInstance, ServiceName};
 
-/// What a body is rendered from.
+/// The input of a renderer.
 #[derive(Clone, Copy, Debug)]
 pub struct Described<'a> {
     /// The service.
     pub service: &'a ServiceName,
     /// The instance.
     pub instance: &'a ServiceInstance,
-    /// Its derived status.
+    /// The derived status of the instance.
     pub status: HealthStatus,
 }
 
-/// An instance as answers carry it: opaque bytes to the core.
+/// The rendered bytes of an instance. The core does not read them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bodies {
     /// JSON without its closing brace, so that the fields of one answer can be appended.
@@ -22,13 +22,13 @@ pub struct Bodies {
     pub text: Box<[u8]>,
 }
 
-/// Turns an instance into bytes, once per change of it and never per pick.
+/// Renders instances. Each change of an instance renders it once; a pick renders nothing.
 pub trait Render: Send + Sync {
-    /// The bodies of one instance.
+    /// Renders the bodies of one instance.
     fn render(&self, described: &Described<'_>) -> Bodies;
 }
 
-/// For users of the library, who need no bytes.
+/// A renderer without output, for programs that use the library and need no bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoBodies;
 

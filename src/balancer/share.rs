@@ -1,37 +1,40 @@
-//! Effective weight: what an instance's share of picks is made of.
+//! Effective weight: the factors of an instance's share of picks.
 //!
 //! ```text
-//! effective weight = weight (the operator's, else the registered one; 1 in strategies that are not weighted)
-//!                    x degraded factor x slow-start factor
+//! effective weight = weight x degraded factor x slow-start factor
+//! weight           = the operator's weight, else the registered weight; 1 if not weighted
 //! ```
 //!
-//! Counted in sixteenths, so that schedules stay short. Weight 0 has no share, whatever the factors. In a pool that panics no
-//! factor counts.
+//! The effective weight is counted in sixteenths, so that schedules stay short. An instance of
+//! weight 0 has no share, whatever the factors are. In panic mode the factors do not apply.
 
 use super::config::LoadBalancerConfig;
 use super::health::layers::Layers;
 use super::health::slow_start;
 use super::instance::{RegistryStatus, ServiceInstance, Weight};
 
-/// What an instance's share is made of.
+/// The factors of an instance's share of picks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Factors {
     /// The registered weight.
     pub weight: Weight,
-    /// The operator's in its place.
+    /// The operator's weight, in place of the registered one.
     pub weight_override: Option<Weight>,
-    /// What the factors apply to: the operator's weight, else the registered one; at most 1 in strategies that are not weighted.
+    /// The weight that the factors apply to: the operator's weight, else the registered one; at
+    /// most 1 in strategies that are not weighted.
     pub base: u16,
-    /// 1 unless degraded; then `degraded_factor`, or the registry's warning weight as a share of the registered weight.
+    /// 1 unless the instance is degraded; then `degraded_factor`, or the registry's warning weight
+    /// as a share of the registered weight.
     pub degraded: f64,
-    /// The warning weight that the registry gives, while it warns.
+    /// The warning weight from the registry, while the registry warns.
     pub warning_weight: Option<Weight>,
-    /// 1 unless it recovered or joined lately: see [`slow_start`]. 1/16..=1, in steps of 1/16.
+    /// 1 unless the instance recovered or joined a short time ago: see [`slow_start`]. 1/16..=1, in
+    /// steps of 1/16.
     pub slow_start: f64,
 }
 
 impl Factors {
-    /// `ramp` is how far its slow start has come, in sixteenths.
+    /// Computes the factors. `ramp` is the progress of the slow start, in sixteenths.
     pub(crate) fn of(
         instance: &ServiceInstance,
         layers: &Layers,
@@ -43,7 +46,8 @@ impl Factors {
         let weighted = config.strategy().is_weighted();
         let in_force = weight_override.unwrap_or(weight).get();
         let warns = layers.registry.state == RegistryStatus::Warning;
-        // An operator may give a weight to what has none registered: then there is nothing that it could be a share of.
+        // If the registered weight is 0 and an operator set another weight, the warning weight has
+        // no registered weight to be a share of.
         let warning = instance.warning_weight().filter(|_| warns && weight.get() > 0);
         let degraded = match warning {
             Some(warning) => {
@@ -51,7 +55,8 @@ impl Factors {
                 if weighted { share } else { share.min(1.0) }
             }
             None if warns => config.degraded_factor(),
-            // Outcomes take nobody out this way: that is for breakers, and for the cap.
+            // Outcomes never degrade an instance to weight 0: only a breaker takes an instance out
+            // by outcomes, and the ejection cap limits breakers.
             None if layers.is_degraded() => config.degraded_factor().max(1.0 / 16.0),
             None => 1.0,
         };
@@ -70,7 +75,7 @@ impl Factors {
         let base = u32::from(self.base);
         let units = match (self.warning_weight, self.weight_override) {
             _ if base == 0 => 0,
-            // The registry has said what the product is.
+            // The registry's warning weight is the product of weight and degraded factor.
             (Some(warning), None) if config.strategy().is_weighted() => u32::from(warning.get()) * 16,
             (Some(_), Some(_)) if config.strategy().is_weighted() => {
                 at_least_one(f64::from(base) * 16.0 * self.degraded)
@@ -78,20 +83,20 @@ impl Factors {
             _ => base * sixteenths(self.degraded),
         };
         if self.slow_start < 1.0 {
-            // Down: a floor of the ramp is a ceiling of what it gets.
+            // Rounded down, so that the share never exceeds the ramp.
             let held_back = (f64::from(units) * self.slow_start) as u32;
             return held_back.max(u32::from(units > 0));
         }
         units
     }
 
-    /// The same in a pool that panics: no factor counts.
+    /// The share of picks in 1/16 in panic mode: the factors do not apply.
     pub(crate) fn units_in_panic(&self) -> u32 {
         u32::from(self.base) * 16
     }
 }
 
-/// A factor in steps of 1/16, so that tables stay small: at most 16, and above zero if the factor is.
+/// A factor in sixteenths, so that tables stay small: at most 16, and above zero if the factor is.
 fn sixteenths(factor: f64) -> u32 {
     at_least_one(factor.min(1.0) * 16.0)
 }
@@ -115,7 +120,7 @@ mod tests {
     }
 
     fn units(instance: &ServiceInstance, config: &LoadBalancerConfig, order: Option<i64>) -> u32 {
-        let layers = Layers::following(None, None, instance.registry_status(), false, Timestamp::default());
+        let layers = Layers::from_registry(None, None, instance.registry_status(), false, Timestamp::default());
         Factors::of(instance, &layers, order.map(weight), 16, config).units(config)
     }
 
@@ -161,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operators_weight_replaces_the_registered_one_and_the_factors_apply_to_it() {
+    fn factors_apply_to_the_operators_weight_in_place_of_the_registered_one() {
         let weighted = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin);
         let plain = LoadBalancerConfig::default();
         let one = ServiceInstance::new("a", "h", 1).unwrap().with_weight(weight(4));
@@ -174,7 +179,7 @@ mod tests {
             (units(&warned, &weighted, Some(8)), units(&warned, &plain, Some(8))),
             (32, 4)
         );
-        // The registry's 1 of 4 is a quarter of the operator's weight, too.
+        // The registry's warning weight 1 of 4 is a quarter of the operator's weight, too.
         let warned = warned.with_warning_weight(Weight::ONE);
         assert_eq!(
             (units(&warned, &weighted, Some(8)), units(&warned, &plain, Some(8))),

@@ -1,7 +1,9 @@
-//! What is known of each source of instances: whether it answers, whether it has told everything once, how old its word is.
+//! Status of each source of instances: whether the source answers, whether the source has synced
+//! once, and how old its last answer is.
 //!
-//! Written by whoever watches the source, read by the pick's error path (`unknown` or `not synced`?), by `/readyz` and by
-//! the metrics. A source that is away changes nothing but its own record here.
+//! The watcher of a source writes the status. The error path of a pick (`unknown` or `not
+//! synced`?), `/readyz` and the metrics read the status. A source that is away changes nothing but
+//! its own status.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,19 +14,21 @@ use std::time::Duration;
 use super::clock::Timestamp;
 use super::instance::Source;
 
-/// Says whether a source could list a service of this name (its globs, prefixes and exclusions).
+/// Returns whether a source could list a service of this name (by its globs, prefixes and
+/// exclusions).
 pub type Scope = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// The record of one source. All methods take `&self`; counters only grow.
+/// The status of one source. All methods take `&self`; counters only grow.
 pub struct SourceStatus {
     source: Source,
     required: bool,
     scope: Scope,
     up: AtomicBool,
     synced: AtomicBool,
-    /// Nanoseconds; `u64::MAX` until the first answer.
-    heard_at: AtomicU64,
-    /// Nanoseconds since the clock's start at which the source went away; `u64::MAX` while it is up.
+    /// Time in nanoseconds of the last good answer; `u64::MAX` before the first.
+    answered_at: AtomicU64,
+    /// Time in nanoseconds since the clock's start at which the source went away; `u64::MAX` while
+    /// the source is up.
     away_since: AtomicU64,
     updates: AtomicU64,
     held_removals: AtomicU64,
@@ -36,7 +40,8 @@ pub struct SourceStatus {
 }
 
 impl SourceStatus {
-    /// A source that has not been heard of yet. `required` sources must have synced before the agent is ready.
+    /// The status of a source that has not answered yet. The agent is ready when all `required`
+    /// sources have synced.
     #[must_use]
     pub fn new(source: Source, required: bool, scope: Scope) -> Self {
         Self {
@@ -45,7 +50,7 @@ impl SourceStatus {
             scope,
             up: AtomicBool::new(false),
             synced: AtomicBool::new(false),
-            heard_at: AtomicU64::new(u64::MAX),
+            answered_at: AtomicU64::new(u64::MAX),
             away_since: AtomicU64::new(0),
             updates: AtomicU64::new(0),
             held_removals: AtomicU64::new(0),
@@ -57,46 +62,46 @@ impl SourceStatus {
         }
     }
 
-    /// Its name.
+    /// The source.
     #[must_use]
     pub fn source(&self) -> Source {
         self.source
     }
 
-    /// Whether readiness waits for it.
+    /// Whether the agent is ready only after this source has synced.
     #[must_use]
     pub fn is_required(&self) -> bool {
         self.required
     }
 
-    /// Whether it could list a service of this name.
+    /// Whether the source could list a service of this name.
     #[must_use]
     pub fn could_list(&self, service: &str) -> bool {
         (self.scope)(service)
     }
 
-    /// Whether its last answer was a good one.
+    /// Whether the last answer of the source was good.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
     }
 
-    /// Whether it has told everything at least once.
+    /// Whether the source has synced: all of its instances were received at least once.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire)
     }
 
-    /// Time since it last answered; `None` if it never has.
+    /// Time since the last answer of the source; `None` before the first.
     #[must_use]
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
-        match self.heard_at.load(Ordering::Relaxed) {
+        match self.answered_at.load(Ordering::Relaxed) {
             u64::MAX => None,
             nanos => Some(now.since(Timestamp::from_nanos(nanos))),
         }
     }
 
-    /// How long it has been away; `None` while it is up.
+    /// How long the source has been away; `None` while the source is up.
     #[must_use]
     pub fn away(&self, now: Timestamp) -> Option<Duration> {
         match self.away_since.load(Ordering::Relaxed) {
@@ -105,7 +110,7 @@ impl SourceStatus {
         }
     }
 
-    /// Updates received from it.
+    /// Updates received from the source.
     #[must_use]
     pub fn updates(&self) -> u64 {
         self.updates.load(Ordering::Relaxed)
@@ -117,19 +122,20 @@ impl SourceStatus {
         self.held_removals.load(Ordering::Relaxed)
     }
 
-    /// Removals that were held back so far, those of the past included.
+    /// Removals that were held back so far, past and present.
     #[must_use]
     pub fn removals_held(&self) -> u64 {
         self.removals_held.load(Ordering::Relaxed)
     }
 
-    /// Registrations that had changed without the source saying so, found by reading everything again.
+    /// Registrations that had changed without an update from the source, found by reading
+    /// everything again.
     #[must_use]
     pub fn drift_repaired(&self) -> u64 {
         self.drift_repaired.load(Ordering::Relaxed)
     }
 
-    /// How often everything was listed, by reason; none for a source that does not list and watch.
+    /// Number of full lists, by reason; empty for a source that does not list and watch.
     #[must_use]
     pub fn relists(&self) -> BTreeMap<&'static str, u64> {
         self.relists.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -141,15 +147,15 @@ impl SourceStatus {
         self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What went wrong last, while it is away.
+    /// The last error; `None` while the source is up.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Records a good answer. Returns true when the source was away until now.
+    /// Records a good answer. Returns true if the source was away until now.
     pub fn heard(&self, now: Timestamp) -> bool {
-        self.heard_at.store(now.as_nanos(), Ordering::Relaxed);
+        self.answered_at.store(now.as_nanos(), Ordering::Relaxed);
         let was_away = !self.up.swap(true, Ordering::Relaxed);
         if was_away {
             self.away_since.store(u64::MAX, Ordering::Relaxed);
@@ -158,7 +164,8 @@ impl SourceStatus {
         was_away
     }
 
-    /// Records that the source cannot be asked, or does not know its own state. Returns true when it was up until now.
+    /// Records that the source does not answer, or does not know its own state. Returns true if the
+    /// source was up until now.
     pub fn lost(&self, now: Timestamp, error: &dyn fmt::Display) -> bool {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
         let was_up = self.up.swap(false, Ordering::Relaxed);
@@ -168,7 +175,7 @@ impl SourceStatus {
         was_up
     }
 
-    /// Records an error under its reason, a metric label: a fixed word, never text from outside.
+    /// Records an error. The reason is a metric label: a fixed word, never text from outside.
     pub fn count_error(&self, reason: &'static str) {
         *self
             .errors
@@ -183,7 +190,7 @@ impl SourceStatus {
         self.updates.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Records that everything was listed, under the reason for it, a metric label: a fixed word, never text from outside.
+    /// Records a full list. The reason is a metric label: a fixed word, never text from outside.
     pub fn count_relist(&self, reason: &'static str) {
         *self
             .relists
@@ -193,17 +200,18 @@ impl SourceStatus {
             .or_default() += 1;
     }
 
-    /// Records registrations that had changed without the source saying so.
+    /// Records registrations that had changed without an update from the source.
     pub fn count_drift(&self, repaired: u64) {
         self.drift_repaired.fetch_add(repaired, Ordering::Relaxed);
     }
 
-    /// Records that everything has been told once.
+    /// Records that the source has synced.
     pub fn mark_synced(&self) {
         self.synced.store(true, Ordering::Release);
     }
 
-    /// Sets the number of removals held back. A rise adds to [`removals_held`](Self::removals_held).
+    /// Sets the number of removals that are held back. An increase adds to
+    /// [`removals_held`](Self::removals_held).
     pub fn set_held_removals(&self, held: u64) {
         let before = self.held_removals.swap(held, Ordering::Relaxed);
         self.removals_held
@@ -226,24 +234,24 @@ impl fmt::Debug for SourceStatus {
 pub struct Sources(Vec<Arc<SourceStatus>>);
 
 impl Sources {
-    /// Takes them in order of priority.
+    /// Sources in order of priority.
     #[must_use]
     pub fn new(sources: Vec<Arc<SourceStatus>>) -> Self {
         Self(sources)
     }
 
-    /// Each source, by priority.
+    /// The status of each source, in order of priority.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<SourceStatus>> {
         self.0.iter()
     }
 
-    /// The record of one source.
+    /// The status of one source.
     #[must_use]
     pub fn get(&self, source: Source) -> Option<&Arc<SourceStatus>> {
         self.0.iter().find(|status| status.source() == source)
     }
 
-    /// A source that could list `service` and has not told everything yet.
+    /// A source that could list `service` and has not synced yet.
     #[must_use]
     pub fn waiting_for(&self, service: &str) -> Option<Source> {
         self.0
@@ -278,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_away_from_its_start_until_it_answers_and_from_its_loss_until_it_answers_again() {
+    fn a_source_is_away_from_start_or_loss_until_its_next_answer() {
         let status = status("consul", "");
         let at = |seconds| Timestamp::default() + Duration::from_secs(seconds);
         assert_eq!(
@@ -292,7 +300,10 @@ mod tests {
             (Some(Duration::from_secs(2)), None)
         );
         assert!(status.lost(at(10), &"connection refused"));
-        assert!(!status.lost(at(12), &"connection refused"), "told once");
+        assert!(
+            !status.lost(at(12), &"connection refused"),
+            "a source that is away is lost only once"
+        );
         assert_eq!(
             (status.age(at(20)), status.away(at(20))),
             (Some(Duration::from_secs(14)), Some(Duration::from_secs(10)))
@@ -303,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn removals_that_were_held_stay_counted() {
+    fn released_removals_stay_counted() {
         let status = status("consul", "");
         for held in [0, 3, 3, 1, 2, 0] {
             status.set_held_removals(held);

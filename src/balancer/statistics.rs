@@ -1,4 +1,5 @@
-//! What is counted, and how it is read. Reading changes nothing.
+//! Counters of picks, outcomes, leases and reports, and the statistics made from them. Reading
+//! changes nothing.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -12,14 +13,17 @@ use super::error::ReportError;
 use super::health::layers::{Layers, UnavailableReason};
 use super::instance::{HealthStatus, InstanceId};
 
-/// Rows that belong to one thread at a time; the threads beyond share one more.
+/// Number of rows that belong to a single thread at a time. All further threads share one more
+/// row.
 const STRIPES: usize = 8;
 
-/// The picks of each member of one view, counted by a plain load and store in a row that belongs to the calling thread.
+/// The picks of each member of one view, counted by a plain load and store in a row that belongs
+/// to the calling thread.
 ///
-/// A locked add costs as much as a strategy. The ninth thread and those after it share the last row and pay that. Rows lie
-/// apart: no thread waits for a line that another one writes, and those of a large view fit into the cache next to the
-/// processor, where the live state of 10,000 addresses does not.
+/// A locked add costs as much as a strategy. The ninth thread and those after it share the last
+/// row and pay that cost. Rows are in separate cache lines, so that no thread waits for a line
+/// that another thread writes. The rows of a large view fit into the cache next to the processor;
+/// the live state of 10,000 addresses does not.
 ///
 /// ```text
 ///             member 0  member 1  ...
@@ -32,11 +36,11 @@ const STRIPES: usize = 8;
 pub(crate) struct PickCounts {
     lines: Box<[Line]>,
     lines_a_row: usize,
-    /// What has been taken of each member. Touched by one writer at a time.
+    /// Picks of each member that were taken so far. Only one writer at a time uses this field.
     taken: Box<[AtomicU64]>,
 }
 
-/// As much as processors exchange at a time.
+/// A cache line: the unit that processors exchange.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Line([AtomicU64; LINE]);
@@ -54,7 +58,7 @@ impl PickCounts {
         }
     }
 
-    /// Adds one. Exact under any concurrency.
+    /// Counts a pick of a member. Exact under any concurrency.
     #[inline]
     pub(crate) fn increment(&self, member: u32) {
         let row = STRIPE.try_with(Stripe::index).unwrap_or(STRIPES);
@@ -62,14 +66,15 @@ impl PickCounts {
             return;
         };
         if row < STRIPES {
-            // No other thread writes here, so nothing is lost between the load and the store.
+            // No other thread writes this counter, so no increment is lost between the load and the
+            // store.
             count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         } else {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Hands `add` the picks of each member that were not handed out before. One caller at a time.
+    /// Calls `add` with the picks of each member since the last call. Only one caller at a time.
     pub(crate) fn take(&self, mut add: impl FnMut(usize, u64)) {
         for (member, taken) in self.taken.iter().enumerate() {
             let counts = (0..=STRIPES).filter_map(|row| self.count(row, member));
@@ -92,12 +97,13 @@ thread_local! {
     static STRIPE: Stripe = const { Stripe(Cell::new(UNCLAIMED)) };
 }
 
-/// A bit for each row that a thread holds.
+/// A bit for each row that belongs to a thread.
 static CLAIMED: Mutex<u8> = Mutex::new(0);
 
 const UNCLAIMED: usize = usize::MAX;
 
-/// The row of one thread, given back when the thread ends. The lock orders its last store before the next owner's first load.
+/// The row of a thread, released when the thread ends. The lock orders the last store of a thread
+/// before the first load of the row's next owner.
 struct Stripe(Cell<usize>);
 
 impl Stripe {
@@ -132,13 +138,16 @@ impl Drop for Stripe {
 
 /// Peak-sensitive moving average of response times, decaying with time.
 ///
-/// Reading it `dt` after its last sample multiplies it by `e^(-dt / tau)`: an instance that is left alone looks better as
-/// time passes, so that it is tried again. A sample above what would be read replaces it; a lower one is mixed in with weight
-/// `1 - e^(-dt / tau)`. (Peak EWMA: Finagle, tower; tau = 10 s as in Finagle. They compare a sample with the average as it
-/// was, before its decay, which takes one that got well three times as long to win back.)
+/// Reading the average `dt` after its last sample multiplies it by `e^(-dt / tau)`: an instance
+/// without new samples looks better as time passes, and is picked again. A sample above the
+/// decayed average replaces it; a lower sample is mixed in with weight `1 - e^(-dt / tau)`. (Peak
+/// EWMA: Finagle, tower; tau = 10 s as in Finagle. Finagle and tower compare a sample with the
+/// average before its decay, so that an instance that recovered takes three times as long to win
+/// back its share.)
 ///
-/// Average and time share one word, so that a reader never sees half of two: `f32` seconds above, the time in ticks of
-/// 2^20 ns (1.05 ms) below. Ticks wrap after 52 days; an average left alone for more than 26 days counts as fresh.
+/// Average and time share one word, so that a reader never sees parts of two samples: `f32`
+/// seconds above, the time in ticks of 2^20 ns (1.05 ms) below. Ticks wrap after 52 days; an
+/// average without a sample for more than 26 days counts as fresh.
 #[derive(Debug, Default)]
 pub(crate) struct Ewma(AtomicU64);
 
@@ -156,18 +165,18 @@ impl Ewma {
     }
 
     fn decay(since: u32, now: u32) -> f32 {
-        // Two threads may be a tick apart: a sample from "the future" is a sample of now.
+        // Two threads may be a tick apart: a sample from the future counts as a sample of now.
         let ticks = (now.wrapping_sub(since) as i32).max(0);
         (-(ticks as f32) * (TICK_SECONDS / TAU)).exp()
     }
 
-    /// The average in seconds as it counts at `now`; `None` before the first sample.
+    /// The decayed average at `now`, in seconds; `None` before the first sample.
     pub(crate) fn at(&self, now: Timestamp) -> Option<f32> {
         let (seconds, since) = Self::unpack(self.0.load(Ordering::Relaxed));
         (seconds > 0.0).then(|| seconds * Self::decay(since, Self::ticks(now)))
     }
 
-    /// Takes a sample.
+    /// Records a sample.
     pub(crate) fn observe(&self, sample: Duration, now: Timestamp) {
         let sample = sample.as_secs_f32().clamp(1e-9, 1e9);
         let now = Self::ticks(now);
@@ -186,12 +195,12 @@ impl Ewma {
     }
 }
 
-/// What one service has done since it was first seen.
+/// Statistics of one service since the service was first seen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
-    /// How it is balanced.
+    /// The strategy of the service.
     pub strategy: LoadBalancingStrategy,
-    /// Picks answered with an instance.
+    /// Picks that found an instance.
     pub total_requests: u64,
     /// Outcomes reported.
     pub reported_requests: u64,
@@ -199,7 +208,7 @@ pub struct Statistics {
     pub failed_requests: u64,
     /// Outcomes reported with a response time.
     pub timed_requests: u64,
-    /// The sum of these response times.
+    /// The sum of all response times reported.
     pub total_response_time: Duration,
     /// `failed_requests / max(1, reported_requests)`, 0.0..=1.0.
     pub failure_rate: f64,
@@ -211,20 +220,20 @@ pub struct Statistics {
     pub instances: BTreeMap<InstanceId, InstanceStatistics>,
 }
 
-/// What one instance has done. Instances of one address share these numbers.
+/// Statistics of one instance. Instances at the same address share these numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InstanceStatistics {
     /// The derived status.
     pub status: HealthStatus,
-    /// Whether it can be picked.
+    /// Whether the instance can be picked.
     pub available: bool,
-    /// What each layer of health says.
+    /// The state of each health layer.
     pub layers: Layers,
-    /// Why it cannot be picked; empty if it can.
+    /// Why the instance cannot be picked; empty if the instance can be picked.
     pub unavailable_reasons: Vec<UnavailableReason>,
-    /// Its share of picks: weight times all factors, in steps of 1/16.
+    /// The share of picks: weight times all factors, in steps of 1/16.
     pub effective_weight: f64,
-    /// Picks of it.
+    /// Picks of the instance.
     pub total_requests: u64,
     /// Outcomes reported.
     pub reported_requests: u64,
@@ -232,11 +241,11 @@ pub struct InstanceStatistics {
     pub failed_requests: u64,
     /// Failures since the last success; a refused connection counts as two.
     pub consecutive_failures: u32,
-    /// Requests in flight, as far as callers say when they end.
+    /// Requests in flight: acquired or leased, and not finished.
     pub active_connections: u32,
     /// Mean of all response times reported; zero before the first.
     pub average_response_time: Duration,
-    /// The moving average by which it is judged now; `None` before the first report.
+    /// The moving average of response times, decayed to now; `None` before the first report.
     pub response_time: Option<Duration>,
 }
 
@@ -247,42 +256,43 @@ pub struct Refusals {
     pub not_synced: u64,
     /// No instance was registered.
     pub no_instances: u64,
-    /// None could be picked.
+    /// Instances were registered, and none could be picked.
     pub none_available: u64,
 }
 
 /// Results of active checks of one service so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckStatistics {
-    /// The instance answered as it should.
+    /// Checks that passed.
     pub passed: u64,
-    /// It did not.
+    /// Checks that failed.
     pub failed: u64,
 }
 
-/// The leases of one service.
+/// Leases of one service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeaseStatistics {
-    /// Open now.
+    /// Leases that are open now.
     pub open: usize,
-    /// Expired so far: nobody said how the request ended.
+    /// Leases that expired so far, without a report.
     pub expired: u64,
-    /// Refused so far, because too many were open.
+    /// Leases refused so far, because too many were open.
     pub denied: u64,
 }
 
 /// Reports of one service so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReportStatistics {
-    /// Taken into account; a renewal counts, too.
+    /// Reports accepted, including renewals.
     pub accepted: u64,
-    /// About an instance that the service does not have and had not lately.
+    /// Reports about an instance that is not registered and was not registered a short time ago.
     pub unknown_instance: u64,
-    /// Without a lease, and more than there were picks.
+    /// Reports without a lease beyond the number of picks.
     pub no_credit: u64,
 }
 
-/// What one service counts of its leases and reports. Written under the table's lock, or by the service's reports.
+/// Counters of leases and reports of one service. Written under the lock of the lease table, or by
+/// reports of the service.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseCounts {
     pub(crate) open: AtomicUsize,
@@ -294,13 +304,13 @@ pub(crate) struct LeaseCounts {
 }
 
 impl LeaseCounts {
-    /// Counts a report by what became of it.
+    /// Counts a report by its result.
     pub(crate) fn reported<T>(&self, result: &Result<T, ReportError>) {
         let counter = match result {
             Ok(_) => &self.accepted,
             Err(ReportError::NoCredit) => &self.no_credit,
             Err(ReportError::UnknownInstance) => &self.unknown_instance,
-            // Not known to be about this service.
+            // The report is not known to be about this service.
             Err(ReportError::UnknownLease | ReportError::UnknownService) => return,
         };
         counter.fetch_add(1, Ordering::Relaxed);

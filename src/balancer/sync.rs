@@ -1,4 +1,5 @@
-//! The lock of the leases and the counters of requests in flight: std's, or loom's while the leases are modelled.
+//! The lock of the lease table and the counters of requests in flight: types of std, or of loom
+//! while loom models the leases.
 
 #[cfg(pickd_loom)]
 pub(crate) use loom::sync::{

@@ -1,21 +1,25 @@
-//! The immutable view that a pick reads, and the live state that outlives it.
+//! The immutable view that a pick reads, and the live state that outlives views.
 //!
 //! ```text
-//! ArcSwap ──► View ── members: every registered instance, sorted by id ──► Arc<Live>   (by address, outlives views)
-//!              │                                                       └─► Arc<Bodies> (rendered answers)
-//!              ├── picks: how often each member was picked in this view
-//!              ├── all: Candidates = the slots that can be picked + the prepared strategy
-//!              ├── tagged: Candidates for a set of tags, made on first use, at most 64 sets
-//!              └── epoch: which admissions it was made from
+//! ArcSwap ─► View ── members: every registered instance, sorted by id
+//!             │        ├─► Arc<Live>    live state of the address, outlives views
+//!             │        └─► Arc<Bodies>  rendered answers
+//!             ├── picks: number of picks of each member in this view
+//!             ├── all: Candidates = the slots that can be picked + the prepared strategy
+//!             ├── tagged: Candidates for a set of tags, made on first use, at most 64 sets
+//!             └── epoch: the version of the admissions that the view was made from
 //! ```
 //!
-//! **Two speeds.** Who is taken out, or may be tried, is an atomic in the live state (its [`Admission`]), and acts on the next pick. A pick
-//! of a view whose epoch is still the service's need not look: nothing has changed since the tables were made. Else it
-//! looks at each instance that it considers, and draws again, at random by weight, for one that is out. Tables follow when a
-//! new view is made, a moment later.
+//! **Admissions act at once, tables a moment later.** The [`Admission`] of an address is an atomic
+//! in its live state, and a change acts on the next pick. If the epoch of the view equals the
+//! epoch of the service, no admission has changed since the tables were made, and a pick reads
+//! none. Otherwise a pick reads the admission of each candidate that it considers, and draws
+//! another candidate at random by weight in place of one that is out. A new view with new tables
+//! follows a moment later.
 //!
-//! A view never changes; what moves (load, latency, counts) are atomics, behind its `Arc<Live>`s but for the picks, which it
-//! hands over. Readers therefore always see one view, and a new view keeps all that was learned.
+//! A view never changes. Load, latency and counters change, and are atomics behind the view's
+//! `Arc<Live>`s. Only picks are counted in the view, which later adds them to the live state.
+//! Readers therefore always see a single view, and a new view keeps all that was learned.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -29,14 +33,15 @@ use super::member::{Member, Slot};
 use super::statistics::PickCounts;
 use super::strategy::Prepared;
 use super::strategy::consistent_hash::ConsistentHash;
-use super::strategy::draw::{Attention, Draw, Mode, Strategy};
+use super::strategy::draw::{AdmissionCheck, Draw, Mode, Strategy};
 use super::strategy::ring::Ring;
 use super::strategy::schedule::Turn;
 
-/// Sets of tags that get a view of their own; further ones are served by redrawing.
-const TAG_SETS: usize = 64;
+/// Maximum number of tag sets with a table of their own. Picks with further tag sets redraw until
+/// the tags match.
+const MAX_TAG_SETS: usize = 64;
 
-/// Those who can be picked, and how.
+/// The slots that can be picked, and the prepared strategy.
 #[derive(Debug)]
 pub(crate) struct Candidates {
     slots: Box<[Slot]>,
@@ -68,7 +73,7 @@ impl Candidates {
     }
 }
 
-/// A view for one set of tags.
+/// The candidates for one set of tags.
 struct Tagged {
     tags: Box<[Box<str>]>,
     candidates: Candidates,
@@ -80,16 +85,18 @@ impl Tagged {
     }
 }
 
-/// All that a pick reads.
+/// All data that a pick reads.
 pub(crate) struct View {
     pub(crate) config: LoadBalancerConfig,
     pub(crate) members: Box<[Member]>,
     pub(crate) picks: PickCounts,
-    /// Which admissions it was made from; [`WATCHFUL`] if every pick has to look.
+    /// The version of the admissions that this view was made from; [`ALWAYS_CHECK`] if every pick
+    /// has to read admissions.
     pub(crate) epoch: u64,
-    /// All eligible ones are candidates, whatever was judged locally.
+    /// Panic mode: all eligible members are candidates, whatever active checks and breakers say.
     pub(crate) panic: bool,
-    /// How many of the members only local judgement can take out, and how many it does not.
+    /// Number of members that only active checks and breakers can take out, and of those that they
+    /// do not take out.
     pub(crate) eligible: usize,
     pub(crate) usable: usize,
     all: Candidates,
@@ -99,10 +106,11 @@ pub(crate) struct View {
     tagged: OnceLock<Box<[OnceLock<Tagged>]>>,
 }
 
-/// The epoch of a view in which somebody is on trial: no service ever has it.
-const WATCHFUL: u64 = u64::MAX;
+/// The epoch of a view in which a trial may be let through. The epoch of a service never has this
+/// value.
+const ALWAYS_CHECK: u64 = u64::MAX;
 
-/// From what a view is made, besides its members.
+/// The parts of a new view, besides its members.
 pub(crate) struct ViewParts<'a> {
     pub(crate) epoch: u64,
     pub(crate) health: PoolHealth,
@@ -120,18 +128,23 @@ impl fmt::Debug for View {
 }
 
 impl View {
-    /// Prepares a view of `members`, sorted by id. The previous view's ring is kept if it is still the right one.
-    pub(crate) fn new(config: LoadBalancerConfig, members: Box<[Member]>, made: ViewParts<'_>) -> Self {
+    /// Prepares a view of `members`, sorted by id. Reuses the previous view's ring if owners and
+    /// weights are the same.
+    pub(crate) fn new(config: LoadBalancerConfig, members: Box<[Member]>, parts: ViewParts<'_>) -> Self {
         let ViewParts {
             epoch,
             health,
             load,
             turn,
             previous,
-        } = made;
+        } = parts;
         let on_trial =
             |member: &Member| member.units > 0 && matches!(member.admission, Admission::Trial | Admission::OnTrial);
-        let epoch = if members.iter().any(on_trial) { WATCHFUL } else { epoch };
+        let epoch = if members.iter().any(on_trial) {
+            ALWAYS_CHECK
+        } else {
+            epoch
+        };
         let ring = (config.strategy() == LoadBalancingStrategy::ConsistentHash).then(|| {
             previous
                 .and_then(|previous| previous.ring_for(&config, &members))
@@ -153,7 +166,7 @@ impl View {
         }
     }
 
-    /// This view's ring, if it has the same owners with the same registered weights.
+    /// This view's ring, if `members` are the same owners with the same registered weights.
     fn ring_for(&self, config: &LoadBalancerConfig, members: &[Member]) -> Option<Arc<Ring>> {
         let of = |members: &[Member], index: usize| {
             members
@@ -166,8 +179,9 @@ impl View {
         if same { self.ring.clone() } else { None }
     }
 
-    /// Hands the picks counted here to the live state of whom they chose. One caller at a time.
-    pub(crate) fn settle(&self, load: &Load) {
+    /// Adds the picks counted in this view to the live states of the picked members. Only one
+    /// caller at a time.
+    pub(crate) fn flush_picks(&self, load: &Load) {
         self.picks.take(|member, picks| {
             if let Some(member) = self.members.get(member) {
                 member.live.picks.fetch_add(picks, Ordering::Relaxed);
@@ -182,7 +196,7 @@ impl View {
         &self.all.slots
     }
 
-    /// The ring, under `consistent_hash`.
+    /// The ring; `None` in strategies other than `consistent_hash`.
     pub(crate) fn ring(&self) -> Option<&Ring> {
         self.ring.as_deref()
     }
@@ -191,37 +205,40 @@ impl View {
         self.all.prepared.mode(load)
     }
 
-    /// Chooses a member, or finds that none is acceptable. `epoch` is the service's.
+    /// Chooses a member; `None` if no member is acceptable. `epoch` is the present epoch of the
+    /// service.
     #[inline]
     pub(crate) fn choose(&self, context: &Context<'_>, load: &Load, epoch: u64) -> Option<u32> {
         if epoch != self.epoch {
-            return self.choose_watchfully(context, load);
+            return self.choose_checked(context, load);
         }
         let slot = if context.tags.is_empty() {
-            self.all.choose(&self.members, context, load, Attention::None)
+            self.all.choose(&self.members, context, load, AdmissionCheck::Skip)
         } else {
-            self.choose_tagged(context, load, Attention::None)
+            self.choose_tagged(context, load, AdmissionCheck::Skip)
         };
         slot.map(|slot| slot.member)
     }
 
-    /// Something has changed since the tables were made, or somebody is on trial.
+    /// Chooses a member when admissions have changed since the tables were made, or a trial may be
+    /// let through.
     #[cold]
-    fn choose_watchfully(&self, context: &Context<'_>, load: &Load) -> Option<u32> {
-        // Whoever loses the race for a trial chooses again.
+    fn choose_checked(&self, context: &Context<'_>, load: &Load) -> Option<u32> {
+        // A pick that loses the race for a trial chooses again.
         for _ in 0..4 {
-            let Some(slot) = self.choose_tagged(context, load, Attention::WithTrials) else {
+            let Some(slot) = self.choose_tagged(context, load, AdmissionCheck::AllowTrials) else {
                 break;
             };
             if slot.live.claim(|| load.now()) {
                 return Some(slot.member);
             }
         }
-        self.rescue(context)
+        self.choose_from_all_members(context)
     }
 
-    /// One that is no candidate of this view and can be picked by now, at random by weight.
-    fn rescue(&self, context: &Context<'_>) -> Option<u32> {
+    /// Chooses, at random by weight, a member that may be picked by now and may be missing from
+    /// this view's candidates.
+    fn choose_from_all_members(&self, context: &Context<'_>) -> Option<u32> {
         let mut chosen = None;
         let mut total = 0_u64;
         for (index, member) in self.members.iter().enumerate() {
@@ -236,28 +253,30 @@ impl View {
         chosen
     }
 
-    /// The member that a pick with this context would be given now. Takes no trial; advances turns as a pick does.
+    /// The member that a pick with this context would choose now. Claims no trial; advances turns
+    /// as a pick does.
     pub(crate) fn peek(&self, context: &Context<'_>, load: &Load) -> Option<&Member> {
-        let slot = self.choose_tagged(context, load, Attention::WithoutTrials)?;
+        let slot = self.choose_tagged(context, load, AdmissionCheck::NoTrials)?;
         self.members.get(slot.member as usize)
     }
 
     #[cold]
-    fn choose_tagged(&self, context: &Context<'_>, load: &Load, attention: Attention) -> Option<&Slot> {
+    fn choose_tagged(&self, context: &Context<'_>, load: &Load, check: AdmissionCheck) -> Option<&Slot> {
         match (!context.tags.is_empty()).then(|| self.tagged(context.tags)).flatten() {
             Some(candidates) => {
                 let rest = Context { tags: &[], ..*context };
-                candidates.choose(&self.members, &rest, load, attention)
+                candidates.choose(&self.members, &rest, load, check)
             }
-            None => self.all.choose(&self.members, context, load, attention),
+            None => self.all.choose(&self.members, context, load, check),
         }
     }
 
-    /// The candidates with these tags: from the table, or newly made. `None` when the table is full, or none has them.
+    /// The candidates with these tags, from the table or newly made. `None` if the table is full,
+    /// or no candidate has the tags.
     fn tagged(&self, tags: &[&str]) -> Option<&Candidates> {
         let table = self
             .tagged
-            .get_or_init(|| (0..TAG_SETS).map(|_| OnceLock::new()).collect());
+            .get_or_init(|| (0..MAX_TAG_SETS).map(|_| OnceLock::new()).collect());
         let mut made = None;
         for cell in table {
             if cell.get().is_none() {
@@ -265,7 +284,8 @@ impl View {
                 let candidates = made
                     .take()
                     .unwrap_or_else(|| Candidates::new(&self.config, &self.members, turn, self.ring.clone(), tags));
-                // Tags that nobody has take no place: anybody can invent them.
+                // Tags without candidates take no place in the table, because callers can send any
+                // tags.
                 if candidates.slots.is_empty() {
                     return None;
                 }
@@ -284,8 +304,8 @@ impl View {
         None
     }
 
-    /// Up to `count` more instances than `first`, each once, in the order in which to try them: ring order for a hashed key,
-    /// else drawn by weight. Advances nothing.
+    /// Up to `count` members other than `first`, each once, in the order in which to try them: ring
+    /// order for a hashed key, else drawn by weight. Advances no turn.
     pub(crate) fn alternates(&self, first: u32, count: usize, context: &Context<'_>) -> Vec<u32> {
         let (candidates, rest) = match (!context.tags.is_empty()).then(|| self.tagged(context.tags)).flatten() {
             Some(candidates) => (candidates, Context { tags: &[], ..*context }),
@@ -304,17 +324,17 @@ fn ring(config: &LoadBalancerConfig, members: &[Member]) -> Ring {
 
 impl Candidates {
     #[inline]
-    fn choose(&self, members: &[Member], context: &Context<'_>, load: &Load, attention: Attention) -> Option<&Slot> {
+    fn choose(&self, members: &[Member], context: &Context<'_>, load: &Load, check: AdmissionCheck) -> Option<&Slot> {
         if self.slots.is_empty() {
             return None;
         }
-        let draw = Draw::new(&self.slots, members, context, load, attention);
+        let draw = Draw::new(&self.slots, members, context, load, check);
         self.slots.get(self.prepared.choose(&draw)?)
     }
 
     fn alternates(&self, members: &[Member], first: u32, count: usize, context: &Context<'_>, load: &Load) -> Vec<u32> {
-        // Seldom enough to look always.
-        let draw = Draw::new(&self.slots, members, context, load, Attention::WithoutTrials);
+        // Alternates are rare enough to read every admission.
+        let draw = Draw::new(&self.slots, members, context, load, AdmissionCheck::NoTrials);
         let member_of = |index: usize| self.slots.get(index).map(|slot| slot.member);
         let mut found: Vec<u32> = Vec::with_capacity(count);
         if let (Prepared::ConsistentHash(hash), Some(key)) = (&self.prepared, context.key) {
@@ -334,7 +354,7 @@ impl Candidates {
 
     fn in_ring_order(&self, hash: &ConsistentHash, key: &[u8], first: u32, count: usize, draw: &Draw<'_>) -> Vec<u32> {
         let mut found = Vec::with_capacity(count);
-        // Stops once everybody has been seen: a ring has many points for each.
+        // The walk ends when every candidate was seen: a ring has many points for each candidate.
         let mut left = self.slots.len().saturating_sub(1).min(count);
         for index in hash.walk(key) {
             if left == 0 {

@@ -282,7 +282,7 @@ fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
 }
 
 #[test]
-fn every_alert_has_a_section_of_the_runbook_and_every_section_is_of_an_alert() {
+fn every_alert_has_a_runbook_section_and_every_section_has_an_alert() {
     let page = read("docs/operations.md");
     let section = page
         .split_once("\n## Alerts\n")
@@ -354,7 +354,7 @@ fn the_dashboard_has_the_fields_that_grafana_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rules_and_dashboard_name_what_an_agent_exposes_and_prometheus_answers_every_expression() {
+async fn every_expression_names_exposed_metrics_and_prometheus_evaluates_it() {
     blocking(|| {
         let exercised = Exercised::new();
         let server = Prometheus::start(&[exercised.agent.address], &sixty_times_faster(&prometheus::rules()));
@@ -656,7 +656,7 @@ fn until_silence(server: &Prometheus, why: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn alerts_fire_when_their_condition_is_brought_about_and_end_when_it_is_cured() {
+async fn alerts_fire_under_their_condition_and_resolve_without_it() {
     let mut consul = Consul::start().await;
     let backends: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let register_all = async |consul: &Consul| {

@@ -1,7 +1,8 @@
-//! What is judged locally of one address.
+//! Local health of one address: what outcomes and active checks say.
 //!
-//! [`AddressHealth`] keeps what outcomes and checks say of one address, layer beside layer: passive grade, breaker, active checks.
-//! None of them overwrites another: a passing check does not close a breaker, a closing breaker does not overrule a check.
+//! [`AddressHealth`] holds three independent layers: passive grade, breaker, active checks. No
+//! layer overwrites another: a passing check does not close a breaker, and a closing breaker does
+//! not override a check.
 
 use super::breaker::{Breaker, BreakerState, BreakerStep, Evidence, Trial};
 use super::checks::{Active, ActiveState, Check, CheckFailure};
@@ -12,21 +13,21 @@ use crate::balancer::clock::Timestamp;
 use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::outcome::Outcome;
 
-/// What outcomes and checks say of one address.
+/// Local health of one address, from outcomes and active checks.
 #[derive(Debug, Default)]
 pub(crate) struct AddressHealth {
     window: OutcomeWindow,
     pub(crate) passive: Passive,
     pub(crate) breaker: Breaker,
     pub(crate) active: Active,
-    /// Its breaker is open, and the pool cannot do without it.
+    /// The breaker is open, and the ejection cap keeps the address in the pool.
     pub(crate) held_by_cap: bool,
 }
 
-/// A step of one layer.
+/// A change of state in one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// `first`: it had said nothing before.
+    /// `first`: the layer had no state before.
     Active {
         state: ActiveState,
         first: bool,
@@ -39,18 +40,19 @@ pub(crate) enum Step {
 }
 
 impl AddressHealth {
-    /// Adds what is judged locally to what admin and registry say.
-    pub(crate) fn judge(&self, said: Layers) -> Layers {
+    /// Adds the local layers to the layers of admin and registry.
+    pub(crate) fn add_to(&self, layers: Layers) -> Layers {
         Layers {
             active: self.active.since(),
             passive: self.passive.since(),
             breaker: self.breaker.since(),
             held_by_cap: self.held_by_cap,
-            ..said
+            ..layers
         }
     }
 
-    /// Learns from an outcome that took this many seconds. `usual` is what is usual in the pool; `entropy` in 0.0..1.0.
+    /// Records an outcome and its latency in seconds. `pool_latency` is the typical latency of the
+    /// pool; `entropy` is in 0.0..1.0.
     #[expect(
         clippy::too_many_arguments,
         reason = "time, entropy and what the pool knows come in from outside"
@@ -60,7 +62,7 @@ impl AddressHealth {
         outcome: Outcome,
         seconds: Option<f32>,
         trial: Trial,
-        usual: Option<f32>,
+        pool_latency: Option<f32>,
         config: &LoadBalancerConfig,
         entropy: f64,
         now: Timestamp,
@@ -76,36 +78,36 @@ impl AddressHealth {
         let totals = self
             .window
             .count(evidence != Evidence::Success, config.breaker().window(), now);
-        // A failure that came fast is no fast answer.
+        // Only successes count as latency: a fast failure is not a fast answer.
         if let Some(seconds) = seconds.filter(|_| evidence == Evidence::Success) {
-            self.passive.took(seconds, usual);
+            self.passive.observe_latency(seconds, pool_latency);
         }
-        let passive = self.grade(totals, usual, config, now);
+        let passive = self.grade(totals, pool_latency, config, now);
         let step = self.breaker.record(evidence, totals, trial, config, entropy, now);
-        let forgotten = self.follow(step);
-        [passive.filter(|_| !forgotten), step.map(Step::Breaker)]
+        let was_reset = self.reset_if_closed(step);
+        [passive.filter(|_| !was_reset), step.map(Step::Breaker)]
     }
 
-    /// Does what time has made due.
+    /// Makes the state changes that are due at `now`.
     pub(crate) fn advance(
         &mut self,
         trial: Trial,
-        usual: Option<f32>,
+        pool_latency: Option<f32>,
         config: &LoadBalancerConfig,
         now: Timestamp,
     ) -> [Option<Step>; 2] {
         let step = self.breaker.advance(trial, config, now);
-        self.follow(step);
+        self.reset_if_closed(step);
         let passive = if self.passive.is_degraded() {
             let totals = self.window.totals(config.breaker().window(), now);
-            self.grade(totals, usual, config, now)
+            self.grade(totals, pool_latency, config, now)
         } else {
             None
         };
         [passive, step.map(Step::Breaker)]
     }
 
-    /// When [`advance`](Self::advance) should be asked next; `None` while nothing changes with time.
+    /// When [`advance`](Self::advance) should be called next; `None` if no state changes with time.
     pub(crate) fn next(&self, trial: Trial, config: &LoadBalancerConfig, now: Timestamp) -> Option<Timestamp> {
         let graded = self
             .passive
@@ -114,7 +116,7 @@ impl AddressHealth {
         self.breaker.next(trial, now).into_iter().chain(graded).min()
     }
 
-    /// Takes the result of a check.
+    /// Records the result of an active check.
     pub(crate) fn observe(&mut self, check: Check, config: &LoadBalancerConfig, now: Timestamp) -> Option<Step> {
         let first = self.active.since().is_none();
         let state = self.active.observe(check, config, now)?;
@@ -124,28 +126,29 @@ impl AddressHealth {
     fn grade(
         &mut self,
         totals: Totals,
-        usual: Option<f32>,
+        pool_latency: Option<f32>,
         config: &LoadBalancerConfig,
         now: Timestamp,
     ) -> Option<Step> {
         let first = self.passive.since().is_none();
         let grade = self
             .passive
-            .judge(totals, usual, config.breaker().min_outcomes(), now)?;
+            .update(totals, pool_latency, config.breaker().min_outcomes(), now)?;
         Some(Step::Passive { grade, first })
     }
 
-    /// Once a breaker has closed, what was before says nothing of what is now. Returns whether it was forgotten.
-    fn follow(&mut self, step: Option<BreakerStep>) -> bool {
+    /// Clears window and grade if the breaker has closed: older outcomes do not describe the
+    /// recovered address. Returns whether they were cleared.
+    fn reset_if_closed(&mut self, step: Option<BreakerStep>) -> bool {
         let closed = matches!(step, Some(BreakerStep::Closed(_)));
         if closed {
             self.window.clear();
-            self.passive.forget();
+            self.passive.reset();
         }
         closed
     }
 
-    /// What its breaker says while it is not closed.
+    /// The breaker's severity and state while the breaker is open or half open.
     pub(crate) fn tripped(&self) -> Option<Tripped> {
         let half_open = match self.breaker.state() {
             BreakerState::Closed => return None,
@@ -160,24 +163,24 @@ impl AddressHealth {
         })
     }
 
-    /// Whether its checks fail.
+    /// Whether active checks of the address fail.
     pub(crate) fn is_down(&self) -> bool {
         self.active
             .since()
             .is_some_and(|active| active.state != ActiveState::Up)
     }
 
-    /// Whether a check found that it must not be contacted.
+    /// Whether a check found that the address is in a denied network.
     pub(crate) fn is_refused(&self) -> bool {
         let refused = ActiveState::Down(CheckFailure::AddressRefused);
         self.active.since().is_some_and(|active| active.state == refused)
     }
 }
 
-/// A breaker that is not closed.
+/// A breaker that is open or half open.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Tripped {
-    /// The share of outcomes that failed when it tripped.
+    /// The failure ratio at the time of the trip.
     pub(crate) severity: f32,
     pub(crate) tripped_at: Timestamp,
     pub(crate) half_open: bool,
@@ -191,12 +194,12 @@ mod tests {
 
     use super::*;
 
-    /// The rules of the breaker once more, from the list of everything that ever happened instead of from a state.
+    /// A naive model of the breaker: computed from the list of all past events instead of a state.
     #[derive(Default)]
     struct Naive {
-        /// Each outcome that a closed breaker was told since it last closed.
+        /// Each outcome that the breaker recorded while closed, since the breaker last closed.
         outcomes: Vec<(Timestamp, Outcome)>,
-        /// When it opened and until when it is open; `None` while closed.
+        /// When the breaker opened, and until when; `None` while closed or half open.
         open: Option<(Timestamp, Timestamp)>,
         half_open: bool,
         unknown_trials: u8,
@@ -205,7 +208,7 @@ mod tests {
     }
 
     impl Naive {
-        fn in_a_row(&self) -> u32 {
+        fn failures_in_a_row(&self) -> u32 {
             let since_success = self.outcomes.iter().rev().map_while(|(_, outcome)| match outcome {
                 Outcome::Success => None,
                 outcome => Some(outcome.failures_in_a_row()),
@@ -222,7 +225,7 @@ mod tests {
                 .filter(|(_, outcome)| *outcome != Outcome::Success)
                 .count();
             let enough = recent.len() >= config.breaker().min_outcomes() as usize;
-            self.in_a_row() >= config.max_consecutive_failures()
+            self.failures_in_a_row() >= config.max_consecutive_failures()
                 || enough && failed as f64 / recent.len() as f64 >= config.breaker().failure_ratio()
         }
 
@@ -237,7 +240,7 @@ mod tests {
     enum Event {
         Outcome(Outcome),
         Wait(u64),
-        /// A pick is let through.
+        /// A pick is let through as the trial.
         Trial,
     }
 
@@ -260,22 +263,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_breaker_does_what_its_rules_say_of_all_that_happened(
+        fn the_breaker_equals_the_naive_model_after_every_event(
             events in prop::collection::vec(event(), 1..120),
             enabled: bool,
             entropy in 0.0..1.0_f64,
         ) {
             let config = LoadBalancerConfig::default().with_circuit_breaker_enabled(enabled);
-            let (mut judgement, mut naive) = (AddressHealth::default(), Naive::default());
+            let (mut health, mut naive) = (AddressHealth::default(), Naive::default());
             let mut now = Timestamp::default() + Duration::from_secs(1_000_000);
             let mut trial = Trial::None;
             for event in events {
                 match event {
                     Event::Wait(milliseconds) => {
-                        // In small steps, as somebody who drives the time would.
+                        // In small steps, as the agent's timer advances time.
                         for _ in 0..milliseconds.div_ceil(500) {
                             now = now + Duration::from_millis(500);
-                            let [_, step] = judgement.advance(trial, None, &config, now);
+                            let [_, step] = health.advance(trial, None, &config, now);
                             match naive.open {
                                 Some((_, until)) if until <= now => {
                                     naive.open = None;
@@ -301,13 +304,13 @@ mod tests {
                     Event::Trial if naive.half_open && trial == Trial::None => trial = Trial::Since(now),
                     Event::Trial => {}
                     Event::Outcome(outcome) => {
-                        let [_, step] = judgement.record(outcome, None, trial, None, &config, entropy, now);
-                        let heard = trial != Trial::None || naive.unknown_trials > 0;
+                        let [_, step] = health.record(outcome, None, trial, None, &config, entropy, now);
+                        let has_trial = trial != Trial::None || naive.unknown_trials > 0;
                         let mut opens = false;
                         if outcome == Outcome::Cancelled || naive.open.is_some() {
                         } else if naive.half_open {
                             match outcome {
-                                _ if !heard => {}
+                                _ if !has_trial => {}
                                 Outcome::Success => naive.close(now),
                                 _ => opens = true,
                             }
@@ -336,7 +339,7 @@ mod tests {
                         }
                     }
                 }
-                match (judgement.breaker.state(), naive.open) {
+                match (health.breaker.state(), naive.open) {
                     (BreakerState::Open { until, .. }, Some((_, expected))) => {
                         let difference = until.since(expected) + expected.since(until);
                         prop_assert!(difference < Duration::from_millis(1), "{:?} {:?}", until, expected);

@@ -1,26 +1,31 @@
 //! Circuit breaker of one address, as a state machine over outcomes.
 //!
 //! ```text
-//!                 trip                      its time is over            a trial succeeds, or three stay unknown
-//! Closed ──────────────────► Open(until) ──────────────────► HalfOpen ────────────────────────────────────► Closed
-//!                              ▲                                 │                                      (slow start)
-//!                              └────── the trial fails: twice as long ──┘
+//!          trip              open time ends          a trial succeeds, or three are unknown
+//! Closed ───────► Open(until) ────────────► HalfOpen ───────────────────────────────────► Closed
+//!                     ▲                         │                                   (slow start)
+//!                     └─ a trial fails: ────────┘
+//!                        twice as long
 //! ```
 //!
-//! It trips on failures in a row, or when too many of the outcomes within the window failed. Open times double from `open_min` to
-//! `open_max`, each times 0.5 to 1.5 at random, so that a thousand agents do not come back together. An opening belongs to the
-//! row of the one before if the breaker had been closed for less than the window.
+//! A breaker trips on consecutive failures, or when too large a share of the outcomes within the
+//! window failed. Open times double from `open_min` to `open_max`. Each open time is multiplied by
+//! a random factor from 0.5 to 1.5, so that a thousand agents do not send requests again at the
+//! same moment. An opening continues the series of openings if the breaker had been closed for
+//! less than the window.
 //!
-//! An agent outside the data path cannot hold a request back until its trial has ended, as a proxy does (linkerd2-proxy waits
-//! without limit), and may never hear of it. So half open means: one pick at a time is let through as the trial, for
-//! [`TRIAL_TTL`]; the first outcome that arrives afterwards decides; a trial of which nothing is heard is unknown, and three
-//! of them in a row close the breaker. Outcomes that arrive while it is open are those of requests from before: ignored.
+//! An agent outside the data path cannot hold requests back until a trial ends, as a proxy does
+//! (linkerd2-proxy waits without limit), and may never learn the outcome of a trial. Therefore,
+//! while the breaker is half open, one pick at a time is let through as the trial, for
+//! [`TRIAL_TTL`]. The first outcome that arrives after the trial began decides. A trial without an
+//! outcome is unknown, and three unknown trials in a row close the breaker. Outcomes that arrive
+//! while the breaker is open belong to earlier requests and are ignored.
 //!
-//! With `circuit_breaker_enabled = false` there is no trial: out for 30 s times the openings in a row, at most 300 s (Envoy's
-//! outlier detection).
+//! With `circuit_breaker_enabled = false` there are no trials: the address is ejected for 30 s
+//! times the number of openings in a row, at most 300 s (Envoy's outlier detection).
 //!
-//! Knows nothing of locks, clocks and pools: `now`, entropy and who was let through come in as arguments. Whether an open
-//! breaker really takes its instance out is the [pool's](super::judgement) to decide.
+//! This module knows nothing of locks, clocks and pools: `now`, entropy and the trial come in as
+//! arguments. Whether an open breaker takes its address out is decided by `ejection`.
 
 use std::fmt;
 use std::time::Duration;
@@ -29,36 +34,37 @@ use super::window::Totals;
 use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 
-/// How long a pick that was let through as the trial keeps others from being one.
+/// How long a trial in progress keeps other picks from being let through.
 pub(crate) const TRIAL_TTL: Duration = Duration::from_secs(5);
-/// So many trials in a row of which nothing was heard close the breaker.
-pub(crate) const UNKNOWN_TRIALS: u8 = 3;
+/// The number of unknown trials in a row that closes the breaker.
+pub(crate) const MAX_UNKNOWN_TRIALS: u8 = 3;
 
-/// Without trials: out for so long, times the openings in a row.
-const EJECTED_FOR: Duration = Duration::from_secs(30);
-const EJECTED_AT_MOST: Duration = Duration::from_secs(300);
+/// The ejection time of the first opening while breakers are disabled, and the longest ejection
+/// time.
+const BASE_EJECTION_TIME: Duration = Duration::from_secs(30);
+const MAX_EJECTION_TIME: Duration = Duration::from_secs(300);
 
-/// What a breaker says.
+/// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
-    /// No objection.
+    /// The breaker takes nothing out.
     Closed,
-    /// Takes the instance out.
+    /// The breaker takes the instance out.
     Open {
-        /// Until then.
+        /// When the open time ends.
         until: Timestamp,
-        /// What made it open.
+        /// What made the breaker open.
         because: TripReason,
     },
-    /// Lets one pick at a time through.
+    /// The breaker lets one pick at a time through, as a trial.
     HalfOpen {
-        /// What had made it open.
+        /// What had made the breaker open.
         because: TripReason,
     },
 }
 
 impl BreakerState {
-    /// The word for it in answers. Words do not change.
+    /// The word in answers. Words do not change.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -68,7 +74,7 @@ impl BreakerState {
         }
     }
 
-    /// What made it open; `None` while closed.
+    /// What made the breaker open; `None` while closed.
     #[must_use]
     pub fn because(self) -> Option<TripReason> {
         match self {
@@ -81,16 +87,16 @@ impl BreakerState {
 /// What made a breaker open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TripReason {
-    /// So many failures in a row; a refused connection counts as two.
+    /// Consecutive failures; a refused connection counts as two.
     ConsecutiveFailures(u32),
-    /// Too many of the outcomes within the window failed.
+    /// Too large a share of the outcomes within the window failed.
     FailureRatio {
-        /// How many failed.
+        /// The number of failed outcomes.
         failed: u32,
-        /// Of how many.
+        /// The number of all outcomes.
         total: u32,
     },
-    /// The trial failed.
+    /// A trial failed.
     TrialFailed,
 }
 
@@ -108,11 +114,11 @@ impl fmt::Display for TripReason {
 /// What made a breaker close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The trial succeeded.
+    /// A trial succeeded.
     TrialSucceeded,
-    /// Nothing was heard of three trials in a row.
+    /// Three trials in a row ended without an outcome.
     TrialsUnknown,
-    /// Its time was over, and breakers are not enabled.
+    /// The ejection time ended, and breakers are not enabled, so that there are no trials.
     TimeServed,
 }
 
@@ -120,13 +126,13 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TrialSucceeded => "the trial succeeded",
-            Self::TrialsUnknown => "nothing was heard of three trials",
-            Self::TimeServed => "its time is over",
+            Self::TrialsUnknown => "three trials ended without an outcome",
+            Self::TimeServed => "the ejection time ended",
         })
     }
 }
 
-/// A step of a breaker.
+/// A change of state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BreakerStep {
     Opened {
@@ -134,30 +140,30 @@ pub(crate) enum BreakerStep {
         until: Timestamp,
     },
     HalfOpened,
-    /// A trial was not heard of; another one may be let through.
+    /// A trial ended without an outcome. Another pick may be let through.
     TrialUnknown,
     Closed(CloseReason),
 }
 
-/// An outcome as the breaker sees it.
+/// An outcome, reduced to what a breaker counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Evidence {
     Success,
-    /// Counts as so many in a row.
+    /// Counts as this number of consecutive failures.
     Failure(u32),
-    /// Failed, and is none in a row.
+    /// A failed outcome that is not a consecutive failure.
     Rejected,
 }
 
-/// Who is let through while a breaker is half open.
+/// Which picks are let through while a breaker is half open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trial {
-    /// Nobody.
+    /// No trial is in progress.
     None,
-    /// Somebody, since then.
+    /// A trial has been in progress since this time.
     Since(Timestamp),
-    /// Everybody: its pool panics, or cannot do without it.
-    Everybody,
+    /// Every pick: the pool is in panic mode, or the ejection cap holds the address.
+    EveryPick,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -170,7 +176,7 @@ enum State {
     },
     HalfOpen {
         because: TripReason,
-        unknown: u8,
+        unknown_trials: u8,
     },
 }
 
@@ -178,17 +184,18 @@ enum State {
 pub(crate) struct Breaker {
     state: State,
     since: Timestamp,
-    /// Since the last success, or since it closed.
+    /// Consecutive failures since the last success, or since the breaker closed.
     failures_in_a_row: u32,
-    /// Openings in a row.
+    /// The number of openings in a row.
     openings: u32,
     closed_at: Option<Timestamp>,
-    /// How bad it was when it tripped: the share that failed. Failed trials change neither this nor when that was, so that those
-    /// who are out and those whom the cap holds do not change places.
+    /// The failure ratio at the time of the trip. Failed trials change neither the ratio nor the
+    /// time of the trip. Otherwise ejected addresses and addresses held by the cap would change
+    /// places.
     severity: f32,
     tripped_at: Timestamp,
-    /// Whether there was any outcome.
-    heard: bool,
+    /// Whether any outcome was recorded.
+    has_outcomes: bool,
 }
 
 impl Breaker {
@@ -200,20 +207,22 @@ impl Breaker {
         }
     }
 
-    /// What it says, and since when; `None` before the first outcome.
+    /// The state, and since when; `None` before the first outcome.
     pub(crate) fn since(&self) -> Option<Since<BreakerState>> {
-        self.heard.then(|| Since {
+        self.has_outcomes.then(|| Since {
             state: self.state(),
             since: self.since,
         })
     }
 
-    /// How bad it was when it tripped, and when that was: whom the pool can do without first.
+    /// The failure ratio at the time of the trip, and that time. The ejection cap ejects the
+    /// largest ratio first.
     pub(crate) fn severity(&self) -> (f32, Timestamp) {
         (self.severity, self.tripped_at)
     }
 
-    /// Takes an outcome; `totals` are those of the window, this one included. `entropy` is in 0.0..1.0.
+    /// Records an outcome. `totals` are the outcomes within the window, this one included.
+    /// `entropy` is in 0.0..1.0.
     pub(crate) fn record(
         &mut self,
         evidence: Evidence,
@@ -223,7 +232,7 @@ impl Breaker {
         entropy: f64,
         now: Timestamp,
     ) -> Option<BreakerStep> {
-        if !std::mem::replace(&mut self.heard, true) {
+        if !std::mem::replace(&mut self.has_outcomes, true) {
             self.since = now;
         }
         match (self.state, evidence) {
@@ -235,12 +244,12 @@ impl Breaker {
                 if let Evidence::Failure(count) = evidence {
                     self.failures_in_a_row = self.failures_in_a_row.saturating_add(count);
                 }
-                let because = self.trip(totals, config)?;
+                let because = self.trip_reason(totals, config)?;
                 Some(self.open(because, totals, config, entropy, now))
             }
             (State::Open { .. }, _) => None,
-            // A request from before it opened.
-            (State::HalfOpen { unknown: 0, .. }, _) if trial == Trial::None => None,
+            // The request began before the breaker opened.
+            (State::HalfOpen { unknown_trials: 0, .. }, _) if trial == Trial::None => None,
             (State::HalfOpen { .. }, Evidence::Success) => Some(self.close(CloseReason::TrialSucceeded, now)),
             (State::HalfOpen { .. }, Evidence::Failure(_) | Evidence::Rejected) => {
                 Some(self.open(TripReason::TrialFailed, totals, config, entropy, now))
@@ -248,41 +257,53 @@ impl Breaker {
         }
     }
 
-    /// Does what time has made due.
+    /// Makes the state change that is due at `now`.
     pub(crate) fn advance(&mut self, trial: Trial, config: &LoadBalancerConfig, now: Timestamp) -> Option<BreakerStep> {
         match (self.state, trial) {
             (State::Open { until, because }, _) if until <= now => {
                 if !config.circuit_breaker_enabled() {
                     return Some(self.close(CloseReason::TimeServed, now));
                 }
-                self.state = State::HalfOpen { because, unknown: 0 };
+                self.state = State::HalfOpen {
+                    because,
+                    unknown_trials: 0,
+                };
                 self.since = now;
                 Some(BreakerStep::HalfOpened)
             }
-            (State::HalfOpen { because, unknown }, Trial::Since(then)) if then + TRIAL_TTL <= now => {
-                let unknown = unknown + 1;
-                if unknown >= UNKNOWN_TRIALS {
+            (
+                State::HalfOpen {
+                    because,
+                    unknown_trials,
+                },
+                Trial::Since(then),
+            ) if then + TRIAL_TTL <= now => {
+                let unknown_trials = unknown_trials + 1;
+                if unknown_trials >= MAX_UNKNOWN_TRIALS {
                     return Some(self.close(CloseReason::TrialsUnknown, now));
                 }
-                self.state = State::HalfOpen { because, unknown };
+                self.state = State::HalfOpen {
+                    because,
+                    unknown_trials,
+                };
                 Some(BreakerStep::TrialUnknown)
             }
             _ => None,
         }
     }
 
-    /// When [`advance`](Self::advance) should be asked next.
+    /// When [`advance`](Self::advance) should be called next.
     pub(crate) fn next(&self, trial: Trial, now: Timestamp) -> Option<Timestamp> {
         match (self.state, trial) {
             (State::Closed, _) => None,
             (State::Open { until, .. }, _) => Some(until),
             (State::HalfOpen { .. }, Trial::Since(then)) => Some(then + TRIAL_TTL),
-            // Picks do not wake anybody: one may be let through at any time.
+            // A pick wakes no timer, and may become the trial at any time.
             (State::HalfOpen { .. }, _) => Some(now + TRIAL_TTL),
         }
     }
 
-    fn trip(&self, totals: Totals, config: &LoadBalancerConfig) -> Option<TripReason> {
+    fn trip_reason(&self, totals: Totals, config: &LoadBalancerConfig) -> Option<TripReason> {
         let breaker = config.breaker();
         if self.failures_in_a_row >= config.max_consecutive_failures() {
             return Some(TripReason::ConsecutiveFailures(self.failures_in_a_row));
@@ -309,7 +330,7 @@ impl Breaker {
             None => false,
         };
         self.openings = if in_a_row { self.openings.saturating_add(1) } else { 1 };
-        let until = now + open_for(self.openings, config, entropy);
+        let until = now + open_time(self.openings, config, entropy);
         self.state = State::Open { until, because };
         self.since = now;
         if because != TripReason::TrialFailed {
@@ -327,10 +348,10 @@ impl Breaker {
     }
 }
 
-/// How long the n-th opening in a row lasts.
-fn open_for(openings: u32, config: &LoadBalancerConfig, entropy: f64) -> Duration {
+/// The open time of the n-th opening in a row.
+fn open_time(openings: u32, config: &LoadBalancerConfig, entropy: f64) -> Duration {
     if !config.circuit_breaker_enabled() {
-        return (EJECTED_FOR * openings.clamp(1, 10)).min(EJECTED_AT_MOST);
+        return (BASE_EJECTION_TIME * openings.clamp(1, 10)).min(MAX_EJECTION_TIME);
     }
     let breaker = config.breaker();
     let doubled = breaker.open_min().saturating_mul(1 << (openings.clamp(1, 31) - 1));

@@ -5,45 +5,47 @@
 //! Unknown -fail-> Down
 //! ```
 //!
-//! `fall` is `max_consecutive_failures`. A new instance is believed at its first check: nobody has relied on it yet. (HAProxy's
-//! rise and fall.) Knows nothing of sockets, clocks and tasks.
+//! `fall` is `max_consecutive_failures`. The first check of a new instance decides at once: no
+//! request depends on that instance yet. (HAProxy's rise and fall.) This module knows nothing of
+//! sockets, clocks and tasks.
 
 use std::fmt;
 
 use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 
-/// What one active check found.
+/// The result of one active check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// The instance answered as it should.
+    /// The instance gave the expected answer.
     Pass,
-    /// It did not.
+    /// The instance did not give the expected answer.
     Fail(CheckFailure),
 }
 
 /// Why an active check failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckFailure {
-    /// No answer in time.
+    /// No answer arrived in time.
     Timeout,
-    /// Nobody listens on its port.
+    /// No process listens on the port.
     ConnectionRefused,
-    /// No connection for another reason, or one that broke off.
+    /// Connecting failed for another reason, or the connection broke.
     ConnectionFailed,
-    /// Its host name leads to no address.
+    /// The host name does not resolve to an address.
     NameNotResolved,
-    /// Its host name leads to an address that must not be contacted. Takes it out even while the pool panics.
+    /// The host name resolves to an address that must not be contacted. The instance is out even in
+    /// panic mode.
     AddressRefused,
-    /// An HTTP status that is not expected.
+    /// The HTTP status of the answer is not an expected status.
     Status(u16),
-    /// It answered that it does not serve (gRPC).
+    /// The instance answered that it is not serving (gRPC).
     NotServing,
-    /// An answer that is not one of its protocol.
+    /// The answer does not follow the protocol.
     Protocol,
 }
 
-/// The word for it in answers, such as `timeout` or `status_503`. Words do not change.
+/// The word in answers, such as `timeout` or `status_503`. Words do not change.
 impl fmt::Display for CheckFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -59,17 +61,17 @@ impl fmt::Display for CheckFailure {
     }
 }
 
-/// What active checks say.
+/// The state of active checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActiveState {
-    /// Checks pass.
+    /// Active checks pass.
     Up,
-    /// Checks fail: takes the instance out.
+    /// Active checks fail: the instance is out.
     Down(CheckFailure),
 }
 
 impl ActiveState {
-    /// The word for it in answers. Words do not change.
+    /// The word in answers. Words do not change.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -81,48 +83,49 @@ impl ActiveState {
 
 #[derive(Debug, Default)]
 pub(crate) struct Active {
-    said: Option<Since<ActiveState>>,
-    /// Results in a row that speak against the state.
-    against: u32,
+    current: Option<Since<ActiveState>>,
+    /// Consecutive results that contradict the state.
+    contrary_results: u32,
 }
 
 impl Active {
-    /// What checks say; `None` before the first.
+    /// The state of active checks; `None` before the first check.
     pub(crate) fn since(&self) -> Option<Since<ActiveState>> {
-        self.said
+        self.current
     }
 
-    /// Takes a result. Returns what checks say from now on, if that is something else than before.
+    /// Records a result. Returns the new state if the state changed.
     pub(crate) fn observe(&mut self, check: Check, config: &LoadBalancerConfig, now: Timestamp) -> Option<ActiveState> {
-        let (next, needed) = match (self.said.map(|said| said.state), check) {
+        let (next, needed) = match (self.current.map(|current| current.state), check) {
             (None, Check::Pass) => (ActiveState::Up, 1),
             (None, Check::Fail(why)) => (ActiveState::Down(why), 1),
-            // Not a matter of how often.
+            // A refused address takes the instance out at once, without a threshold.
             (Some(ActiveState::Up), Check::Fail(CheckFailure::AddressRefused)) => {
                 (ActiveState::Down(CheckFailure::AddressRefused), 1)
             }
             (Some(ActiveState::Up), Check::Fail(why)) => (ActiveState::Down(why), config.max_consecutive_failures()),
             (Some(ActiveState::Down(_)), Check::Pass) => (ActiveState::Up, config.rise()),
             (Some(ActiveState::Up), Check::Pass) => {
-                self.against = 0;
+                self.contrary_results = 0;
                 return None;
             }
             (Some(ActiveState::Down(before)), Check::Fail(why)) => {
-                self.against = 0;
-                // Down as before, and why is kept true. Whether the address is refused decides what a panic may pick.
+                self.contrary_results = 0;
+                // The state stays down, with the latest reason. Panic mode must not pick a refused
+                // address, so a change to or from that reason is returned.
                 let refused = |why| why == CheckFailure::AddressRefused;
-                if let Some(said) = &mut self.said {
-                    said.state = ActiveState::Down(why);
+                if let Some(current) = &mut self.current {
+                    current.state = ActiveState::Down(why);
                 }
                 return (refused(before) != refused(why)).then_some(ActiveState::Down(why));
             }
         };
-        self.against += 1;
-        if self.against < needed {
+        self.contrary_results += 1;
+        if self.contrary_results < needed {
             return None;
         }
-        self.against = 0;
-        self.said = Some(Since {
+        self.contrary_results = 0;
+        self.current = Some(Since {
             state: next,
             since: now,
         });
@@ -148,10 +151,10 @@ mod tests {
             } else {
                 Check::Fail(CheckFailure::Timeout)
             };
-            let before = active.said;
+            let before = active.current;
             let changed = active.observe(check, &config, now);
-            assert_eq!(changed.is_some(), active.said != before, "{results}");
-            match active.said.unwrap().state {
+            assert_eq!(changed.is_some(), active.current != before, "{results}");
+            match active.current.unwrap().state {
                 ActiveState::Up => 'U',
                 ActiveState::Down(_) => 'D',
             }
@@ -160,24 +163,24 @@ mod tests {
     }
 
     #[test]
-    fn the_first_result_is_believed() {
+    fn the_first_check_decides_at_once() {
         assert_eq!(states("P"), "U");
         assert_eq!(states("F"), "D");
     }
 
     #[test]
-    fn so_many_failures_in_a_row_take_it_out_and_so_many_passes_bring_it_back() {
+    fn fall_failures_in_a_row_mark_down_and_rise_passes_mark_up() {
         assert_eq!(states("PFFFFPP"), "UUUDDDU");
     }
 
     #[test]
-    fn a_pass_in_between_starts_the_run_of_failures_again() {
+    fn a_pass_in_between_restarts_the_count_of_failures() {
         assert_eq!(states("PFFPFFF"), "UUUUUUD");
         assert_eq!(states("FPFPP"), "DDDDU");
     }
 
     #[test]
-    fn the_reason_is_that_of_the_last_failure_and_the_time_that_of_the_first() {
+    fn a_down_state_has_the_last_reason_and_the_time_of_the_first() {
         let config = LoadBalancerConfig::default();
         let mut active = Active::default();
         let at = |second| Timestamp::default() + Duration::from_secs(second);
@@ -186,9 +189,9 @@ mod tests {
             active.observe(Check::Fail(CheckFailure::Status(500)), &config, at(2)),
             None
         );
-        let said = active.since().unwrap();
+        let current = active.since().unwrap();
         assert_eq!(
-            (said.state, said.since),
+            (current.state, current.since),
             (ActiveState::Down(CheckFailure::Status(500)), at(1))
         );
     }
@@ -201,7 +204,7 @@ mod tests {
         let refused = Check::Fail(CheckFailure::AddressRefused);
         assert!(active.observe(refused, &config, Timestamp::default()).is_some());
         assert_eq!(
-            active.said.unwrap().state,
+            active.current.unwrap().state,
             ActiveState::Down(CheckFailure::AddressRefused)
         );
     }

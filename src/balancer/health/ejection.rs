@@ -1,22 +1,29 @@
-//! Which addresses of a pool are taken out: the cap on ejections, and panic mode.
+//! Ejection: which addresses of a pool are out, within the ejection cap, and panic mode.
 //!
-//! Two questions cannot be answered for one address alone, so that [`Ejections`] knows every troubled address of a pool:
+//! Both rules depend on the whole pool. Therefore [`Ejections`] holds every unhealthy address of a
+//! pool:
 //!
-//! - **The cap**: of the E eligible instances (not rejected by the registry, not drained, of weight above 0) breakers take out
-//!   at most max(1, `max_ejection` x E), the worst first, and never the last usable instance. The others are *held by the
-//!   cap*: their breakers are open, and they are picked all the same. Active checks are not capped. (Envoy's
-//!   `max_ejection_percent`; nginx never ejects the only server of a group.)
-//! - **Panic mode**: when fewer than max(1, `panic_threshold` x E) instances are usable, local judgement is not believed, and
-//!   all E are candidates. What the registry rejects or an operator has drained stays out. (Envoy's panic threshold.)
+//! - **The cap**: breakers eject at most max(1, `max_ejection` x E) of the E eligible instances
+//!   (not rejected by the registry, not drained, weight above 0). The worst instances are ejected
+//!   first, and the last usable instance is never ejected. The other tripped instances are *held
+//!   by the cap*: their breakers are open, and picks still choose them. Active checks are not
+//!   capped. (Envoy's `max_ejection_percent`; nginx never ejects the only server of a group.)
+//! - **Panic mode**: when fewer than max(1, `panic_threshold` x E) instances are usable, picks
+//!   ignore active checks and breakers, and all E instances are candidates. An instance that the
+//!   registry rejects or an operator drains stays out. (Envoy's panic threshold.)
 //!
 //! ```text
-//! tripped, the worst first:  a  b  c │ d  e  f         first: as many as the cap allows, in order
-//!                            └──out──┘ held  └ out     besides: milder addresses that still fit, where the
-//!                                                      next one has more instances than are left
+//! tripped, worst first:  a  b  c │ d  e  f
+//!                        └─ out ─┘ held  └ out
+//!
+//! worst_ejected   a b c: the longest run from the worst address on that fits into the cap
+//! milder_ejected  f: fits into the rest of the cap; d and e have too many instances for it
 //! ```
 //!
-//! A change of one address costs O(log n) and names every address whose admission changes with it. Only when panic mode begins
-//! or ends are all troubled addresses named.
+//! A change returns every address whose decision changes. The cost of a change is O(d m log n): n
+//! is the number of unhealthy addresses, d the number of different instance counts among them, and
+//! m the largest instance count. In most pools each address has one instance, so the cost is O(log
+//! n). A change that begins or ends panic mode reads all unhealthy addresses.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,19 +33,20 @@ use super::address::Tripped;
 use crate::balancer::clock::Timestamp;
 use crate::balancer::config::LoadBalancerConfig;
 
-/// What a pick may do with an address at this moment. In one atomic of its live state, looked at by every pick for which
-/// something has changed since its view was made.
+/// What a pick may do with an address at this moment. Stored as one atomic in the live state of
+/// the address. A pick reads the atomic only if an admission has changed since the pick's view was
+/// made, or if the view has an address on trial.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Admission {
-    /// Can be picked.
+    /// Picks may choose the address.
     #[default]
     In,
-    /// Cannot.
+    /// Picks must not choose the address.
     Out,
-    /// One pick can have it, as the trial of its breaker.
+    /// One pick may choose the address, as the trial of its breaker.
     Trial,
-    /// One pick has it.
+    /// A trial is in progress: no other pick may choose the address.
     OnTrial,
 }
 
@@ -53,80 +61,82 @@ impl Admission {
     }
 }
 
-/// What speaks against an address, and how many eligible instances it stands for.
+/// Local health of an address, and its number of eligible instances.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Trouble {
+pub(crate) struct AddressStatus {
     pub(crate) instances: usize,
-    /// Active checks fail.
+    /// Whether active checks of the address fail.
     pub(crate) down: bool,
-    /// The breaker is not closed.
+    /// The breaker, if it is open or half open.
     pub(crate) tripped: Option<Tripped>,
 }
 
-impl Trouble {
-    fn is_none(&self) -> bool {
+impl AddressStatus {
+    fn is_healthy(&self) -> bool {
         !self.down && self.tripped.is_none()
     }
 
-    /// Whether the cap has to decide about it: checks that fail take an address out without one.
+    /// Whether the cap applies to this address. The cap does not apply to an address whose checks
+    /// fail.
     fn is_capped(&self) -> bool {
         self.instances > 0 && !self.down && self.tripped.is_some()
     }
 }
 
-/// What was decided of one address.
+/// The decision about one address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Decision {
     pub(crate) admission: Admission,
-    /// The breaker is open, and the cap keeps the address in.
+    /// The breaker is not closed, and the cap keeps the address in the pool.
     pub(crate) held_by_cap: bool,
 }
 
-/// How a pool as a whole is.
+/// Health of a pool as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PoolHealth {
-    /// Instances that only local judgement can take out.
+    /// Instances that only active checks and breakers can take out.
     pub(crate) eligible: usize,
-    /// Those of them that can be picked without panic mode.
+    /// Eligible instances that picks may choose without panic mode.
     pub(crate) usable: usize,
     /// Panic mode: all eligible instances are candidates.
     pub(crate) panic: bool,
 }
 
-/// Decides which addresses of one pool are out. `A` is how the caller knows an address.
+/// Decides which addresses of one pool are out. `A` is the caller's handle of an address.
 #[derive(Debug)]
 pub(crate) struct Ejections<A> {
     max_ejection: f64,
-    /// `None`: no panic mode.
+    /// `None` if panic mode is disabled.
     panic_threshold: Option<f64>,
-    /// Eligible instances.
+    /// Number of eligible instances.
     eligible: usize,
-    /// Those whose checks do not fail.
+    /// Number of eligible instances whose checks do not fail.
     up: usize,
-    /// Those that breakers take out.
-    out: usize,
+    /// Number of eligible instances that breakers take out.
+    ejected: usize,
     panic: bool,
-    troubled: HashMap<usize, Troubled<A>>,
-    /// The worst addresses, as many in order as the cap allows.
-    first: BTreeSet<Rank>,
-    /// Milder ones that fit into what `first` leaves of the cap.
-    besides: Vec<Rank>,
-    /// All others, by their number of instances: held by the cap.
+    unhealthy: HashMap<usize, UnhealthyAddress<A>>,
+    /// The ejected addresses from the worst on, without a gap: the longest run that the cap allows.
+    worst_ejected: BTreeSet<Rank>,
+    /// Ejected addresses that are milder than the first held address, and fit into the rest of the
+    /// cap.
+    milder_ejected: BTreeSet<Rank>,
+    /// Addresses that the cap holds, by number of instances.
     held: BTreeMap<usize, BTreeSet<Rank>>,
 }
 
 #[derive(Debug)]
-struct Troubled<A> {
+struct UnhealthyAddress<A> {
     address: A,
-    trouble: Trouble,
-    is_out: bool,
+    status: AddressStatus,
+    is_ejected: bool,
     decision: Decision,
 }
 
-/// The order in which breakers take addresses out: the largest share of failures, then the longest tripped.
+/// The order of ejection: the largest failure ratio first, then the longest tripped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
-    /// Bits of a share, which order as the shares do.
+    /// The bits of a non-negative float, which sort as the float does.
     severity: Reverse<u32>,
     tripped_at: Timestamp,
     key: usize,
@@ -143,7 +153,7 @@ impl Rank {
 }
 
 impl<A> Default for Ejections<A> {
-    /// Of a pool without instances.
+    /// Decisions for a pool without instances.
     fn default() -> Self {
         Self::new(&LoadBalancerConfig::default())
     }
@@ -156,11 +166,11 @@ impl<A> Ejections<A> {
             panic_threshold: config.panic().then(|| config.panic_threshold()),
             eligible: 0,
             up: 0,
-            out: 0,
+            ejected: 0,
             panic: false,
-            troubled: HashMap::new(),
-            first: BTreeSet::new(),
-            besides: Vec::new(),
+            unhealthy: HashMap::new(),
+            worst_ejected: BTreeSet::new(),
+            milder_ejected: BTreeSet::new(),
             held: BTreeMap::new(),
         }
     }
@@ -174,50 +184,51 @@ impl<A> Ejections<A> {
     }
 
     fn usable(&self) -> usize {
-        self.up - self.out
+        self.up - self.ejected
     }
 
-    /// What was decided of an address.
+    /// The decision about an address.
     pub(crate) fn of(&self, key: usize) -> Decision {
-        self.troubled
+        self.unhealthy
             .get(&key)
-            .map(|troubled| troubled.decision)
+            .map(|unhealthy| unhealthy.decision)
             .unwrap_or_default()
     }
 
-    /// How many instances breakers may take out.
+    /// How many instances breakers may eject.
     fn cap(&self) -> usize {
         let share = (self.max_ejection * self.eligible as f64) as usize;
         share.max(1).min(self.up.max(1) - 1)
     }
 
-    fn panics(&self) -> bool {
+    fn is_below_panic_threshold(&self) -> bool {
         self.panic_threshold.is_some_and(|threshold| {
-            // The least whole number that is not below the share.
+            // The smallest whole number that is at least the threshold's share.
             let needed = (threshold * self.eligible as f64).max(1.0).ceil() as usize;
             self.eligible > 0 && self.usable() < needed
         })
     }
 
-    /// Puts an address among the tripped ones, into `first` if it is worse than the mildest there.
-    fn insert(&mut self, rank: Rank, instances: usize) {
-        if self.first.last().is_some_and(|mildest| rank < *mildest) {
-            self.first.insert(rank);
-            self.out += instances;
+    /// Adds a tripped address: to `worst_ejected` if the address is worse than the mildest one
+    /// there, else to `held`.
+    fn insert_tripped(&mut self, rank: Rank, instances: usize) {
+        if self.worst_ejected.last().is_some_and(|mildest| rank < *mildest) {
+            self.worst_ejected.insert(rank);
+            self.ejected += instances;
         } else {
             self.held.entry(instances).or_default().insert(rank);
         }
     }
 
-    fn remove(&mut self, rank: Rank, instances: usize) {
-        if self.first.remove(&rank) {
-            self.out -= instances;
+    fn remove_tripped(&mut self, rank: Rank, instances: usize) {
+        if self.worst_ejected.remove(&rank) {
+            self.ejected -= instances;
         } else {
-            self.unhold(rank, instances);
+            self.remove_held(rank, instances);
         }
     }
 
-    fn unhold(&mut self, rank: Rank, instances: usize) {
+    fn remove_held(&mut self, rank: Rank, instances: usize) {
         if let Some(ranks) = self.held.get_mut(&instances) {
             ranks.remove(&rank);
             if ranks.is_empty() {
@@ -226,152 +237,152 @@ impl<A> Ejections<A> {
         }
     }
 
-    /// The worst of those held that stand for at most `room` instances, and for how many.
+    /// The worst held address with at most `room` instances, and its number of instances.
     fn worst_held(&self, room: usize) -> Option<(Rank, usize)> {
         let worst = |(instances, ranks): (&usize, &BTreeSet<Rank>)| Some((*ranks.first()?, *instances));
         self.held.range(..=room).filter_map(worst).min()
     }
 
-    /// Returns the addresses of `besides` to those held: what fits depends on everything before it.
-    fn hold_besides(&mut self, moved: &mut Vec<usize>) {
-        for rank in mem::take(&mut self.besides) {
+    /// Moves all of `milder_ejected` to `held`: which of them fit depends on every worse address.
+    fn hold_milder(&mut self, moved: &mut Vec<usize>) {
+        for rank in mem::take(&mut self.milder_ejected) {
             let instances = self
-                .troubled
+                .unhealthy
                 .get(&rank.key)
-                .map_or(0, |troubled| troubled.trouble.instances);
-            self.out -= instances;
+                .map_or(0, |unhealthy| unhealthy.status.instances);
+            self.ejected -= instances;
             self.held.entry(instances).or_default().insert(rank);
             moved.push(rank.key);
         }
     }
 
-    /// Takes out the worst, as many as the cap allows. Collects the addresses that were moved.
+    /// Ejects the worst addresses that the cap allows. Adds every address that moved to `moved`.
     fn fill(&mut self, moved: &mut Vec<usize>) {
         let cap = self.cap();
-        while self.out > cap
-            && let Some(mildest) = self.first.pop_last()
+        while self.ejected > cap
+            && let Some(mildest) = self.worst_ejected.pop_last()
         {
             let instances = self
-                .troubled
+                .unhealthy
                 .get(&mildest.key)
-                .map_or(0, |troubled| troubled.trouble.instances);
-            self.out -= instances;
+                .map_or(0, |unhealthy| unhealthy.status.instances);
+            self.ejected -= instances;
             self.held.entry(instances).or_default().insert(mildest);
             moved.push(mildest.key);
         }
         while let Some((worst, instances)) = self.worst_held(usize::MAX)
-            && self.out + instances <= cap
+            && self.ejected + instances <= cap
         {
-            self.unhold(worst, instances);
-            self.first.insert(worst);
-            self.out += instances;
+            self.remove_held(worst, instances);
+            self.worst_ejected.insert(worst);
+            self.ejected += instances;
             moved.push(worst.key);
         }
-        while let Some((worst, instances)) = self.worst_held(cap - self.out) {
-            self.unhold(worst, instances);
-            self.besides.push(worst);
-            self.out += instances;
+        while let Some((worst, instances)) = self.worst_held(cap - self.ejected) {
+            self.remove_held(worst, instances);
+            self.milder_ejected.insert(worst);
+            self.ejected += instances;
             moved.push(worst.key);
         }
         for key in &*moved {
-            if let Some(troubled) = self.troubled.get_mut(key)
-                && let Some(tripped) = troubled.trouble.tripped
+            if let Some(unhealthy) = self.unhealthy.get_mut(key)
+                && let Some(tripped) = unhealthy.status.tripped
             {
                 let rank = Rank::of(*key, tripped);
-                troubled.is_out = self.first.contains(&rank) || self.besides.contains(&rank);
+                unhealthy.is_ejected = self.worst_ejected.contains(&rank) || self.milder_ejected.contains(&rank);
             }
         }
     }
 }
 
 impl<A: Clone> Ejections<A> {
-    /// Decides about a whole pool: its eligible instances are those of healthy addresses, of which there are `eligible`
-    /// together with the troubled ones.
+    /// Decides about a whole pool. `eligible` counts the eligible instances of all addresses,
+    /// healthy and unhealthy; `unhealthy` may list healthy addresses, too.
     pub(crate) fn decide(
         eligible: usize,
-        troubled: impl Iterator<Item = (usize, A, Trouble)>,
+        unhealthy: impl Iterator<Item = (usize, A, AddressStatus)>,
         config: &LoadBalancerConfig,
     ) -> Self {
         let mut ejections = Self::new(config);
         (ejections.eligible, ejections.up) = (eligible, eligible);
         let mut moved = Vec::new();
-        for (key, address, trouble) in troubled {
-            ejections.note(key, address, trouble);
+        for (key, address, status) in unhealthy {
+            ejections.add(key, address, status);
             moved.push(key);
         }
         ejections.fill(&mut moved);
-        ejections.panic = ejections.panics();
-        for troubled in ejections.troubled.values_mut() {
-            troubled.decision = decision(&troubled.trouble, troubled.is_out, ejections.panic);
+        ejections.panic = ejections.is_below_panic_threshold();
+        for unhealthy in ejections.unhealthy.values_mut() {
+            unhealthy.decision = decision(&unhealthy.status, unhealthy.is_ejected, ejections.panic);
         }
         ejections
     }
 
-    /// Takes over what speaks against one address now. Returns every address of which something else is decided than before.
-    pub(crate) fn change(&mut self, key: usize, address: A, trouble: Trouble) -> Vec<(A, Decision)> {
+    /// Updates the local health of one address. Returns every address whose decision changed.
+    pub(crate) fn change(&mut self, key: usize, address: A, status: AddressStatus) -> Vec<(A, Decision)> {
         let mut moved = vec![key];
-        self.hold_besides(&mut moved);
+        self.hold_milder(&mut moved);
         let before = self.of(key);
-        self.forget(key);
-        self.note(key, address.clone(), trouble);
+        self.remove(key);
+        self.add(key, address.clone(), status);
         self.fill(&mut moved);
-        let panic = self.panics();
+        let panic = self.is_below_panic_threshold();
         if panic != self.panic {
             self.panic = panic;
-            moved = self.troubled.keys().copied().collect();
+            moved = self.unhealthy.keys().copied().collect();
         }
         let mut changed = Vec::new();
-        if let Some(troubled) = self.troubled.get_mut(&key) {
-            troubled.decision = before;
+        if let Some(unhealthy) = self.unhealthy.get_mut(&key) {
+            unhealthy.decision = before;
         } else if before != Decision::default() {
             changed.push((address, Decision::default()));
         }
         for key in moved {
-            if let Some(troubled) = self.troubled.get_mut(&key) {
-                let now = decision(&troubled.trouble, troubled.is_out, panic);
-                if mem::replace(&mut troubled.decision, now) != now {
-                    changed.push((troubled.address.clone(), now));
+            if let Some(unhealthy) = self.unhealthy.get_mut(&key) {
+                let now = decision(&unhealthy.status, unhealthy.is_ejected, panic);
+                if mem::replace(&mut unhealthy.decision, now) != now {
+                    changed.push((unhealthy.address.clone(), now));
                 }
             }
         }
         changed
     }
 
-    fn forget(&mut self, key: usize) {
-        let Some(Troubled { trouble, .. }) = self.troubled.remove(&key) else {
+    fn remove(&mut self, key: usize) {
+        let Some(UnhealthyAddress { status, .. }) = self.unhealthy.remove(&key) else {
             return;
         };
-        if trouble.down {
-            self.up += trouble.instances;
-        } else if let Some(tripped) = trouble.tripped.filter(|_| trouble.is_capped()) {
-            self.remove(Rank::of(key, tripped), trouble.instances);
+        if status.down {
+            self.up += status.instances;
+        } else if let Some(tripped) = status.tripped.filter(|_| status.is_capped()) {
+            self.remove_tripped(Rank::of(key, tripped), status.instances);
         }
     }
 
-    fn note(&mut self, key: usize, address: A, trouble: Trouble) {
-        if trouble.is_none() {
+    fn add(&mut self, key: usize, address: A, status: AddressStatus) {
+        if status.is_healthy() {
             return;
         }
-        if trouble.down {
-            self.up -= trouble.instances;
-        } else if let Some(tripped) = trouble.tripped.filter(|_| trouble.is_capped()) {
-            self.insert(Rank::of(key, tripped), trouble.instances);
+        if status.down {
+            self.up -= status.instances;
+        } else if let Some(tripped) = status.tripped.filter(|_| status.is_capped()) {
+            self.insert_tripped(Rank::of(key, tripped), status.instances);
         }
-        let troubled = Troubled {
+        let unhealthy = UnhealthyAddress {
             address,
-            trouble,
-            is_out: false,
+            status,
+            is_ejected: false,
             decision: Decision::default(),
         };
-        self.troubled.insert(key, troubled);
+        self.unhealthy.insert(key, unhealthy);
     }
 }
 
-fn decision(trouble: &Trouble, is_out: bool, panic: bool) -> Decision {
-    let held_by_cap = trouble.is_capped() && !is_out;
-    let admission = match trouble.tripped {
+fn decision(status: &AddressStatus, is_ejected: bool, panic: bool) -> Decision {
+    let held_by_cap = status.is_capped() && !is_ejected;
+    let admission = match status.tripped {
         _ if panic => Admission::In,
-        _ if trouble.down => Admission::Out,
+        _ if status.down => Admission::Out,
         Some(_) if held_by_cap => Admission::In,
         Some(tripped) if tripped.half_open => Admission::Trial,
         Some(_) => Admission::Out,
@@ -388,20 +399,21 @@ mod tests {
 
     use super::*;
 
-    /// A pool as a list of addresses, the key of each being its place.
+    /// A pool as a list of addresses. The key of an address is its index.
     #[derive(Clone, Debug)]
-    struct Pool(Vec<Trouble>);
+    struct Pool(Vec<AddressStatus>);
 
-    /// The rules once more, over the whole list and without a state: what [`Ejections`] has to say after every step.
+    /// A naive model of the rules: recomputes the whole list without state. After every step
+    /// [`Ejections`] must agree with the model.
     fn model(pool: &Pool, config: &LoadBalancerConfig) -> (Vec<Decision>, PoolHealth) {
-        let sum = |filter: fn(&Trouble) -> bool| -> usize {
+        let sum = |filter: fn(&AddressStatus) -> bool| -> usize {
             pool.0
                 .iter()
-                .filter(|trouble| filter(trouble))
-                .map(|trouble| trouble.instances)
+                .filter(|status| filter(status))
+                .map(|status| status.instances)
                 .sum()
         };
-        let (eligible, up) = (sum(|_| true), sum(|trouble| !trouble.down));
+        let (eligible, up) = (sum(|_| true), sum(|status| !status.down));
         let cap = ((config.max_ejection() * eligible as f64) as usize)
             .max(1)
             .min(up.max(1) - 1);
@@ -422,14 +434,15 @@ mod tests {
         let usable = up - out;
         let needed = (config.panic_threshold() * eligible as f64).max(1.0);
         let panic = config.panic() && eligible > 0 && (usable as f64) < needed;
-        let decided = pool.0.iter().enumerate().map(|(key, trouble)| {
-            let held_by_cap = trouble.is_capped() && !ejected.contains(&key);
-            let admission = match (panic || held_by_cap, trouble.down, trouble.tripped) {
+        let decided = pool.0.iter().enumerate().map(|(key, status)| {
+            let held_by_cap = status.is_capped() && !ejected.contains(&key);
+            let admission = match (panic || held_by_cap, status.down, status.tripped) {
                 (true, ..) | (false, false, None) => Admission::In,
                 (false, false, Some(tripped)) if tripped.half_open => Admission::Trial,
                 (false, ..) => Admission::Out,
             };
-            // One that the cap holds and whose checks fail does not exist: it is not capped.
+            // The cap never holds an address whose checks fail, so `held_by_cap` needs no test of
+            // `down`.
             Decision { admission, held_by_cap }
         });
         (
@@ -443,20 +456,30 @@ mod tests {
     }
 
     fn decide(pool: &Pool, config: &LoadBalancerConfig) -> Ejections<usize> {
-        let eligible = pool.0.iter().map(|trouble| trouble.instances).sum();
-        let troubled = pool.0.iter().enumerate().filter(|(_, trouble)| !trouble.is_none());
-        Ejections::decide(eligible, troubled.map(|(key, trouble)| (key, key, *trouble)), config)
+        let eligible = pool.0.iter().map(|status| status.instances).sum();
+        let unhealthy = pool.0.iter().enumerate().filter(|(_, status)| !status.is_healthy());
+        Ejections::decide(eligible, unhealthy.map(|(key, status)| (key, key, *status)), config)
+    }
+
+    /// Whether `worst_ejected` is the longest run from the worst address on that fits into the cap.
+    fn worst_ejected_is_longest(ejections: &Ejections<usize>) -> bool {
+        let instances = |rank: &Rank| ejections.unhealthy[&rank.key].status.instances;
+        let run: usize = ejections.worst_ejected.iter().map(instances).sum();
+        let milder = ejections.milder_ejected.iter().chain(ejections.held.values().flatten());
+        let next = milder.min();
+        let in_order = ejections.worst_ejected.last() < next || next.is_none();
+        in_order && run <= ejections.cap() && next.is_none_or(|next| run + instances(next) > ejections.cap())
     }
 
     fn decisions(ejections: &Ejections<usize>, pool: &Pool) -> Vec<Decision> {
         (0..pool.0.len()).map(|key| ejections.of(key)).collect()
     }
 
-    /// Down, and what the breaker says: how bad, since when, half open.
+    /// Whether checks fail, and the breaker: severity, time of the trip, half open.
     type Drawn = (bool, Option<(u32, u64, bool)>);
 
-    fn trouble(instances: usize, (down, tripped): Drawn) -> Trouble {
-        Trouble {
+    fn status(instances: usize, (down, tripped): Drawn) -> AddressStatus {
+        AddressStatus {
             instances,
             down,
             tripped: tripped.map(|(severity, at, half_open)| Tripped {
@@ -474,9 +497,9 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Event {
-        /// Checks and breaker of one address say something else.
+        /// Checks or breaker of one address change.
         Step(prop::sample::Index, Drawn),
-        /// A view is made: addresses have other numbers of eligible instances, one is new, one is gone.
+        /// A new view is made: instance counts change, one address joins, and another leaves.
         View(Vec<usize>, Drawn, prop::sample::Index),
     }
 
@@ -492,7 +515,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn after_every_step_each_address_is_decided_as_the_model_says(
+        fn every_decision_equals_that_of_the_naive_model_after_every_step(
             start in prop::collection::vec((0_usize..5, drawn()), 1..14),
             events in prop::collection::vec(event(), 0..40),
             share in 0.0..=1.0_f64,
@@ -504,60 +527,62 @@ mod tests {
                 .and_then(|config| config.with_panic_threshold(threshold))
                 .unwrap()
                 .with_panic(panics);
-            let mut pool = Pool(start.into_iter().map(|(instances, drawn)| trouble(instances, drawn)).collect());
+            let mut pool = Pool(start.into_iter().map(|(instances, drawn)| status(instances, drawn)).collect());
             let mut ejections = decide(&pool, &config);
             prop_assert_eq!((decisions(&ejections, &pool), ejections.pool()), model(&pool, &config));
+            prop_assert!(worst_ejected_is_longest(&ejections));
             for event in events {
                 match event {
                     Event::Step(index, drawn) => {
                         let key = index.index(pool.0.len());
                         let before = decisions(&ejections, &pool);
-                        pool.0[key] = trouble(pool.0[key].instances, drawn);
-                        let told = ejections.change(key, key, pool.0[key]);
-                        // Those told of are exactly those that changed, and to what they changed.
-                        let mut heeded = before.clone();
-                        for (key, decision) in &told {
-                            prop_assert_ne!(heeded[*key], *decision, "told of {} once, and only of a change", key);
-                            heeded[*key] = *decision;
+                        pool.0[key] = status(pool.0[key].instances, drawn);
+                        let returned = ejections.change(key, key, pool.0[key]);
+                        // The returned decisions are exactly those that changed.
+                        let mut expected = before.clone();
+                        for (key, decision) in &returned {
+                            prop_assert_ne!(expected[*key], *decision, "{} is returned once, and only if changed", key);
+                            expected[*key] = *decision;
                         }
-                        prop_assert_eq!(&heeded, &decisions(&ejections, &pool));
+                        prop_assert_eq!(&expected, &decisions(&ejections, &pool));
                     }
                     Event::View(instances, drawn, gone) => {
-                        pool.0.push(trouble(0, drawn));
+                        pool.0.push(status(0, drawn));
                         pool.0.remove(gone.index(pool.0.len()));
-                        for (trouble, instances) in pool.0.iter_mut().zip(instances) {
-                            trouble.instances = instances;
+                        for (status, instances) in pool.0.iter_mut().zip(instances) {
+                            status.instances = instances;
                         }
                         ejections = decide(&pool, &config);
                     }
                 }
+                prop_assert!(worst_ejected_is_longest(&ejections));
                 let (decided, health) = model(&pool, &config);
                 prop_assert_eq!((decisions(&ejections, &pool), ejections.pool()), (decided.clone(), health));
-                // What the rules promise, whatever the model says.
+                // The guarantees of the rules, independent of the model.
                 let capped: Vec<usize> = (0..pool.0.len()).filter(|&key| pool.0[key].is_capped()).collect();
                 let out: usize = capped.iter().filter(|&&key| !decided[key].held_by_cap).map(|&key| pool.0[key].instances).sum();
                 prop_assert!(out <= ((share * health.eligible as f64) as usize).max(1));
-                let up: usize = pool.0.iter().filter(|trouble| !trouble.down).map(|trouble| trouble.instances).sum();
+                let up: usize = pool.0.iter().filter(|status| !status.down).map(|status| status.instances).sum();
                 prop_assert!(up == 0 || out < up, "never the last");
             }
         }
     }
 
     #[test]
-    fn the_worst_is_out_and_a_milder_address_takes_its_place_when_it_recovers() {
+    fn a_milder_address_is_ejected_in_place_of_one_that_recovers() {
         let config = LoadBalancerConfig::default();
-        let tripped = |severity, at| trouble(1, (false, Some((severity, at, false))));
+        let tripped = |severity, at| status(1, (false, Some((severity, at, false))));
         let mut pool = Pool(vec![
-            Trouble {
+            AddressStatus {
                 instances: 1,
-                ..Trouble::default()
+                ..AddressStatus::default()
             };
             4
         ]);
         let mut ejections = decide(&pool, &config);
-        let mut change = |key: usize, trouble: Trouble| {
-            pool.0[key] = trouble;
-            let mut changed = ejections.change(key, key, trouble);
+        let mut change = |key: usize, status: AddressStatus| {
+            pool.0[key] = status;
+            let mut changed = ejections.change(key, key, status);
             changed.sort_by_key(|(key, _)| *key);
             changed
         };
@@ -580,9 +605,9 @@ mod tests {
         assert_eq!(
             change(
                 1,
-                Trouble {
+                AddressStatus {
                     instances: 1,
-                    ..Trouble::default()
+                    ..AddressStatus::default()
                 }
             ),
             [(0, out), (1, Decision::default())]

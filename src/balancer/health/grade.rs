@@ -1,41 +1,48 @@
-//! Passive grading: what outcomes say of an address before they take it out.
+//! Passive grade of an address: outcomes degrade an address before its breaker takes the address
+//! out.
 //!
-//! - *failing*: at least a fifth of the outcomes within the window failed (there must be `breaker.min_outcomes` of them);
-//! - *slow*: what it needed lately is at least three times what is usual in its pool, and five milliseconds more. "Lately" is an average over outcomes, not
-//!   over time, with weight 1/8 for each new one, and none counts for more than eight times the usual: one that took
-//!   very long does not make an instance slow, three in a row do.
+//! - *failing*: at least 20 % of the outcomes within the window failed, of at least
+//!   `breaker.min_outcomes` outcomes;
+//! - *slow*: the recent latency of the address is at least three times the typical latency of its
+//!   pool, and at least five milliseconds above that. Recent latency is a moving average over
+//!   outcomes, not over time, with weight 1/8 for each new outcome. A single outcome counts as at
+//!   most eight times the typical latency: one very slow answer does not make an address slow,
+//!   three in a row do.
 //!
-//! Either makes it degraded: picked less, not taken out. It is ok again below half of the first, or twice the usual:
-//! two thresholds, so that it does not flap. `least_response_time` compares response times itself; there slow is not counted
-//! a second time.
+//! A degraded address is picked less and not taken out. A failing address is ok again below 10 %
+//! failures, and a slow address below twice the typical latency: two thresholds, so that the grade
+//! does not flap. `least_response_time` compares response times itself; there the grade slow is
+//! not used.
 
 use std::fmt;
 
 use super::window::Totals;
 use crate::balancer::clock::{Since, Timestamp};
 
-/// Degraded from this share of failed outcomes on, and ok below the second.
-const FAILING: (f64, f64) = (0.20, 0.10);
-/// Degraded from this multiple of what is usual in the pool on, and ok below the second.
-const SLOW: (f32, f32) = (3.0, 2.0);
-/// And by so many seconds at least: below that it is noise.
-const SLOW_BY: f32 = 0.005;
-/// The weight of the newest outcome.
-const NEWEST: f32 = 1.0 / 8.0;
-/// No outcome counts for more than this many times the usual.
-const AT_MOST: f32 = 8.0;
+/// An address becomes failing at the first failure ratio, and is ok again below the second.
+const FAILING_RATIO: (f64, f64) = (0.20, 0.10);
+/// An address becomes slow at the first multiple of the typical latency, and is ok again below the
+/// second.
+const SLOW_MULTIPLE: (f32, f32) = (3.0, 2.0);
+/// Seconds above the typical latency below which an address is never slow: smaller differences are
+/// noise.
+const SLOW_MARGIN: f32 = 0.005;
+/// The weight of a new outcome in the moving average.
+const NEW_SAMPLE_WEIGHT: f32 = 1.0 / 8.0;
+/// An outcome counts as at most this multiple of the typical latency.
+const MAX_SAMPLE_MULTIPLE: f32 = 8.0;
 
-/// What outcomes say.
+/// The passive grade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PassiveState {
-    /// No objection.
+    /// Outcomes do not degrade the instance.
     Ok,
-    /// Picked less.
+    /// The instance is picked less.
     Degraded(DegradedReason),
 }
 
 impl PassiveState {
-    /// The word for it in answers. Words do not change.
+    /// The word in answers. Words do not change.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -45,16 +52,16 @@ impl PassiveState {
     }
 }
 
-/// Why an instance is picked less.
+/// Why outcomes degrade an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DegradedReason {
-    /// Too many of its outcomes failed.
+    /// Too large a share of the outcomes failed.
     Failing,
-    /// It is much slower than the others.
+    /// The instance is much slower than its pool.
     Slow,
 }
 
-/// The word for it in answers. Words do not change.
+/// The word in answers. Words do not change.
 impl fmt::Display for DegradedReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -66,59 +73,64 @@ impl fmt::Display for DegradedReason {
 
 #[derive(Debug, Default)]
 pub(crate) struct Passive {
-    said: Option<Since<PassiveState>>,
-    /// Seconds; 0 before the first.
-    lately: f32,
-    timed: u32,
+    current: Option<Since<PassiveState>>,
+    /// Moving average of the latency in seconds; 0 before the first sample.
+    recent_latency: f32,
+    samples: u32,
 }
 
 impl Passive {
-    /// What outcomes say; `None` before there were enough.
+    /// The grade, and since when; `None` before there were enough outcomes.
     pub(crate) fn since(&self) -> Option<Since<PassiveState>> {
-        self.said
+        self.current
     }
 
     pub(crate) fn is_degraded(&self) -> bool {
-        self.said.is_some_and(|said| said.state != PassiveState::Ok)
+        self.current.is_some_and(|current| current.state != PassiveState::Ok)
     }
 
-    /// What it needed lately, in seconds.
-    pub(crate) fn lately(&self) -> f32 {
-        self.lately
+    /// The recent latency in seconds; 0 before the first sample.
+    pub(crate) fn recent_latency(&self) -> f32 {
+        self.recent_latency
     }
 
-    /// Takes the seconds that an answer took.
-    pub(crate) fn took(&mut self, seconds: f32, usual: Option<f32>) {
-        let seconds = usual.map_or(seconds, |usual| seconds.min(AT_MOST * usual));
-        self.lately = match self.timed {
+    /// Records the latency of a success in seconds. `pool_latency` is the typical latency of the
+    /// pool.
+    pub(crate) fn observe_latency(&mut self, seconds: f32, pool_latency: Option<f32>) {
+        let seconds = pool_latency.map_or(seconds, |pool_latency| seconds.min(MAX_SAMPLE_MULTIPLE * pool_latency));
+        self.recent_latency = match self.samples {
             0 => seconds,
-            _ => self.lately + (seconds - self.lately) * NEWEST,
+            _ => self.recent_latency + (seconds - self.recent_latency) * NEW_SAMPLE_WEIGHT,
         };
-        self.timed = self.timed.saturating_add(1);
+        self.samples = self.samples.saturating_add(1);
     }
 
-    /// Judges anew. `usual` is what is usual in its pool, in seconds, where there is something to compare with. Returns what
-    /// outcomes say from now on, if that is something else than before.
-    pub(crate) fn judge(
+    /// Grades the address again. `pool_latency` is the typical latency of the pool in seconds, if
+    /// enough addresses have one. Returns the new grade if the grade changed.
+    pub(crate) fn update(
         &mut self,
         totals: Totals,
-        usual: Option<f32>,
+        pool_latency: Option<f32>,
         min_outcomes: u32,
         now: Timestamp,
     ) -> Option<PassiveState> {
-        let before = self.said.map(|said| said.state);
+        let before = self.current.map(|current| current.state);
         let ratio = totals.failure_ratio();
         let enough = totals.total >= min_outcomes;
-        let slower_than = |times: f32| usual.is_some_and(|usual| self.lately >= (times * usual).max(usual + SLOW_BY));
-        let failing = match before {
-            Some(PassiveState::Degraded(DegradedReason::Failing)) => ratio >= FAILING.1,
-            _ => enough && ratio >= FAILING.0,
+        let slower_than = |times: f32| {
+            pool_latency.is_some_and(|pool_latency| {
+                self.recent_latency >= (times * pool_latency).max(pool_latency + SLOW_MARGIN)
+            })
         };
-        // Without outcomes it is not known to be slow any more.
+        let failing = match before {
+            Some(PassiveState::Degraded(DegradedReason::Failing)) => ratio >= FAILING_RATIO.1,
+            _ => enough && ratio >= FAILING_RATIO.0,
+        };
+        // Without outcomes within the window the address does not stay slow.
         let slow = totals.total > 0
             && match before {
-                Some(PassiveState::Degraded(DegradedReason::Slow)) => slower_than(SLOW.1),
-                _ => self.timed >= min_outcomes && slower_than(SLOW.0),
+                Some(PassiveState::Degraded(DegradedReason::Slow)) => slower_than(SLOW_MULTIPLE.1),
+                _ => self.samples >= min_outcomes && slower_than(SLOW_MULTIPLE.0),
             };
         let next = match (failing, slow) {
             (true, _) => PassiveState::Degraded(DegradedReason::Failing),
@@ -129,15 +141,15 @@ impl Passive {
         if before == Some(next) {
             return None;
         }
-        self.said = Some(Since {
+        self.current = Some(Since {
             state: next,
             since: now,
         });
         Some(next)
     }
 
-    /// Forgets what it learned: after it was out, what was before says nothing.
-    pub(crate) fn forget(&mut self) {
+    /// Resets the grade: outcomes from before an ejection do not describe the recovered address.
+    pub(crate) fn reset(&mut self) {
         *self = Self::default();
     }
 }

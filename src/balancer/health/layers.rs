@@ -1,4 +1,4 @@
-//! What each layer says of one instance, and the one status derived from them.
+//! The health layers of one instance, and the status derived from them.
 
 use std::sync::Arc;
 
@@ -9,28 +9,31 @@ use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::instance::{HealthStatus, RegistryStatus};
 use crate::balancer::overrides::StandingOrder;
 
-/// What each layer says of one instance.
+/// The health layers of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layers {
-    /// The operator's order that takes it out; `None` while it is in service.
+    /// The operator's order that drains the instance; `None` while the instance is in service.
     pub admin: Option<Arc<StandingOrder>>,
-    /// What the registry says.
+    /// The status in the registry.
     pub registry: Since<RegistryStatus>,
-    /// Whether its registered address must not be contacted: see [`DeniedNetworks`](crate::balancer::DeniedNetworks).
+    /// Whether the registered address must not be contacted: see
+    /// [`DeniedNetworks`](crate::balancer::DeniedNetworks).
     pub address_refused: bool,
-    /// What our own checks say; `None` before the first.
+    /// The state of active checks; `None` before the first check.
     pub active: Option<Since<ActiveState>>,
-    /// What outcomes say; `None` before there were enough of them.
+    /// The passive grade from outcomes; `None` before there were enough outcomes.
     pub passive: Option<Since<PassiveState>>,
-    /// What its breaker says; `None` before the first outcome.
+    /// The state of the breaker; `None` before the first outcome.
     pub breaker: Option<Since<BreakerState>>,
-    /// Its breaker is open, and the pool cannot do without it: picked all the same.
+    /// The breaker is open, and the ejection cap keeps the instance in the pool: picks still choose
+    /// the instance.
     pub held_by_cap: bool,
 }
 
 impl Layers {
-    /// What admin and registry say now, without the others. A layer that says what it said before has said so since then.
-    pub(crate) fn following(
+    /// The layers of admin and registry, without the local layers. A layer whose state equals the
+    /// state in `before` keeps its time.
+    pub(crate) fn from_registry(
         before: Option<&Self>,
         admin: Option<Arc<StandingOrder>>,
         registry: RegistryStatus,
@@ -55,7 +58,7 @@ impl Layers {
         }
     }
 
-    /// The status derived from all layers.
+    /// The status derived from all layers: the worst layer counts.
     #[must_use]
     pub fn status(&self) -> HealthStatus {
         if self.unavailable_reasons().next().is_some() {
@@ -69,7 +72,7 @@ impl Layers {
         }
     }
 
-    /// Whether the registry warns, or outcomes speak against it.
+    /// Whether the registry warns, or the passive grade is degraded.
     pub(crate) fn is_degraded(&self) -> bool {
         self.registry.state == RegistryStatus::Warning
             || matches!(
@@ -81,40 +84,41 @@ impl Layers {
             )
     }
 
-    /// Whether our own checks fail.
+    /// Whether active checks fail.
     pub(crate) fn is_down(&self) -> bool {
-        self.active.is_some_and(|said| said.state != ActiveState::Up)
+        self.active.is_some_and(|layer| layer.state != ActiveState::Up)
     }
 
-    /// Whether nothing but local judgement can take it out: what a pool that panics does not ask.
+    /// Whether only active checks or the breaker can take the instance out. Panic mode ignores
+    /// both.
     pub(crate) fn is_eligible(&self) -> bool {
-        self.beyond_panic().next().is_none()
+        self.reasons_beyond_panic().next().is_none()
     }
 
-    /// Each layer that takes the instance out.
+    /// Every reason that takes the instance out.
     pub(crate) fn unavailable_reasons(&self) -> impl Iterator<Item = UnavailableReason> {
-        let active = match self.active.map(|said| said.state) {
+        let active = match self.active.map(|layer| layer.state) {
             Some(ActiveState::Down(why)) if why != CheckFailure::AddressRefused => Some(UnavailableReason::CheckFailed),
             _ => None,
         };
-        let breaker = match self.breaker.map(|said| said.state) {
+        let breaker = match self.breaker.map(|layer| layer.state) {
             _ if self.held_by_cap => None,
             Some(BreakerState::Open { .. }) => Some(UnavailableReason::BreakerOpen),
             Some(BreakerState::HalfOpen { .. }) => Some(UnavailableReason::BreakerHalfOpen),
             Some(BreakerState::Closed) | None => None,
         };
-        self.beyond_panic().chain(active).chain(breaker)
+        self.reasons_beyond_panic().chain(active).chain(breaker)
     }
 
-    fn beyond_panic(&self) -> impl Iterator<Item = UnavailableReason> {
+    fn reasons_beyond_panic(&self) -> impl Iterator<Item = UnavailableReason> {
         let admin = self.admin.is_some().then_some(UnavailableReason::Drained);
         let registry = match self.registry.state {
             RegistryStatus::Critical => Some(UnavailableReason::RegistryCritical),
             RegistryStatus::Maintenance => Some(UnavailableReason::RegistryMaintenance),
             RegistryStatus::Unknown | RegistryStatus::Passing | RegistryStatus::Warning => None,
         };
-        let resolved = ActiveState::Down(CheckFailure::AddressRefused);
-        let refused = self.address_refused || self.active.is_some_and(|said| said.state == resolved);
+        let resolved_to_refused = ActiveState::Down(CheckFailure::AddressRefused);
+        let refused = self.address_refused || self.active.is_some_and(|layer| layer.state == resolved_to_refused);
         admin
             .into_iter()
             .chain(registry)
@@ -122,33 +126,33 @@ impl Layers {
     }
 }
 
-/// Why an instance cannot be picked.
+/// Why picks do not choose an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnavailableReason {
-    /// An operator drained it.
+    /// An operator drained the instance.
     Drained,
-    /// The registry says critical.
+    /// The status in the registry is critical.
     RegistryCritical,
-    /// The registry says maintenance.
+    /// The status in the registry is maintenance.
     RegistryMaintenance,
-    /// It is at an address that must not be contacted.
+    /// The address of the instance must not be contacted.
     AddressRefused,
-    /// Our own checks fail.
+    /// Active checks fail.
     CheckFailed,
-    /// Its breaker is open.
+    /// The breaker is open.
     BreakerOpen,
-    /// Its breaker is half open: only a trial is let through.
+    /// The breaker is half open: only trials are let through.
     BreakerHalfOpen,
-    /// Its registered weight is 0.
+    /// The registered weight is 0.
     WeightZero,
-    /// An operator gave it weight 0.
+    /// An operator set the weight to 0.
     OverrideWeightZero,
-    /// It is degraded, and `degraded_factor` or the registry's warning weight is 0.
+    /// The instance is degraded, and `degraded_factor` or the registry's warning weight is 0.
     DegradedWeightZero,
 }
 
 impl UnavailableReason {
-    /// The word for it in answers. Words do not change.
+    /// The word in answers. Words do not change.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -191,28 +195,28 @@ mod tests {
             (RegistryStatus::Critical, HealthStatus::Unhealthy),
             (RegistryStatus::Maintenance, HealthStatus::Unhealthy),
         ] {
-            let before = Layers::following(None, None, registry, false, at(1));
+            let before = Layers::from_registry(None, None, registry, false, at(1));
             assert_eq!(before.status(), in_service);
-            let out = Layers::following(Some(&before), drained(at(2)), registry, false, at(2));
+            let out = Layers::from_registry(Some(&before), drained(at(2)), registry, false, at(2));
             assert_eq!((out.status(), out.registry.state), (HealthStatus::Unhealthy, registry));
             assert_eq!(out.registry.since, at(1), "the registry said so before");
-            let back = Layers::following(Some(&out), None, registry, false, at(3));
+            let back = Layers::from_registry(Some(&out), None, registry, false, at(3));
             assert_eq!(back, before);
         }
     }
 
     #[test]
-    fn a_layer_says_so_since_it_began_to() {
-        let passing = Layers::following(None, None, RegistryStatus::Passing, false, at(1));
-        let still = Layers::following(Some(&passing), None, RegistryStatus::Passing, false, at(5));
+    fn a_layer_keeps_the_time_at_which_its_state_began() {
+        let passing = Layers::from_registry(None, None, RegistryStatus::Passing, false, at(1));
+        let still = Layers::from_registry(Some(&passing), None, RegistryStatus::Passing, false, at(5));
         assert_eq!(still.registry.since, at(1));
-        let critical = Layers::following(Some(&still), None, RegistryStatus::Critical, false, at(9));
+        let critical = Layers::from_registry(Some(&still), None, RegistryStatus::Critical, false, at(9));
         assert_eq!(critical.registry.since, at(9));
     }
 
     #[test]
-    fn every_objection_is_told() {
-        let layers = Layers::following(None, drained(at(1)), RegistryStatus::Critical, false, at(1));
+    fn every_reason_is_listed() {
+        let layers = Layers::from_registry(None, drained(at(1)), RegistryStatus::Critical, false, at(1));
         let words: Vec<_> = layers.unavailable_reasons().map(UnavailableReason::as_str).collect();
         assert_eq!(words, ["drained", "registry_critical"]);
     }

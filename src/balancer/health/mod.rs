@@ -1,17 +1,18 @@
-//! Health of one instance: layers that are kept apart, and the one status derived from them.
+//! Health of one instance: independent layers, and the status derived from them.
 //!
 //! ```text
 //! admin     drained by an operator's order, or in service     ─┐
 //! registry  unknown, passing, warning, critical, maintenance   │
-//! active    our own checks: up, down                           ├─► HealthStatus
-//! passive   what outcomes say: ok, degraded                    │
+//! active    active checks: up, down                            ├─► HealthStatus
+//! passive   grade from outcomes: ok, degraded                  │
 //! breaker   closed, open, half open                           ─┘
 //! ```
 //!
-//! Each layer holds what it says and since when, and none overwrites another: an instance that is drained *and* critical is
-//! still critical when the drain is lifted. A layer takes an instance out, holds it back, or has no objection; the worst counts.
-//! The state machines behind the last three are in [`checks`], [`grade`] and
-//! [`breaker`], and what is decided for a pool as a whole in [`ejection`].
+//! Each layer holds its own state and the time since when the state holds. No layer overwrites
+//! another: an instance that is drained *and* critical is still critical after the drain is
+//! lifted. A layer takes the instance out, degrades the instance, or does neither; the worst layer
+//! counts. The state machines of the last three layers are in [`checks`], [`grade`] and
+//! [`breaker`]. The decisions for a whole pool are in [`ejection`].
 
 pub(crate) mod address;
 pub(crate) mod breaker;

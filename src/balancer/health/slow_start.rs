@@ -7,15 +7,16 @@
 //!             └──┴──────────────────► t
 //! ```
 //!
-//! Linear, as in HAProxy, and in every strategy: caches fill and connections open while little depends on it. (Envoy's floor
-//! of 0.1 would be two sixteenths; here one that recovered gets at most a tenth in its first second.) Where all are on the ramp
-//! together, shares are as without one: they are relative.
+//! The ramp is linear, as in HAProxy, and applies in every strategy: caches fill and connections
+//! open while the instance gets few requests. (Envoy's floor of 0.1 would be two sixteenths; with
+//! 1/16 a recovered instance gets at most a tenth in its first second.) If all instances of a pool
+//! are on the ramp together, their shares do not change, because shares are relative.
 
 use std::time::Duration;
 
 use crate::balancer::clock::{Timestamp, nanos};
 
-/// Steps of the ramp.
+/// Number of steps of the ramp.
 pub(crate) const STEPS: u32 = 16;
 
 /// The factor at `now` of a ramp that began at `from`, in sixteenths, 1..=16.
@@ -27,7 +28,7 @@ pub(crate) fn sixteenths(from: Option<Timestamp>, ramp: Duration, now: Timestamp
     (steps.min(u128::from(STEPS)) as u32).max(1)
 }
 
-/// When the factor changes next; `None` once it is whole.
+/// When the factor changes next; `None` once the factor is 1.
 pub(crate) fn next_step(from: Timestamp, ramp: Duration, now: Timestamp) -> Option<Timestamp> {
     let reached = sixteenths(Some(from), ramp, now);
     (reached < STEPS)

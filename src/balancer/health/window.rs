@@ -6,19 +6,19 @@ use crate::balancer::clock::{Timestamp, nanos};
 
 /// Outcomes within a sliding window, in twelve steps.
 ///
-/// Counted, not sampled: at a low rate it simply takes longer until there are enough to judge by.
+/// Outcomes are counted, not sampled. At a low request rate, `min_outcomes` is reached later.
 #[derive(Debug, Default)]
 pub(crate) struct OutcomeWindow {
-    /// Nanoseconds of one step.
+    /// Length of one step in nanoseconds.
     step: u64,
-    /// The number of the newest step.
+    /// Index of the newest step.
     newest: u64,
     steps: [Totals; WINDOW_STEPS],
 }
 
 const WINDOW_STEPS: usize = 12;
 
-/// Outcomes, and how many of them failed.
+/// A number of outcomes, and the number of failed outcomes among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) total: u32,
@@ -26,14 +26,14 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// The share that failed; 0 of none.
+    /// The share of failed outcomes; 0 without outcomes.
     pub(crate) fn failure_ratio(self) -> f64 {
         f64::from(self.failed) / f64::from(self.total.max(1))
     }
 }
 
 impl OutcomeWindow {
-    /// Counts an outcome, and returns all within the window.
+    /// Counts an outcome, and returns the totals of the window.
     pub(crate) fn count(&mut self, failed: bool, window: Duration, now: Timestamp) -> Totals {
         self.slide(window, now);
         if let Some(step) = self.steps.get_mut((self.newest % WINDOW_STEPS as u64) as usize) {
@@ -43,18 +43,18 @@ impl OutcomeWindow {
         self.sum()
     }
 
-    /// Those within the window that ends now.
+    /// The totals of the window that ends at `now`.
     pub(crate) fn totals(&mut self, window: Duration, now: Timestamp) -> Totals {
         self.slide(window, now);
         self.sum()
     }
 
-    /// How long it takes until the oldest outcomes leave it.
+    /// The time between two moments at which outcomes leave the window.
     pub(crate) fn step(window: Duration) -> Duration {
         window / WINDOW_STEPS as u32
     }
 
-    /// Forgets all.
+    /// Drops all outcomes.
     pub(crate) fn clear(&mut self) {
         self.steps = [Totals::default(); WINDOW_STEPS];
     }
@@ -62,7 +62,7 @@ impl OutcomeWindow {
     fn slide(&mut self, window: Duration, now: Timestamp) {
         let step = nanos(Self::step(window)).max(1);
         if step != self.step {
-            // Another window than before: its steps are no steps of this one.
+            // The length of the window has changed: the old steps do not fit the new window.
             self.clear();
             self.step = step;
             self.newest = now.as_nanos() / step;

@@ -192,15 +192,15 @@ impl LoadBalancer {
     pub(crate) fn learn(&self, live: &Arc<Live>, outcome: Outcome, latency: Option<Duration>) {
         let now = self.shared.environment.clock.now();
         let view = self.shared.view.load();
-        live.record(outcome, latency, self.shared.load.typical(view.slots().len()), now);
+        live.record(outcome, latency, self.shared.load.typical_cost(view.slots().len()), now);
         if outcome == Outcome::Cancelled {
             return;
         }
         self.shared
             .load
             .reported(view.slots().iter().map(|slot| &*slot.live), now);
-        let usual = self.shared.load.usual(&view.config);
-        let steps = live.judge(outcome, latency, usual, &view.config, now);
+        let pool_latency = self.shared.load.pool_latency(&view.config);
+        let steps = live.record_health(outcome, latency, pool_latency, &view.config, now);
         drop(view);
         if steps != [None, None] {
             self.follow(live, steps, now);
@@ -503,8 +503,11 @@ impl LoadBalancer {
 
     /// Adds the picks that views have counted to the live states.
     fn settle(&self, writer: &Writer) {
-        writer.retired.iter().for_each(|view| view.settle(&self.shared.load));
-        self.shared.view.load().settle(&self.shared.load);
+        writer
+            .retired
+            .iter()
+            .for_each(|view| view.flush_picks(&self.shared.load));
+        self.shared.view.load().flush_picks(&self.shared.load);
     }
 
     /// Everything counted so far, settled.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! instances ──► drafts: live state, layers ──► ejections: cap, panic mode
-//!                                               └──► members: share, bodies, verdict ──► View
+//!                                               └──► members: share, bodies, state ──► View
 //! ```
 //!
 //! Unchanged parts come from the view before. Everything happens under the lock of writers, beside
@@ -19,12 +19,12 @@ use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
 use crate::balancer::diff::{Changes, diff};
 use crate::balancer::health::address::Tripped;
-use crate::balancer::health::ejection::{Ejections, Trouble};
+use crate::balancer::health::ejection::{AddressStatus, Ejections};
 use crate::balancer::health::layers::Layers;
 use crate::balancer::health::slow_start;
 use crate::balancer::instance::{RegistryStatus, ServiceInstance, Weight};
 use crate::balancer::live::{Live, address_key};
-use crate::balancer::member::{Member, Verdict};
+use crate::balancer::member::{Member, MemberState};
 use crate::balancer::overrides::StandingOrder;
 use crate::balancer::render::Described;
 use crate::balancer::share::Factors;
@@ -97,7 +97,7 @@ impl LoadBalancer {
                         let live = writer.arrive(instance.address());
                         // The address may have left with an open breaker.
                         writer.upkeep.stir(&live);
-                        if live.arrived() && serves {
+                        if live.add_instance() && serves {
                             live.start_ramp(now);
                         }
                         live
@@ -109,19 +109,19 @@ impl LoadBalancer {
                 let judged = judged(&instance, said, order, &live, &config);
                 let layers = judged.layers;
                 live.reset_eligible();
-                if before.is_some_and(|before| recovered(before.verdict.layers.registry, layers.registry)) {
+                if before.is_some_and(|before| recovered(before.state.layers.registry, layers.registry)) {
                     writer.upkeep.start_ramp(&live, now);
                 }
-                let verdict = Verdict {
+                let state = MemberState {
                     layers,
                     weight: orders.weight,
                 };
-                let verdict = kept(verdict, before, &mut last);
+                let state = kept(state, before, &mut last);
                 let alike = before.filter(|_| updated.next_if(|id| *id == instance.id()).is_none());
                 Draft {
                     instance,
                     live,
-                    verdict,
+                    state,
                     eligible: judged.eligible,
                     tripped: judged.tripped,
                     alike,
@@ -176,21 +176,21 @@ impl LoadBalancer {
         let Draft {
             instance,
             live,
-            mut verdict,
+            mut state,
             eligible,
             alike,
             ..
         } = draft;
         let decision = ejections.of(address_key(&live));
-        let was_held = verdict.layers.held_by_cap;
+        let was_held = state.layers.held_by_cap;
         if was_held != decision.held_by_cap {
-            Arc::make_mut(&mut verdict).layers.held_by_cap = decision.held_by_cap;
+            Arc::make_mut(&mut state).layers.held_by_cap = decision.held_by_cap;
         }
         heed(&live, decision, was_held);
         if eligible {
             live.count_eligible();
         }
-        let Verdict { layers, weight } = &*verdict;
+        let MemberState { layers, weight } = &*state;
         let status = layers.status();
         let weight_override = weight.as_ref().map(|order| order.weight);
         let factors = Factors::of(&instance, layers, weight_override, live.ramp(config, now), config);
@@ -214,7 +214,7 @@ impl LoadBalancer {
             admission: decision.admission,
             bodies,
             live,
-            verdict,
+            state,
         }
     }
 }
@@ -223,7 +223,7 @@ impl LoadBalancer {
 struct Draft<'a> {
     instance: Arc<ServiceInstance>,
     live: Arc<Live>,
-    verdict: Arc<Verdict>,
+    state: Arc<MemberState>,
     /// Only local judgement can take the instance out.
     eligible: bool,
     tripped: Option<Tripped>,
@@ -231,34 +231,34 @@ struct Draft<'a> {
     alike: Option<&'a Member>,
 }
 
-/// The verdict from the view before, or the `last` new one, if it is equal: most verdicts are.
-fn kept(verdict: Verdict, before: Option<&Member>, last: &mut Option<Arc<Verdict>>) -> Arc<Verdict> {
-    match (before.map(|before| &before.verdict), last.as_ref()) {
-        (Some(before), _) if **before == verdict => Arc::clone(before),
-        (_, Some(last)) if **last == verdict => Arc::clone(last),
-        _ => Arc::clone(last.insert(Arc::new(verdict))),
+/// The state from the view before, or the `last` new one, if it is equal: most states are.
+fn kept(state: MemberState, before: Option<&Member>, last: &mut Option<Arc<MemberState>>) -> Arc<MemberState> {
+    match (before.map(|before| &before.state), last.as_ref()) {
+        (Some(before), _) if **before == state => Arc::clone(before),
+        (_, Some(last)) if **last == state => Arc::clone(last),
+        _ => Arc::clone(last.insert(Arc::new(state))),
     }
 }
 
 /// Decides about the pool of these drafts.
 fn ejections(drafts: &[Draft<'_>], config: &LoadBalancerConfig) -> Ejections<Arc<Live>> {
     let eligible = drafts.iter().filter(|draft| draft.eligible).count();
-    let mut troubled: HashMap<usize, (Arc<Live>, Trouble)> = HashMap::new();
+    let mut unhealthy: HashMap<usize, (Arc<Live>, AddressStatus)> = HashMap::new();
     for draft in drafts {
-        let down = draft.verdict.layers.is_down();
+        let down = draft.state.layers.is_down();
         if down || draft.tripped.is_some() {
-            let trouble = || Trouble {
+            let status = || AddressStatus {
                 instances: 0,
                 down,
                 tripped: draft.tripped,
             };
-            let entry = troubled.entry(address_key(&draft.live));
-            let (_, trouble) = entry.or_insert_with(|| (Arc::clone(&draft.live), trouble()));
-            trouble.instances += usize::from(draft.eligible);
+            let entry = unhealthy.entry(address_key(&draft.live));
+            let (_, status) = entry.or_insert_with(|| (Arc::clone(&draft.live), status()));
+            status.instances += usize::from(draft.eligible);
         }
     }
-    let troubled = troubled.into_iter().map(|(key, (live, trouble))| (key, live, trouble));
-    Ejections::decide(eligible, troubled, config)
+    let unhealthy = unhealthy.into_iter().map(|(key, (live, status))| (key, live, status));
+    Ejections::decide(eligible, unhealthy, config)
 }
 
 /// The judgement of one instance. One read of its address, so that all of it belongs to one moment.
@@ -276,8 +276,8 @@ fn judged(
     live: &Live,
     config: &LoadBalancerConfig,
 ) -> Judged {
-    let (layers, tripped) = match live.judgement() {
-        Some(health) => (health.judge(said), health.tripped()),
+    let (layers, tripped) = match live.health() {
+        Some(health) => (health.add_to(said), health.tripped()),
         None => (said, None),
     };
     Judged {
@@ -314,11 +314,11 @@ fn layers(
     let known = before
         .filter(|before| before.instance.address() == instance.address() && old_config.denied() == config.denied());
     let refused = match known {
-        Some(before) => before.verdict.layers.address_refused,
+        Some(before) => before.state.layers.address_refused,
         None => instance.address().ip().is_some_and(|ip| config.denied().contains(ip)),
     };
-    let layers = before.map(|before| &before.verdict.layers);
-    Layers::following(layers, drain, instance.registry_status(), refused, now)
+    let layers = before.map(|before| &before.state.layers);
+    Layers::from_registry(layers, drain, instance.registry_status(), refused, now)
 }
 
 /// Whether the registry rejected the instance before, and does not reject it now.

@@ -76,7 +76,7 @@ impl LoadBalancer {
     #[must_use]
     pub fn addresses_to_check(&self) -> Vec<Address> {
         let view = self.shared.view.load();
-        let allowed = |member: &&Member| !member.verdict.layers.address_refused;
+        let allowed = |member: &&Member| !member.state.layers.address_refused;
         let address = |instance: &Arc<ServiceInstance>| instance.address().clone();
         let mut addresses: Vec<_> = view
             .members
@@ -134,10 +134,10 @@ impl LoadBalancer {
     /// The part of [`advance`](Self::advance) that picks depend on.
     fn tend(&self, writer: &mut Writer, now: Timestamp) -> Option<Timestamp> {
         let view = self.shared.view.load_full();
-        let usual = self.shared.load.usual(&view.config);
+        let pool_latency = self.shared.load.pool_latency(&view.config);
         let mut taken = Vec::new();
         writer.upkeep.stirring.retain(|_, live| {
-            let advanced = live.advance(usual, &view.config, now);
+            let advanced = live.advance(pool_latency, &view.config, now);
             if advanced.steps != [None, None] {
                 taken.push((Arc::clone(live), advanced.steps));
             }
@@ -172,7 +172,7 @@ impl LoadBalancer {
             self.settle(writer);
             let departed = writer.departed.iter().map(|(_, _, live)| live);
             for live in writer.registered.values().chain(departed) {
-                live.credit.note(live.picks.load(Ordering::Relaxed), now);
+                live.credit.record(live.picks.load(Ordering::Relaxed), now);
             }
         }
         let is_empty = writer.registered.is_empty() && writer.departed.is_empty() && writer.retired.is_empty();
@@ -273,7 +273,7 @@ impl LoadBalancer {
     fn decide(&self, writer: &mut Writer, live: &Arc<Live>) {
         let changed = writer
             .ejections
-            .change(address_key(live), Arc::clone(live), live.trouble());
+            .change(address_key(live), Arc::clone(live), live.status());
         for (live, decision) in changed {
             heed(&live, decision, is_held(&live));
         }
@@ -328,9 +328,9 @@ fn nanos_of(due: Option<Timestamp>) -> u64 {
 }
 
 fn is_held(live: &Live) -> bool {
-    live.judgement().is_some_and(|health| health.held_by_cap)
+    live.health().is_some_and(|health| health.held_by_cap)
 }
 
 fn is_refused(live: &Live) -> bool {
-    live.judgement().is_some_and(|health| health.is_refused())
+    live.health().is_some_and(|health| health.is_refused())
 }

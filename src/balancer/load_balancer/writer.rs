@@ -86,7 +86,7 @@ impl Writer {
 
     /// Removes an instance from an address. An address without instances is kept for a while.
     pub(super) fn leave(&mut self, address: &Address, now: Timestamp) {
-        let was_last = self.registered.get(address).is_some_and(|live| live.left());
+        let was_last = self.registered.get(address).is_some_and(|live| live.remove_instance());
         if was_last && let Some((address, live)) = self.registered.remove_entry(address) {
             self.upkeep.calm(&live);
             self.departed.push_back((now, address, live));
@@ -134,7 +134,7 @@ impl Writer {
             // The swap has turned the picks of a view into counted references. This check comes
             // before settling, and orders the last pick before it (`strong_count` would not).
             let in_use = Arc::get_mut(view).is_none();
-            view.settle(load);
+            view.flush_picks(load);
             in_use
         });
     }
@@ -145,7 +145,7 @@ impl Writer {
 pub(super) fn heed(live: &Live, decision: Decision, was_held: bool) {
     live.admit(decision.admission);
     if decision.held_by_cap != was_held
-        && let Some(mut health) = live.judgement()
+        && let Some(mut health) = live.health()
     {
         health.held_by_cap = decision.held_by_cap;
     }

@@ -1,10 +1,11 @@
 //! Consistent hash: equal keys go to the same instance, on every node.
 //!
-//! The ring spans all registered members and knows only ids and registered weights. Everything else acts on the walk from a
-//! key's place: who cannot be picked is skipped (so a flapping instance moves only its own keys, and gets them back), who is
-//! held back to a quarter keeps a fixed quarter of its keys, and who already carries more than its bounded share passes
-//! the key on (consistent hashing with bounded loads: Mirrokni, Thorup and Zadimoghaddam 2018). A pick without a key is drawn
-//! at random by weight.
+//! The ring spans all registered members and depends only on ids and registered weights. Health
+//! and load act on the walk from a key's place on the ring. An instance that is out is skipped, so
+//! that a flapping instance moves only its own keys, and gets them back. An instance that is held
+//! back to a quarter keeps a fixed quarter of its keys. An instance that already carries more than
+//! its bounded share passes the key on (consistent hashing with bounded loads: Mirrokni, Thorup
+//! and Zadimoghaddam 2018). A pick without a key is drawn at random by weight.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,15 +15,15 @@ use super::ring::{Ring, hash_key, keeps};
 use super::schedule::Schedule;
 use crate::balancer::member::{Member, Slot};
 
-/// Stands for "this member is no candidate".
+/// The slot of a member that is not a candidate.
 const NO_SLOT: u32 = u32::MAX;
-/// So many looks at points whose owners pass a key on, then the first of them takes it after all.
-const MOST_REFUSALS: usize = 256;
+/// After this many points whose owners pass the key on, the first of these owners takes the key.
+const MAX_REFUSALS: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct ConsistentHash {
     ring: Arc<Ring>,
-    /// For each member, its slot and what it takes.
+    /// For each member, its slot and the share of its keys that it takes.
     places: Box<[Place]>,
     schedule: Schedule,
     balance_factor: f64,
@@ -32,7 +33,7 @@ pub(crate) struct ConsistentHash {
 #[derive(Clone, Copy, Debug)]
 struct Place {
     slot: u32,
-    /// The share of its keys that it takes, in 2^-32; `u32::MAX` is all.
+    /// The share of its keys that the member takes, in 2^-32; `u32::MAX` is all.
     factor: u32,
     id_hash: u64,
 }
@@ -45,23 +46,24 @@ impl ConsistentHash {
         schedule: Schedule,
         balance_factor: f64,
     ) -> Self {
-        let nobody = Place {
+        let no_candidate = Place {
             slot: NO_SLOT,
             factor: 0,
             id_hash: 0,
         };
-        let mut places = vec![nobody; members.len()].into_boxed_slice();
+        let mut places = vec![no_candidate; members.len()].into_boxed_slice();
         let share = |slot: &Slot| {
             let full = members.get(slot.member as usize)?.instance().weight().get();
             Some(f64::from(slot.units) / (f64::from(full.max(1)) * 16.0))
         };
-        // Relative to the best: where all are held back alike, by a slow start together, each keeps all of its keys.
+        // Relative to the best share. If a slow start holds all members back alike, each keeps all
+        // of its keys.
         let best = slots.iter().filter_map(share).fold(0.0, f64::max).min(1.0);
         for (index, slot) in slots.iter().enumerate() {
             let member = slot.member as usize;
             if let (Some(place), Some(member), Some(share)) = (places.get_mut(member), members.get(member), share(slot))
             {
-                // Saturates: all of them from the best share on.
+                // The conversion saturates: a member with the best share or more keeps all keys.
                 let factor = (share / best * f64::from(u32::MAX)) as u32;
                 let id_hash = hash_key(member.instance().id().as_str().as_bytes());
                 *place = Place {
@@ -81,7 +83,8 @@ impl ConsistentHash {
         }
     }
 
-    /// Candidates in ring order from the key's place, repeated as often as they have points.
+    /// Candidates in ring order from the key's place. A candidate appears once for each of its
+    /// points.
     pub(crate) fn walk(&self, key: &[u8]) -> impl Iterator<Item = usize> + '_ {
         self.ring.walk(hash_key(key)).filter_map(|owner| {
             let place = self.places.get(owner)?;
@@ -89,7 +92,8 @@ impl ConsistentHash {
         })
     }
 
-    /// Whether one more request would put this candidate above its bounded share of all requests in flight.
+    /// Whether one more request would put this candidate above its bounded share of all requests in
+    /// flight.
     fn is_full(&self, slot: &Slot, draw: &Draw<'_>) -> bool {
         if self.balance_factor == 0.0 {
             return false;
@@ -121,10 +125,11 @@ impl Strategy for ConsistentHash {
             if keeps(key_hash, place.id_hash, place.factor) && !self.is_full(slot, draw) {
                 return Some(index);
             }
-            // Everybody may be held back or full: then the first one it is.
+            // If every candidate is held back or full, the first candidate in ring order takes the
+            // key.
             refused = refused.or(Some(index));
             refusals += 1;
-            if refusals == MOST_REFUSALS {
+            if refusals == MAX_REFUSALS {
                 break;
             }
         }

@@ -1,4 +1,4 @@
-//! All that a strategy may look at for one pick, and how candidates are drawn by weight.
+//! The input of a strategy for one pick, and random draws by weight.
 
 use super::schedule::Schedule;
 use crate::balancer::config::Choices;
@@ -7,29 +7,29 @@ use crate::balancer::health::ejection::Admission;
 use crate::balancer::live::Load;
 use crate::balancer::member::{Member, Slot};
 
-/// Whether a pick looks at what has changed since its view was made.
+/// Whether a pick reads the present admission of each candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Attention {
-    /// Nothing has.
-    None,
-    /// It does, and takes one that is on trial if nobody has it.
-    WithTrials,
-    /// It does, and leaves those on trial alone.
-    WithoutTrials,
+pub(crate) enum AdmissionCheck {
+    /// No admission has changed since the view was made: the pick reads none.
+    Skip,
+    /// The pick reads admissions, and may choose a candidate as a trial.
+    AllowTrials,
+    /// The pick reads admissions, and never chooses a candidate as a trial.
+    NoTrials,
 }
 
-/// All that a strategy may look at for one pick.
+/// The input of a strategy for one pick.
 pub(crate) struct Draw<'a> {
-    /// The candidates: each could be picked when the view was made.
+    /// The candidates: instances that could be picked when the view was made.
     pub(crate) slots: &'a [Slot],
     /// The members that slots point to.
     pub(crate) members: &'a [Member],
-    /// What the caller asked for.
+    /// The caller's key, tags and exclusions.
     pub(crate) context: &'a Context<'a>,
-    /// What is known of the service as a whole.
+    /// Load of the service as a whole, and the clock.
     pub(crate) load: &'a Load,
-    attention: Attention,
-    /// Every candidate is acceptable.
+    check: AdmissionCheck,
+    /// Whether every candidate is acceptable.
     admits_all: bool,
 }
 
@@ -40,19 +40,19 @@ impl<'a> Draw<'a> {
         members: &'a [Member],
         context: &'a Context<'a>,
         load: &'a Load,
-        attention: Attention,
+        check: AdmissionCheck,
     ) -> Self {
         Self {
             slots,
             members,
             context,
             load,
-            attention,
-            admits_all: attention == Attention::None && context.admits_all(),
+            check,
+            admits_all: check == AdmissionCheck::Skip && context.admits_all(),
         }
     }
 
-    /// Whether the caller accepts this candidate, and it is not out.
+    /// Whether the caller accepts this candidate, and its admission lets it be picked.
     #[inline]
     pub(crate) fn admits(&self, index: usize) -> bool {
         self.admits_all || self.admits_with_filter(index)
@@ -63,15 +63,15 @@ impl<'a> Draw<'a> {
         let Some(slot) = self.slots.get(index) else {
             return false;
         };
-        let is_in = match (self.attention, slot.live.admission()) {
-            (Attention::None, _) | (_, Admission::In) | (Attention::WithTrials, Admission::Trial) => true,
+        let is_in = match (self.check, slot.live.admission()) {
+            (AdmissionCheck::Skip, _) | (_, Admission::In) | (AdmissionCheck::AllowTrials, Admission::Trial) => true,
             (_, Admission::Out | Admission::OnTrial | Admission::Trial) => false,
         };
         let member = self.members.get(slot.member as usize);
         is_in && member.is_some_and(|member| self.context.admits(member.instance()))
     }
 
-    /// The candidate itself if the caller accepts it, else another one, at random by weight.
+    /// The candidate itself if it is acceptable, else another candidate, at random by weight.
     #[inline]
     pub(crate) fn or_redrawn(&self, index: usize, schedule: &Schedule) -> Option<usize> {
         if self.admits(index) {
@@ -81,11 +81,12 @@ impl<'a> Draw<'a> {
         }
     }
 
-    /// A candidate at random by weight that the caller accepts and that is not `taken`.
+    /// An acceptable candidate that is not `taken`, at random by weight.
     #[cold]
     pub(crate) fn redraw(&self, schedule: &Schedule, taken: impl Fn(usize) -> bool) -> Option<usize> {
         let acceptable = |index: usize| index < self.slots.len() && !taken(index) && self.admits(index);
-        // A few looks find one at once where most are acceptable; else count what is there.
+        // If most candidates are acceptable, a few random draws find one. Otherwise all candidates
+        // are counted.
         if let Some(found) = (0..8).map(|_| schedule.draw()).find(|&index| acceptable(index)) {
             return Some(found);
         }
@@ -101,57 +102,62 @@ impl<'a> Draw<'a> {
     }
 }
 
-/// `choices` distinct candidates at random (the two-choices rule: Mitzenmacher 2001), or all of them.
-pub(crate) fn contenders(count: usize, choices: Choices, exact_up_to: usize) -> Contenders {
-    let number = match choices {
-        Choices::All => count,
-        Choices::Auto if count <= exact_up_to => count,
-        Choices::Auto => 2,
-        Choices::Random(number) => usize::from(number),
-    };
-    if number >= count {
-        Contenders::All
-    } else {
-        Contenders::Some(number)
-    }
-}
-
-/// Who is compared for one pick.
+/// Which candidates are compared for one pick.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Contenders {
+pub(crate) enum Compared {
     /// Every candidate.
     All,
     /// This many at random.
-    Some(usize),
+    Random(usize),
+}
+
+impl Compared {
+    /// By the setting `choices`: this many of `count` candidates at random (the two-choices rule:
+    /// Mitzenmacher 2001), or all of them.
+    pub(crate) fn of(count: usize, choices: Choices, exact_up_to: usize) -> Self {
+        let number = match choices {
+            Choices::All => count,
+            Choices::Auto if count <= exact_up_to => count,
+            Choices::Auto => 2,
+            Choices::Random(number) => usize::from(number),
+        };
+        if number >= count {
+            Self::All
+        } else {
+            Self::Random(number)
+        }
+    }
 }
 
 /// One strategy, prepared for a fixed set of candidates.
 pub(crate) trait Strategy {
-    /// The index of the chosen candidate, or `None` when the caller accepts none. There is at least one candidate.
+    /// The index of the chosen candidate, or `None` if no candidate is acceptable. Requires at
+    /// least one candidate.
     fn choose(&self, draw: &Draw<'_>) -> Option<usize>;
 
-    /// What it would do at present.
+    /// The present mode of the strategy.
     fn mode(&self, _load: &Load) -> Mode {
         Mode::Normal
     }
 
-    /// How candidates are drawn by weight, for alternates.
+    /// The weighted schedule of the candidates, from which alternates are drawn.
     fn schedule(&self) -> &Schedule;
 }
 
-/// What a strategy actually does at present.
+/// The present mode of a strategy: its own rule, or a fallback while its input is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// What its name says.
+    /// The strategy follows its own rule.
     Normal,
-    /// Nothing is in flight, because nobody acquires and finishes: `least_connections` follows the weighted schedule.
+    /// No request is in flight, so that all candidates look equally loaded: `least_connections`
+    /// follows the weighted schedule.
     NothingInFlight,
-    /// No outcome in the last 60 s: `least_response_time` follows the weighted schedule.
+    /// No outcome arrived in the last 60 s: `least_response_time` follows the weighted schedule.
     NoReports,
 }
 
 impl Mode {
-    /// Its name in answers.
+    /// The name of the mode in answers.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

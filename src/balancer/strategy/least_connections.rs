@@ -1,19 +1,21 @@
 //! Least connections: the least `(in flight + 1) / effective weight`.
 //!
-//! Exact up to 32 candidates, above that the best of two random ones (`choices` says otherwise). Ties go to whoever comes
-//! first from a place that moves on with each pick. While nothing at all is in flight, nobody tells us when requests end,
-//! and every candidate looks idle for ever: then the weighted schedule is the honest answer, and [`Mode`] says so.
+//! Up to 32 candidates all are compared, above that the best of two random candidates is chosen
+//! (the setting `choices` overrides this). Among equal candidates, the first from a rotating start
+//! wins. While no request at all is in flight, callers do not report when requests end, and every
+//! candidate looks idle: the strategy then follows the weighted schedule, and [`Mode`] says so.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::draw::{Contenders, Draw, Mode, Strategy, contenders};
+use super::draw::{Compared, Draw, Mode, Strategy};
 use super::schedule::{Modulo, Schedule, Turn, below, other_than};
 use crate::balancer::config::Choices;
 use crate::balancer::live::Load;
 use crate::balancer::member::Slot;
 
-/// Up to here a look at every candidate costs less than what two random ones miss.
+/// Up to this number of candidates, comparing all costs less than the precision that two random
+/// candidates lose.
 const EXACT_UP_TO: usize = 32;
 
 #[derive(Debug)]
@@ -21,7 +23,7 @@ pub(crate) struct LeastConnections {
     schedule: Schedule,
     turn: Arc<Turn>,
     count: Modulo,
-    contenders: Contenders,
+    compared: Compared,
 }
 
 impl LeastConnections {
@@ -30,11 +32,11 @@ impl LeastConnections {
             schedule,
             turn,
             count: Modulo::new(count as u32),
-            contenders: contenders(count, choices, EXACT_UP_TO),
+            compared: Compared::of(count, choices, EXACT_UP_TO),
         }
     }
 
-    /// The least loaded of all that the caller accepts, from a place that moves on.
+    /// The least loaded acceptable candidate, with a start that rotates from pick to pick.
     fn of_all(&self, draw: &Draw<'_>) -> Option<usize> {
         let start = self.count.of(self.turn.next());
         let (before, after) = draw.slots.split_at_checked(start)?;
@@ -49,14 +51,15 @@ impl LeastConnections {
         best.map(|(index, _)| index)
     }
 
-    /// The least loaded of a few random ones.
-    fn of_some(&self, draw: &Draw<'_>, number: usize) -> Option<usize> {
+    /// The least loaded of `number` random candidates.
+    fn of_random(&self, draw: &Draw<'_>, number: usize) -> Option<usize> {
         let count = draw.slots.len();
         let first = below(count);
         let mut best: Option<(usize, Cost)> = None;
-        for contender in 0..number {
-            // The second differs from the first; with more, a repetition costs nothing but a look.
-            let index = match contender {
+        for draw_number in 0..number {
+            // The second candidate always differs from the first. Further candidates may repeat,
+            // which only costs a comparison.
+            let index = match draw_number {
                 0 => first,
                 _ => other_than(first, count),
             };
@@ -98,9 +101,9 @@ impl Strategy for LeastConnections {
         if draw.load.in_flight.load(Ordering::Relaxed) == 0 {
             return draw.or_redrawn(self.schedule.next(&self.turn), &self.schedule);
         }
-        match self.contenders {
-            Contenders::All => self.of_all(draw),
-            Contenders::Some(number) => self.of_some(draw, number),
+        match self.compared {
+            Compared::All => self.of_all(draw),
+            Compared::Random(number) => self.of_random(draw, number),
         }
     }
 

@@ -1,48 +1,54 @@
-//! Least response time: the least `latency x (in flight + 1) / effective weight` of two random candidates.
+//! Least response time: the least `latency x (in flight + 1) / effective weight` of two random
+//! candidates.
 //!
-//! Latency is the peak EWMA of [`statistics`](crate::balancer::statistics). What others got wrong, and this does not:
+//! Latency is the peak EWMA of [`statistics`](crate::balancer::statistics). The strategy avoids
+//! the known mistakes of this method:
 //!
-//! - a fast failure is not a fast answer: failures cost at least twice the pool's median (see `finish`);
-//! - an instance without samples counts as the pool's median: neither flooded nor starved;
-//! - the loser of a comparison that was not picked for 3 s is tried once, so one bad sample is no life sentence. Not while the
-//!   winner was left alone as long: then the pool is merely quiet;
-//! - without outcomes in the last 60 s there is nothing to compare: the weighted schedule, and [`Mode`] says so.
+//! - A fast failure is not a fast answer: a failure costs at least twice the pool's median (see
+//!   `finish`).
+//! - An instance without samples counts as the pool's median, so that it is neither flooded nor
+//!   starved.
+//! - An instance that loses a comparison and was not picked for three seconds is picked once, so
+//!   that one bad sample does not exclude the instance for ever. This does not apply if the winner
+//!   was not picked for three seconds either: then the pool has little traffic.
+//! - Without outcomes in the last minute there is no latency to compare: the strategy follows the
+//!   weighted schedule, and [`Mode`] says so.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::draw::{Contenders, Draw, Mode, Strategy, contenders};
+use super::draw::{Compared, Draw, Mode, Strategy};
 use super::schedule::{Schedule, Turn, below, other_than};
 use crate::balancer::clock::Timestamp;
 use crate::balancer::config::Choices;
 use crate::balancer::live::{Live, Load};
 
-/// Who was not picked for so long is tried once.
+/// The loser of a comparison is picked once if it was not picked for this long.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
-/// Without an outcome for so long, averages say nothing.
-const REPORTS_WITHIN: Duration = Duration::from_secs(60);
+/// If the last outcome of the pool is older than this, latencies are not compared.
+const MAX_REPORT_AGE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct LeastResponseTime {
     schedule: Schedule,
     turn: Arc<Turn>,
-    contenders: Contenders,
+    compared: Compared,
 }
 
-/// A candidate as it looks now.
+/// A candidate with its present cost.
 #[derive(Clone, Copy)]
-struct Contender<'a> {
+struct Candidate<'a> {
     index: usize,
     live: &'a Live,
-    /// Latency x (in flight + 1).
+    /// Latency in seconds x (in flight + 1).
     load: f32,
     units: f32,
 }
 
-impl Contender<'_> {
-    /// Whether it costs less, `load / units`, than the other one; compared without dividing.
+impl Candidate<'_> {
+    /// Whether `load / units` is less than that of `other`; compared without dividing.
     #[inline]
-    fn beats(&self, other: &Self) -> bool {
+    fn costs_less_than(&self, other: &Self) -> bool {
         self.load * other.units < other.load * self.units
     }
 }
@@ -52,38 +58,38 @@ impl LeastResponseTime {
         Self {
             schedule,
             turn,
-            contenders: contenders(count, choices, 2),
+            compared: Compared::of(count, choices, 2),
         }
     }
 
-    /// The best of those that the caller accepts.
+    /// The cheapest acceptable candidate of `indexes`.
     #[inline]
     fn best_of(draw: &Draw<'_>, indexes: impl Iterator<Item = usize>, now: Timestamp) -> Option<usize> {
         let median = draw.load.median();
-        let mut best: Option<Contender<'_>> = None;
+        let mut best: Option<Candidate<'_>> = None;
         for index in indexes {
             let Some(slot) = draw.slots.get(index).filter(|_| draw.admits(index)) else {
                 continue;
             };
             let latency = slot.live.response_time(now).unwrap_or(median);
-            let next = Contender {
+            let next = Candidate {
                 index,
                 live: &slot.live,
                 load: latency * (slot.live.in_flight() as f32 + 1.0),
                 units: slot.units as f32,
             };
-            best = Some(best.map_or(next, |best| Self::better(best, next, now)));
+            best = Some(best.map_or(next, |best| Self::cheaper(best, next, now)));
         }
         let best = best?;
         best.live.mark_picked(now);
         Some(best.index)
     }
 
-    /// The better of two, unless the worse one is due to be tried.
+    /// The cheaper of two candidates, unless the other one is due to be picked once.
     #[inline]
-    fn better<'a>(a: Contender<'a>, b: Contender<'a>, now: Timestamp) -> Contender<'a> {
-        let (winner, loser) = if b.beats(&a) { (b, a) } else { (a, b) };
-        if winner.live.picked_within(RETRY_AFTER, now) && loser.live.claim_retry(RETRY_AFTER, now) {
+    fn cheaper<'a>(a: Candidate<'a>, b: Candidate<'a>, now: Timestamp) -> Candidate<'a> {
+        let (winner, loser) = if b.costs_less_than(&a) { (b, a) } else { (a, b) };
+        if winner.live.picked_within(RETRY_AFTER, now) && loser.live.claim_retry_pick(RETRY_AFTER, now) {
             return loser;
         }
         winner
@@ -91,7 +97,7 @@ impl LeastResponseTime {
 }
 
 fn no_reports(load: &Load, now: Timestamp) -> bool {
-    load.reported_at().is_none_or(|at| !now.is_within(REPORTS_WITHIN, at))
+    load.reported_at().is_none_or(|at| !now.is_within(MAX_REPORT_AGE, at))
 }
 
 impl Strategy for LeastResponseTime {
@@ -103,11 +109,11 @@ impl Strategy for LeastResponseTime {
         }
         let count = draw.slots.len();
         let first = below(count);
-        let best = match self.contenders {
-            Contenders::All => Self::best_of(draw, (first..count).chain(0..first), now),
-            Contenders::Some(number) => {
-                let contender = |number| if number == 0 { first } else { other_than(first, count) };
-                Self::best_of(draw, (0..number).map(contender), now)
+        let best = match self.compared {
+            Compared::All => Self::best_of(draw, (first..count).chain(0..first), now),
+            Compared::Random(number) => {
+                let index = |number| if number == 0 { first } else { other_than(first, count) };
+                Self::best_of(draw, (0..number).map(index), now)
             }
         };
         best.or_else(|| {

@@ -1,8 +1,9 @@
 //! The strategies: how the next instance is chosen.
 //!
-//! One file per strategy; they share [`schedule`] (whose turn it is, by weight) and [`ring`] (who owns a key). A strategy is
-//! prepared once per view, from candidates that can all be picked, and then only asked. What a caller excludes is redrawn
-//! by weighted random, so excluding never shifts the turns of the others.
+//! Each strategy has a file. The strategies share [`schedule`] (turns by weight) and [`ring`] (the
+//! owner of a key). A strategy is prepared once per view, from candidates that could be picked
+//! when the view was made. If a caller excludes the chosen candidate, another one is drawn at
+//! random by weight, so that an exclusion never shifts the turns of other candidates.
 //!
 //! | file | rule |
 //! |---|---|
@@ -46,7 +47,8 @@ pub(crate) enum Prepared {
 }
 
 impl Prepared {
-    /// Prepares the configured strategy for these candidates. `ring` spans all members, and is there for `consistent_hash`.
+    /// Prepares the configured strategy for these candidates. `ring` spans all members;
+    /// `consistent_hash` requires it.
     pub(crate) fn new(
         config: &LoadBalancerConfig,
         slots: &[Slot],

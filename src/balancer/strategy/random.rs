@@ -1,4 +1,5 @@
-//! Random: each candidate as likely as the others, or by its factor while one is held back.
+//! Random: each candidate is equally likely, except that a degraded factor or a slow start lowers
+//! the probability.
 
 use super::draw::{Draw, Strategy};
 use super::schedule::Schedule;

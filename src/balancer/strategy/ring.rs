@@ -1,30 +1,33 @@
-//! The hash ring: who owns a key, and who is next.
+//! The hash ring: which instance owns a key, and which instances follow.
 //!
-//! Points are xxh3 hashes of the instance *id* (seeded with the point's number), as many as the *registered* weight gives,
-//! and nothing else goes in: nodes with equal registry views have equal rings, whatever each of them thinks of an instance's
-//! health. xxh3 is frozen, so versions agree too.
+//! Points are xxh3 hashes of the instance *id* (seeded with the point's number). The *registered*
+//! weight gives the number of points. No other input goes in: nodes with equal registry views have
+//! equal rings, whatever the health of an instance is on each node. xxh3 is frozen, so different
+//! versions of pickd agree, too.
 //!
-//! An instance of weight w has `virtual_nodes * w / reference` points (at least one); the reference is the mean weight
-//! rounded down to a power of two, so an instance of mean weight has between `virtual_nodes` and twice that. While the
-//! reference stands, the points of an instance depend on itself alone, so one that leaves moves only its own keys, and gets
-//! them back. At most 2^20 points in all: the reference doubles until they fit.
+//! An instance of weight w has `virtual_nodes * w / reference` points (at least one). The
+//! reference is the mean weight rounded down to a power of two, so an instance of mean weight has
+//! between `virtual_nodes` and twice that. While the reference stays the same, the points of an
+//! instance depend on that instance alone. An instance that leaves therefore moves only its own
+//! keys, and gets them back. A ring has at most 2^20 points: the reference doubles until they fit.
 //!
-//! 8 bytes a point, and a table of at most 2 more a point that leads a lookup to its neighbourhood in one step: a lookup in a
-//! large ring waits for memory twice.
+//! A point takes 8 bytes, and an index of at most 2 bytes more a point leads a lookup to the right
+//! bucket in one step: a lookup in a large ring waits for memory twice.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Most points of one ring.
+/// The largest number of points of one ring.
 const MAX_POINTS: u64 = 1 << 20;
 
-/// Hash of a key, as the ring takes it.
+/// Hash of a key, as the ring expects it.
 #[inline]
 pub(crate) fn hash_key(key: &[u8]) -> u64 {
     xxh3_64(key)
 }
 
-/// Whether the key is in the share `factor` / 2^32 of an instance's keys that the instance keeps while it is held back. The
-/// same keys on every node, and each step of the factor adds keys to those of the step before.
+/// Whether an instance that is held back keeps this key: the instance keeps `factor` / 2^32 of its
+/// keys. The result is the same on every node, and a larger factor only adds keys to those of a
+/// smaller one.
 #[inline]
 pub(crate) fn keeps(key_hash: u64, id_hash: u64, factor: u32) -> bool {
     let mut mixed = (key_hash ^ id_hash).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -33,27 +36,29 @@ pub(crate) fn keeps(key_hash: u64, id_hash: u64, factor: u32) -> bool {
     (mixed >> 32) as u32 <= factor
 }
 
-/// A point is its hash in the upper 40 bits, which decide, and its owner below: 16 million of them.
-const HASH: u64 = !0 << 24;
-/// So many points are looked at together.
-const NEAR: usize = 6;
+/// A point holds its hash in the upper 40 bits, which decide the order, and its owner in the lower
+/// 24: 16 million owners.
+const HASH_BITS: u64 = !0 << 24;
+/// Number of points that a lookup compares at once.
+const LOOKUP_POINTS: usize = 6;
 
 /// An immutable ring over owners `0..n`.
 #[derive(Debug)]
 pub(crate) struct Ring {
-    /// Sorted.
+    /// All points, sorted.
     points: Box<[u64]>,
-    /// Where the points with these leading bits begin.
+    /// For each bucket of leading hash bits, the index of its first point.
     starts: Box<[u32]>,
     shift: u32,
 }
 
 impl Ring {
-    /// Owners in a fixed order (sorted by id), each with its id and registered weight. Weight 0 has no points.
+    /// Makes a ring of owners in a fixed order (sorted by id), each with its id and registered
+    /// weight. An owner of weight 0 has no points.
     pub(crate) fn new<'a>(owners: impl Iterator<Item = (&'a str, u16)> + Clone, virtual_nodes: u32) -> Self {
         let counts = point_counts(owners.clone().map(|(_, weight)| weight), virtual_nodes);
         let total: usize = counts.iter().map(|&count| count as usize).sum();
-        // Two to four points a bucket.
+        // Two to four points in each bucket.
         let bits = (total.next_power_of_two() / 4).max(1).trailing_zeros();
         let shift = 64 - bits;
         let bucket = |hash: u64| hash.checked_shr(shift).unwrap_or(0) as usize;
@@ -61,9 +66,10 @@ impl Ring {
         let mut points = Vec::with_capacity(total);
         for (owner, ((id, _), &count)) in owners.zip(&counts).enumerate() {
             let hashes = (0..u64::from(count)).map(|point| xxh3_64_with_seed(id.as_bytes(), point));
-            points.extend(hashes.map(|hash| hash & HASH | owner as u64 & !HASH));
+            points.extend(hashes.map(|hash| hash & HASH_BITS | owner as u64 & !HASH_BITS));
         }
-        // Hashes are even, so one pass by leading bits leaves only neighbours to sort.
+        // Hashes are evenly distributed, so after one pass by leading bits only points within a
+        // bucket need sorting.
         let mut starts = vec![0_u32; (1 << bits) + 1];
         for &point in &points {
             starts[bucket(point) + 1] += 1;
@@ -88,24 +94,25 @@ impl Ring {
         }
     }
 
-    /// Owners in ring order from the key's place, each as often as it has points, once round.
+    /// Owners in ring order from the key's place, once round. An owner appears once for each of its
+    /// points.
     #[inline]
     pub(crate) fn walk(&self, key_hash: u64) -> impl Iterator<Item = usize> + '_ {
         let start = self.place(key_hash);
         let (before, after) = self.points.split_at(start.min(self.points.len()));
-        after.iter().chain(before).map(|&point| (point & !HASH) as usize)
+        after.iter().chain(before).map(|&point| (point & !HASH_BITS) as usize)
     }
 
-    /// The same from the place of a key that is not hashed yet.
+    /// Like [`walk`](Self::walk), from the place of a key that is not hashed yet.
     pub(crate) fn walk_from(&self, key: &[u8]) -> impl Iterator<Item = usize> + '_ {
         self.walk(hash_key(key))
     }
 
-    /// How many points each of `owners` has.
+    /// The number of points of each of `owners`.
     pub(crate) fn points(&self, owners: usize) -> Vec<u32> {
         let mut points = vec![0; owners];
         for point in &self.points {
-            if let Some(count) = points.get_mut((point & !HASH) as usize) {
+            if let Some(count) = points.get_mut((point & !HASH_BITS) as usize) {
                 *count += 1;
             }
         }
@@ -117,11 +124,12 @@ impl Ring {
         let bucket = key_hash.checked_shr(self.shift).unwrap_or(0) as usize;
         let start = self.starts.get(bucket).map_or(0, |&start| start as usize);
         let behind = self.points.get(start..).unwrap_or_default();
-        let key = key_hash & HASH;
-        // Counting among a fixed number leaves nothing to guess for the processor; hardly a lookup has to go on from there.
-        let near = behind.first_chunk::<NEAR>();
+        let key = key_hash & HASH_BITS;
+        // Counting within a fixed number of points has no branches to mispredict. Few lookups have
+        // to go on from there.
+        let near = behind.first_chunk::<LOOKUP_POINTS>();
         let passed = near.map_or(0, |near| near.iter().filter(|&&point| point < key).count());
-        if passed < NEAR && near.is_some() {
+        if passed < LOOKUP_POINTS && near.is_some() {
             return start + passed;
         }
         start + behind.iter().take_while(|&&point| point < key).count()
@@ -134,7 +142,7 @@ impl Ring {
     }
 }
 
-/// Points for each weight, by the rule in the module's header.
+/// The number of points for each weight, by the rule in the module's documentation.
 fn point_counts(weights: impl Iterator<Item = u16> + Clone, virtual_nodes: u32) -> Vec<u32> {
     let (mut sum, mut count) = (0_u64, 0_u64);
     for weight in weights.clone().filter(|&weight| weight > 0) {
@@ -172,18 +180,18 @@ mod tests {
     }
 
     #[test]
-    fn xxh3_is_the_frozen_one() {
+    fn the_hash_of_the_empty_key_is_that_of_frozen_xxh3() {
         assert_eq!(hash_key(b""), 0x2d06_8005_38d3_94c2);
     }
 
     #[test]
-    fn no_owner_and_no_weight_make_an_empty_ring() {
+    fn a_ring_without_owners_or_weights_is_empty() {
         assert_eq!(Ring::new(std::iter::empty(), 100).walk(7).next(), None);
         assert_eq!(Ring::new([("a", 0)].into_iter(), 100).walk(7).next(), None);
     }
 
     #[test]
-    fn equal_weights_have_the_configured_points_and_unequal_ones_their_share() {
+    fn points_follow_virtual_nodes_and_relative_weight() {
         assert_eq!(point_counts([1, 1, 1].into_iter(), 100), [100, 100, 100]);
         assert_eq!(point_counts([4, 4].into_iter(), 100), [100, 100]);
         assert_eq!(point_counts([1, 2, 0, 1].into_iter(), 100), [100, 200, 0, 100]);
@@ -198,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_kept_at_a_quarter_is_a_quarter_and_grows_without_changing_sides() {
+    fn a_factor_of_a_quarter_keeps_a_quarter_and_a_larger_one_adds_keys() {
         let id = hash_key(b"user-1");
         let keys: Vec<u64> = (0..20_000_u32).map(|key| hash_key(&key.to_le_bytes())).collect();
         let kept = |factor: u32| keys.iter().filter(|&&key| keeps(key, id, factor)).count();
@@ -218,13 +226,13 @@ mod tests {
             let ids = ids(count);
             let ring = Ring::new(ids.iter().map(|id| (id.as_str(), 1)), 20);
             prop_assert!(ring.points.is_sorted());
-            let place = ring.points.partition_point(|&point| point & HASH < key & HASH) % ring.len();
-            prop_assert_eq!(owner_of(&ring, key), Some((ring.points[place] & !HASH) as usize));
+            let place = ring.points.partition_point(|&point| point & HASH_BITS < key & HASH_BITS) % ring.len();
+            prop_assert_eq!(owner_of(&ring, key), Some((ring.points[place] & !HASH_BITS) as usize));
             prop_assert_eq!(ring.walk(key).count(), ring.len());
         }
 
         #[test]
-        fn one_that_leaves_moves_only_its_own_keys_and_gets_them_back(count in 2_usize..30, leaver in 0_usize..30) {
+        fn an_owner_that_leaves_moves_only_its_own_keys_and_gets_them_back(count in 2_usize..30, leaver in 0_usize..30) {
             let all = ids(count);
             let leaver = leaver % count;
             let rest: Vec<&String> = all.iter().enumerate().filter(|(index, _)| *index != leaver).map(|(_, id)| id).collect();

@@ -1,7 +1,8 @@
-//! Round robin, plain and weighted: in turn.
+//! Round robin, plain and weighted: candidates in turn.
 //!
-//! The plain one uses 1 for every weight, so that while no factor holds an instance back all have equal shares and the
-//! schedule is simply "the next one"; the weighted one follows the smooth weighted sequence. Same machine, other units.
+//! The plain strategy uses 1 for every weight, so that while no factor holds an instance back all
+//! candidates have equal shares, and the schedule is "the next candidate". The weighted strategy
+//! follows the smooth weighted sequence. Both use the same schedule with different units.
 
 use std::sync::Arc;
 

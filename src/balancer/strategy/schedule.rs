@@ -1,27 +1,31 @@
-//! Whose turn it is: a smooth weighted sequence, or an alias table where that would be too long.
+//! Turns by weight: a smooth weighted sequence, or an alias table where the sequence would be too
+//! long.
 //!
-//! Shared by every strategy that has to divide picks by weight.
+//! Shared by every strategy that divides picks by weight.
 //!
 //! ```text
-//! units 1:2:1  ->  period 4  ->  b a b c   (never three of one in any four)
+//! units 1:2:1  ->  period 4  ->  b a b c   (never three turns of four for one candidate)
 //! ```
 //!
-//! The sequence is an earliest-deadline-first schedule with release times (Tijdeman's chairman assignment, PFair): the k-th
-//! turn of an instance with w of P units lies in the window `[floor(k P / w), ceil((k + 1) P / w))`. One processor at full
-//! load meets every such deadline, so after any t turns an instance has had more than `t w / P - 1` and less than
-//! `t w / P + 1` of them. (EDF without release times, as in Envoy, bunches: 50:1:1:1... starts with 50 of one.)
+//! The sequence is an earliest-deadline-first schedule with release times (Tijdeman's chairman
+//! assignment, PFair): the k-th turn of an instance with w of P units lies in the window `[floor(k
+//! P / w), ceil((k + 1) P / w))`. A single processor at full load meets every such deadline, so
+//! after any t turns an instance has had more than `t w / P - 1` and less than `t w / P + 1` of
+//! them. (EDF without release times, as in Envoy, bunches: 50:1:1:1... starts with 50 turns of the
+//! same instance.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Whose turn is next; survives rebuilds. One atomic add a pick.
+/// The counter of turns, which outlives views. A pick costs one atomic add.
 #[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Turn(AtomicU64);
 
 impl Turn {
-    /// Starts anywhere: ten thousand agents must not start on the same instance.
+    /// Starts at a place that depends on the seed: ten thousand agents must not start on the same
+    /// instance.
     pub(crate) fn starting_at(seed: u64) -> Self {
-        // Far below 2^32, where `Modulo` wraps.
+        // The start is far below 2^32, where `Modulo` wraps.
         Self(AtomicU64::new(seed >> 33))
     }
 
@@ -31,7 +35,8 @@ impl Turn {
     }
 }
 
-/// `x % n` by two multiplications (Lemire, Kaser and Kurz 2019); a division costs as much as an atomic add.
+/// `x % n` by two multiplications (Lemire, Kaser and Kurz 2019), because a division costs as much
+/// as an atomic add.
 ///
 /// Turns count in 32 bits: once in 2^32 picks the sequence restarts early.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +46,7 @@ pub(crate) struct Modulo {
 }
 
 impl Modulo {
-    /// For `n` >= 1.
+    /// Prepares the remainder by `n`, which is at least 1.
     pub(crate) fn new(n: u32) -> Self {
         let n = n.max(1);
         Self {
@@ -57,13 +62,14 @@ impl Modulo {
     }
 }
 
-/// A random number in `0..n`, without a division and (for n far below 2^32) without a visible bias.
+/// A random number in `0..n`, without a division and (for n far below 2^32) without a visible
+/// bias.
 #[inline]
 pub(crate) fn below(n: usize) -> usize {
     ((u128::from(fastrand::u64(..)) * n as u128) >> 64) as usize
 }
 
-/// A random number in `0..n` other than `first`, which is one of them. For `n` >= 2.
+/// A random number in `0..n` other than `first`. Requires `first < n` and `n >= 2`.
 #[inline]
 pub(crate) fn other_than(first: usize, n: usize) -> usize {
     let place = first + 1 + below(n - 1);
@@ -73,16 +79,16 @@ pub(crate) fn other_than(first: usize, n: usize) -> usize {
 /// How picks are divided among candidates.
 #[derive(Debug)]
 pub(crate) enum Schedule {
-    /// All alike.
+    /// All candidates have equal shares.
     Even(Modulo),
     /// One period of the smooth sequence.
     Sequence { turns: Box<[u32]>, period: Modulo },
-    /// Too long a period: drawn at random by weight.
+    /// The period would be too long: candidates are drawn at random by weight.
     Alias(Alias),
 }
 
 impl Schedule {
-    /// For candidates with these shares, each above zero.
+    /// Prepares the schedule of candidates with these shares, each above zero.
     pub(crate) fn new(units: &[u32]) -> Self {
         let divisor = units.iter().copied().fold(0, gcd).max(1);
         let period: u64 = units.iter().map(|units| u64::from(units / divisor)).sum();
@@ -109,7 +115,7 @@ impl Schedule {
         }
     }
 
-    /// A candidate at random, by share, advancing nothing.
+    /// A candidate at random by share. Advances no turn.
     #[inline]
     pub(crate) fn draw(&self) -> usize {
         match self {
@@ -124,13 +130,15 @@ fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// One period of the schedule for `shares`, whose sum is `period`. O(period), by bucket queues over whole-numbered times.
+/// One period of the schedule for `shares`, whose sum is `period`. O(period), with bucket queues
+/// over whole-numbered times.
 fn smooth(shares: &[u32], period: u32) -> Box<[u32]> {
     const NONE: u32 = u32::MAX;
     let release = |share: u32, k: u64| (k * u64::from(period) / u64::from(share)) as u32;
     let deadline = |share: u32, k: u64| ((k + 1) * u64::from(period)).div_ceil(u64::from(share)) as u32;
 
-    // Every candidate has one turn pending, so one link a candidate makes all lists.
+    // Every candidate has one pending turn, so that one link for each candidate is enough for all
+    // lists.
     let mut done = vec![0_u64; shares.len()];
     let mut link = vec![NONE; shares.len()];
     let mut released_at = vec![NONE; period as usize];
@@ -152,7 +160,7 @@ fn smooth(shares: &[u32], period: u32) -> Box<[u32]> {
         let index = index as usize;
         done[index] += 1;
         if done[index] < u64::from(shares[index]) {
-            // Not before the next moment: this one is taken.
+            // The next turn cannot be earlier than the next moment: the present moment is taken.
             let at = release(shares[index], done[index]).max(now + 1) as usize;
             link[index] = std::mem::replace(&mut released_at[at], index as u32);
         }
@@ -160,7 +168,8 @@ fn smooth(shares: &[u32], period: u32) -> Box<[u32]> {
     turns.into()
 }
 
-/// Candidates by deadline: a list for each deadline, and two levels of bits to find the first that is not empty.
+/// Candidates by deadline: a list for each deadline, and two levels of bits to find the first that
+/// is not empty.
 struct Deadlines {
     first: Vec<u32>,
     words: Vec<u64>,
@@ -200,10 +209,11 @@ impl Deadlines {
     }
 }
 
-/// A table from which a weighted random draw takes one look (Walker 1974; built as by Vose 1991).
+/// A table for weighted random draws with a single lookup (Walker 1974; built as by Vose 1991).
 #[derive(Debug)]
 pub(crate) struct Alias {
-    /// For each column: below which fraction of 2^32 it is itself, and who it is above that.
+    /// For each column: the fraction of 2^32 below which a draw yields the column itself, and the
+    /// candidate that a draw yields above that.
     columns: Box<[(u32, u32)]>,
 }
 
@@ -211,7 +221,7 @@ impl Alias {
     pub(crate) fn new(units: &[u32]) -> Self {
         let count = units.len() as u64;
         let total: u64 = units.iter().map(|&units| u64::from(units)).sum();
-        // Scaled by `count`, so that a full column holds `total`.
+        // Units are scaled by `count`, so that a full column holds `total`.
         let mut rest: Vec<u64> = units.iter().map(|&units| u64::from(units) * count).collect();
         let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..units.len()).partition(|&index| rest[index] < total);
         let mut columns: Box<[(u32, u32)]> = (0..units.len() as u32).map(|index| (u32::MAX, index)).collect();
@@ -250,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn another_one_is_any_but_the_first() {
+    fn other_than_yields_every_number_but_the_first() {
         fastrand::seed(3);
         let others: BTreeSet<usize> = (0..200).map(|_| other_than(2, 5)).collect();
         assert_eq!(others, BTreeSet::from([0, 1, 3, 4]));
@@ -258,12 +268,12 @@ mod tests {
     }
 
     #[test]
-    fn one_two_one_never_gives_three_of_one_in_four() {
+    fn weights_1_2_1_never_give_three_turns_of_four_to_one_candidate() {
         assert_eq!(names(&smooth(&[1, 2, 1], 4)), "babc");
     }
 
     #[test]
-    fn a_heavy_one_among_many_light_ones_is_spread_out() {
+    fn turns_of_a_heavy_candidate_among_light_ones_are_spread_out() {
         let mut shares = vec![1; 50];
         shares.push(50);
         let turns = smooth(&shares, 100);
