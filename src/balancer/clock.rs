@@ -100,6 +100,7 @@ impl Clock for Manual {
 
 /// The state of a health layer, and since when the state holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Since<T> {
     /// The state.
     pub state: T,

@@ -6,6 +6,7 @@ use super::instance::{InstanceId, ServiceInstance};
 
 /// The ids that differ between two views.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Changes {
     /// Ids that are only in the new view.
     pub added: Vec<InstanceId>,

@@ -5,6 +5,7 @@ use super::instance::{InstanceId, ServiceName, Source};
 
 /// Why no instance was picked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PickError {
     /// No source lists the name, and a source that could list it has not synced yet: try again
     /// soon.
@@ -40,6 +41,7 @@ pub enum PickError {
 /// An id that a service does not list, and has not listed within the last hour.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("service {service} has no instance {id:?}, and had none in the last hour", id = .id.as_str())]
+#[non_exhaustive]
 pub struct UnknownInstance {
     /// The requested service.
     pub service: ServiceName,
@@ -49,6 +51,7 @@ pub struct UnknownInstance {
 
 /// Why a report does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReportError {
     /// No such lease: never given out, reported before, or expired so long ago that it is
     /// forgotten.

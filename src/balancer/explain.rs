@@ -27,6 +27,7 @@ const RING_ORDER: usize = 64;
 
 /// The explanation of one service.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Explanation {
     /// The configured strategy.
     pub strategy: LoadBalancingStrategy,
@@ -48,6 +49,7 @@ pub struct Explanation {
 
 /// The explanation of one instance.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ExplainedInstance {
     /// The instance as registered.
     pub instance: Arc<ServiceInstance>,
@@ -69,6 +71,7 @@ pub struct ExplainedInstance {
 
 /// The number that a strategy compares.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Score {
     /// Share of the picks, 0..=1: picks are divided by weight.
     Share(f64),
@@ -104,6 +107,7 @@ impl Score {
 
 /// The instances of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExplainedKey {
     /// The instance that a pick with this key would get now.
     pub instance: Option<InstanceId>,

@@ -16,6 +16,7 @@ use std::sync::Arc;
 /// Why a value was refused. Each variant names the value found; its message says which values are
 /// allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidInstance {
     /// The service name is empty, too long, `.`, `..`, or has a character outside
     /// `[A-Za-z0-9._:@~-]`.
@@ -302,6 +303,7 @@ impl fmt::Display for Source {
 
 /// The health of an instance according to its registry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum RegistryStatus {
     /// The registry has no health status (etcd, files without `status`): the instance can be
     /// picked.
@@ -339,6 +341,7 @@ impl fmt::Display for RegistryStatus {
 
 /// The status of an instance, derived from all health layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum HealthStatus {
     /// The instance is picked with its full weight.
     Healthy,

@@ -126,6 +126,7 @@ impl FromStr for LeaseId {
 
 /// A lease, as its caller gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Lease {
     /// The id to report.
     pub id: LeaseId,

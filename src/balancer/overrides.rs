@@ -28,6 +28,7 @@ const MAX_ENDED: usize = 1_024;
 
 /// Why an order was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidOrder {
     /// The reason is too long, or more than one line.
     #[error("reason: expected at most {} characters on one line", Order::LONGEST_REASON)]
@@ -155,6 +156,7 @@ impl StandingOrder {
 
 /// A weight in place of the registered one.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WeightOrder {
     /// The weight.
     pub weight: Weight,
@@ -164,6 +166,7 @@ pub struct WeightOrder {
 
 /// The property that an order overrides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Override {
     /// The order drains the instance.
     Drain,
@@ -173,6 +176,7 @@ pub enum Override {
 
 /// An order that ended without being lifted.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Ended {
     /// The id of the instance.
     pub id: InstanceId,
@@ -186,6 +190,7 @@ pub struct Ended {
 
 /// Why an order ended without being lifted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum EndedBecause {
     /// The time to live ended.
     Expired,
@@ -195,6 +200,7 @@ pub enum EndedBecause {
 
 /// Number of orders in force for one service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OverrideCounts {
     /// Drained instances, registered or not.
     pub drains: usize,
@@ -204,6 +210,7 @@ pub struct OverrideCounts {
 
 /// The orders in force for one id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct InstanceOverrides {
     /// The order that drains the instance.
     pub drain: Option<Arc<StandingOrder>>,

@@ -4,6 +4,7 @@ use super::instance::{HealthStatus, ServiceInstance, ServiceName};
 
 /// The input of a renderer.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Described<'a> {
     /// The service.
     pub service: &'a ServiceName,

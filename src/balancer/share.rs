@@ -15,6 +15,7 @@ use super::instance::{RegistryStatus, ServiceInstance, Weight};
 
 /// The factors of an instance's share of picks.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Factors {
     /// The registered weight.
     pub weight: Weight,

@@ -197,6 +197,7 @@ impl Ewma {
 
 /// Statistics of one service since the service was first seen.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Statistics {
     /// The strategy of the service.
     pub strategy: LoadBalancingStrategy,
@@ -222,6 +223,7 @@ pub struct Statistics {
 
 /// Statistics of one instance. Instances at the same address share these numbers.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct InstanceStatistics {
     /// The derived status.
     pub status: HealthStatus,
@@ -251,6 +253,7 @@ pub struct InstanceStatistics {
 
 /// Picks that found no instance, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Refusals {
     /// A source had not synced.
     pub not_synced: u64,
@@ -262,6 +265,7 @@ pub struct Refusals {
 
 /// Results of active checks of one service so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CheckStatistics {
     /// Checks that passed.
     pub passed: u64,
@@ -271,6 +275,7 @@ pub struct CheckStatistics {
 
 /// Leases of one service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LeaseStatistics {
     /// Leases that are open now.
     pub open: usize,
@@ -282,6 +287,7 @@ pub struct LeaseStatistics {
 
 /// Reports of one service so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ReportStatistics {
     /// Reports accepted, including renewals.
     pub accepted: u64,

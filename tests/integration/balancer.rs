@@ -1080,7 +1080,7 @@ proptest! {
                         let weight = match it.registry_status() {
                             RegistryStatus::Critical | RegistryStatus::Maintenance => 0,
                             RegistryStatus::Warning => it.warning_weight().unwrap_or(it.weight()).get().min(it.weight().get()),
-                            RegistryStatus::Passing | RegistryStatus::Unknown => it.weight().get(),
+                            _ => it.weight().get(),
                         };
                         weight > 0 && it.id().as_str() != excluded && (!tag || it.has_tag("odd"))
                     };

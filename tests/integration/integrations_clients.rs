@@ -156,7 +156,7 @@ impl Drop for Traffic {
 }
 
 #[test]
-fn a_call_from_a_shell_is_answered_although_an_instance_is_dead_and_pickd_hears_of_it() {
+fn a_shell_call_succeeds_beside_a_dead_instance_and_is_reported() {
     let site = Site::new(&[0, 1, 2]);
     site.backends[1].stop();
     let lines = commands("clients/README.md", &[". ./", "pickd_call "]);

@@ -116,7 +116,7 @@ async fn definitions_in_the_folder_of_the_agent_are_picked_by_weight() {
 }
 
 #[tokio::test]
-async fn definitions_registered_by_the_commands_of_the_readme_are_picked_by_weight() {
+async fn definitions_registered_as_in_the_readme_are_picked_by_weight() {
     let backends = [Backend::start(), Backend::start(), Backend::start()];
     let consul = Consul::start().await;
     let folder = Folder::new();

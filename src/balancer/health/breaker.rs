@@ -46,6 +46,7 @@ const MAX_EJECTION_TIME: Duration = Duration::from_secs(300);
 
 /// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BreakerState {
     /// The breaker takes nothing out.
     Closed,
@@ -86,6 +87,7 @@ impl BreakerState {
 
 /// What made a breaker open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TripReason {
     /// Consecutive failures; a refused connection counts as two.
     ConsecutiveFailures(u32),
@@ -113,6 +115,7 @@ impl fmt::Display for TripReason {
 
 /// What made a breaker close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CloseReason {
     /// A trial succeeded.
     TrialSucceeded,

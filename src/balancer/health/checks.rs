@@ -16,6 +16,7 @@ use crate::balancer::config::LoadBalancerConfig;
 
 /// The result of one active check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Check {
     /// The instance gave the expected answer.
     Pass,
@@ -25,6 +26,7 @@ pub enum Check {
 
 /// Why an active check failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CheckFailure {
     /// No answer arrived in time.
     Timeout,
@@ -63,6 +65,7 @@ impl fmt::Display for CheckFailure {
 
 /// The state of active checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ActiveState {
     /// Active checks pass.
     Up,

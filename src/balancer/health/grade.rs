@@ -34,6 +34,7 @@ const MAX_SAMPLE_MULTIPLE: f32 = 8.0;
 
 /// The passive grade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PassiveState {
     /// Outcomes do not degrade the instance.
     Ok,
@@ -54,6 +55,7 @@ impl PassiveState {
 
 /// Why outcomes degrade an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DegradedReason {
     /// Too large a share of the outcomes failed.
     Failing,

@@ -11,6 +11,7 @@ use crate::balancer::overrides::StandingOrder;
 
 /// The health layers of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Layers {
     /// The operator's order that drains the instance; `None` while the instance is in service.
     pub admin: Option<Arc<StandingOrder>>,
@@ -128,6 +129,7 @@ impl Layers {
 
 /// Why picks do not choose an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum UnavailableReason {
     /// An operator drained the instance.
     Drained,

@@ -10,6 +10,7 @@ use crate::balancer::instance::InstanceId;
 
 /// A transition of the health of an instance or a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Transition {
     /// The instances at the address; empty for a transition of the pool.
     pub instances: Vec<InstanceId>,
@@ -19,6 +20,7 @@ pub struct Transition {
 
 /// The kind of transition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Transitioned {
     /// Active checks pass.
     Up {

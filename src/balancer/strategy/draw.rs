@@ -146,6 +146,7 @@ pub(crate) trait Strategy {
 
 /// The present mode of a strategy: its own rule, or a fallback while its input is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mode {
     /// The strategy follows its own rule.
     Normal,
