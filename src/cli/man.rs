@@ -147,7 +147,7 @@ mod tests {
             "PICKD_ETCD_PREFIX",
             ".SH NOTES",
             ".SH EXAMPLES",
-            "  pickd run \\-\\-file services.toml            from a file, read when it changes",
+            "  pickd run \\-\\-file services.toml            from a file, read again on changes",
         ] {
             assert!(page.contains(part), "{part} in {page}");
         }
