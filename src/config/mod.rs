@@ -666,11 +666,7 @@ impl Checker<'_> {
             let choices = match choices {
                 toml::Value::String(word) => word.parse()?,
                 toml::Value::Integer(count) => Choices::random(*count)?,
-                other => {
-                    return Err(InvalidConfig::Choices {
-                        found: other.to_string(),
-                    });
-                }
+                other => return Err(Choices::refused(other)),
             };
             Ok(config.with_choices(choices))
         });
