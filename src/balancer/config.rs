@@ -201,7 +201,7 @@ fn unknown(key: &'static str, found: &str, names: &[&str]) -> InvalidConfig {
     }
 }
 
-// The two tables. A key is added by its row here.
+// The two tables. A key is added by its row here. `config::services` reads the configuration file by the same rows.
 
 macro_rules! balancer_settings {
     ($make:ident) => {
@@ -290,6 +290,9 @@ macro_rules! breaker_settings {
 
 balancer_settings!(settings);
 breaker_settings!(settings);
+
+#[cfg(feature = "agent")]
+pub(crate) use {balancer_settings, breaker_settings};
 
 impl LoadBalancerConfig {
     /// The defaults with this strategy.

@@ -1,19 +1,15 @@
-//! `[probe]`, and what `[defaults]` and `[services.<name>]` say of health.
+//! `[probe]`, and `health_check` of a service.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
 
 use toml::{Spanned, Value};
 
-use super::raw::{RawBalancer, RawBreaker, RawConfig, RawHealthCheck, RawProbe, RawService};
-use super::{Checker, MINUTE, SECOND};
-use crate::balancer::{BreakerConfig, DeniedNetworks, LoadBalancerConfig, Network, Preset, ServiceName};
-use crate::duration::Readable;
+use super::Checker;
+use super::raw::{RawConfig, RawHealthCheck, RawProbe};
+use crate::balancer::{DeniedNetworks, Network, ServiceName};
 use crate::probe::{HealthCheck, HttpCheck, InvalidCheck, ProbeSettings};
-
-const HOUR: Duration = Duration::from_secs(3_600);
 
 impl Checker<'_> {
     /// How much is checked, and which networks are not.
@@ -48,126 +44,6 @@ impl Checker<'_> {
             }
         }
         (settings, DeniedNetworks::default().and(denied))
-    }
-
-    /// What a preset sets: below it stands what `[defaults]` says, above it what is written beside it.
-    pub(super) fn preset(
-        &mut self,
-        section: &str,
-        raw: &RawService,
-        mut config: LoadBalancerConfig,
-    ) -> LoadBalancerConfig {
-        self.set(
-            &format!("{section}."),
-            &mut config,
-            raw.preset.as_ref(),
-            |config, name| name.parse().map(|preset: Preset| config.with_preset(preset)),
-        );
-        config
-    }
-
-    /// The keys of a balancer that are about health.
-    pub(super) fn health(
-        &mut self,
-        section: &str,
-        raw: &RawBalancer,
-        mut config: LoadBalancerConfig,
-    ) -> LoadBalancerConfig {
-        let named = format!("{section}.");
-        if let Some(enabled) = raw.health_check_enabled {
-            config = config.with_health_check_enabled(enabled);
-        }
-        if let Some(enabled) = raw.circuit_breaker_enabled {
-            config = config.with_circuit_breaker_enabled(enabled);
-        }
-        if let Some(panic) = raw.panic {
-            config = config.with_panic(panic);
-        }
-        self.time(
-            &format!("{section}.health_check_interval"),
-            &mut config,
-            raw.health_check_interval.as_ref(),
-            (Duration::from_millis(100), HOUR),
-            LoadBalancerConfig::with_health_check_interval,
-        );
-        self.time(
-            &format!("{section}.health_check_timeout"),
-            &mut config,
-            raw.health_check_timeout.as_ref(),
-            (Duration::from_millis(10), 10 * MINUTE),
-            LoadBalancerConfig::with_health_check_timeout,
-        );
-        self.time(
-            &format!("{section}.slow_start"),
-            &mut config,
-            raw.slow_start.as_ref(),
-            (Duration::ZERO, HOUR),
-            LoadBalancerConfig::with_slow_start,
-        );
-        self.set(
-            &named,
-            &mut config,
-            raw.max_consecutive_failures.as_ref(),
-            |config, failures| config.with_max_consecutive_failures(*failures),
-        );
-        self.set(&named, &mut config, raw.rise.as_ref(), |config, rise| {
-            config.with_rise(*rise)
-        });
-        self.set(&named, &mut config, raw.max_ejection.as_ref(), |config, share| {
-            config.with_max_ejection(*share)
-        });
-        self.set(&named, &mut config, raw.panic_threshold.as_ref(), |config, share| {
-            config.with_panic_threshold(*share)
-        });
-        match &raw.breaker {
-            Some(written) => {
-                let breaker = self.breaker(section, written, config.breaker().clone());
-                config.with_breaker(breaker)
-            }
-            None => config,
-        }
-    }
-
-    fn breaker(&mut self, section: &str, raw: &RawBreaker, mut breaker: BreakerConfig) -> BreakerConfig {
-        let named = format!("{section}.");
-        self.set(&named, &mut breaker, raw.min_outcomes.as_ref(), |breaker, outcomes| {
-            breaker.with_min_outcomes(*outcomes)
-        });
-        self.set(&named, &mut breaker, raw.failure_ratio.as_ref(), |breaker, ratio| {
-            breaker.with_failure_ratio(*ratio)
-        });
-        let key = |key: &str| format!("{section}.breaker.{key}");
-        let range = (SECOND, HOUR);
-        let window = self.duration(&key("window"), raw.window.as_ref(), breaker.window(), range);
-        // In range, or refused already.
-        breaker = breaker.clone().with_window(window).unwrap_or(breaker);
-        let refused = self.refusals.len();
-        let range = (Duration::from_millis(100), HOUR);
-        let least = self.duration(&key("open_min"), raw.open_min.as_ref(), breaker.open_min(), range);
-        let most = self.duration(&key("open_max"), raw.open_max.as_ref(), breaker.open_max(), range);
-        if self.refusals.len() > refused {
-            return breaker;
-        }
-        match (
-            breaker.clone().with_open_times(least, most),
-            &raw.open_max,
-            &raw.open_min,
-        ) {
-            (Ok(changed), ..) => breaker = changed,
-            // Each is in range, and the first is longer than the second, one of which may be that of [defaults].
-            (Err(error), Some(written), _) => self.refuse(written.span(), format!("{section}.{error}")),
-            (Err(_), None, Some(written)) => {
-                let message = format!(
-                    "{} {}: longer than open_max, {}: set that, too",
-                    key("open_min"),
-                    Readable(least),
-                    Readable(most)
-                );
-                self.refuse(written.span(), message);
-            }
-            (Err(_), None, None) => {}
-        }
-        breaker
     }
 
     /// Which services are checked, and how.
@@ -291,8 +167,11 @@ fn status(written: &Value) -> Result<RangeInclusive<u16>, InvalidCheck> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::tests::{read, refused, refused_once};
     use super::*;
+    use crate::balancer::LoadBalancerConfig;
 
     fn service(text: &str) -> (LoadBalancerConfig, Option<HealthCheck>) {
         let config = read(&format!("[consul]\n{text}"));

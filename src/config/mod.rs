@@ -14,6 +14,7 @@ mod error;
 mod etcd_table;
 mod health_table;
 mod raw;
+mod services;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -26,7 +27,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use crate::api::server::SocketAccess;
-use crate::balancer::{Choices, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, ServiceConfigs, ServiceName};
+use crate::balancer::{LoadBalancingStrategy, ServiceConfigs, ServiceName};
 use crate::discovery::{consul, etcd};
 use crate::http_client::Tls;
 use crate::metrics::INSTANCE_SERIES;
@@ -36,7 +37,7 @@ pub use crate::api::server::Listen;
 pub use address::{ConsulAddress, EtcdAddress, InvalidAddress, listen, listen_tcp, socket_path};
 pub use error::{ConfigError, Place, Refusal};
 
-use raw::{RawApi, RawBalancer, RawConfig, RawConsul, RawDuration, RawFile, RawMetrics};
+use raw::{RawApi, RawConfig, RawConsul, RawDuration, RawFile, RawMetrics};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -207,23 +208,7 @@ impl Config {
         let sources = checker.sources(&raw, layers);
         let (probe, denied) = checker.probe(&raw.probe);
         let health_checks = checker.health_checks(&raw);
-        let built_in = LoadBalancerConfig::default().with_denied(denied);
-        let mut defaults = checker.balancer("defaults", &raw.defaults, built_in);
-        if let Some(strategy) = layers.overrides.strategy {
-            defaults = defaults.with_strategy(strategy);
-        }
-        let mut services = BTreeMap::new();
-        for (name, own) in &raw.services {
-            let section = format!("services.{}", name.get_ref());
-            let preset = checker.preset(&section, own, defaults.clone());
-            let config = checker.balancer(&section, &own.balancer(), preset);
-            match name.get_ref().parse() {
-                Ok(name) => {
-                    services.insert(name, config);
-                }
-                Err(error) => checker.refuse(name.span(), error),
-            }
-        }
+        let services = checker.services(&raw.defaults, &raw.services, layers.overrides.strategy, denied);
 
         if !checker.refusals.is_empty() {
             checker.refusals.sort_by_key(|refusal| match refusal.place {
@@ -239,7 +224,7 @@ impl Config {
             api,
             sources,
             metrics,
-            services: ServiceConfigs { defaults, services },
+            services,
             probe,
             health_checks,
         })
@@ -645,44 +630,6 @@ impl Checker<'_> {
         })
     }
 
-    fn balancer(&mut self, section: &str, raw: &RawBalancer, mut config: LoadBalancerConfig) -> LoadBalancerConfig {
-        let named = format!("{section}.");
-        self.set(&named, &mut config, raw.strategy.as_ref(), |config, name| {
-            name.parse().map(|strategy| config.with_strategy(strategy))
-        });
-        self.set(&named, &mut config, raw.degraded_factor.as_ref(), |config, factor| {
-            config.with_degraded_factor(*factor)
-        });
-        self.set(&named, &mut config, raw.virtual_nodes.as_ref(), |config, nodes| {
-            config.with_virtual_nodes(*nodes)
-        });
-        self.set(
-            &named,
-            &mut config,
-            raw.hash_balance_factor.as_ref(),
-            |config, factor| config.with_hash_balance_factor(*factor),
-        );
-        self.set(&named, &mut config, raw.choices.as_ref(), |config, choices| {
-            let choices = match choices {
-                toml::Value::String(word) => word.parse()?,
-                toml::Value::Integer(count) => Choices::random(*count)?,
-                other => return Err(Choices::refused(other)),
-            };
-            Ok(config.with_choices(choices))
-        });
-        self.time(
-            &format!("{section}.lease_ttl"),
-            &mut config,
-            raw.lease_ttl.as_ref(),
-            (SECOND, 60 * MINUTE),
-            LoadBalancerConfig::with_lease_ttl,
-        );
-        self.set(&named, &mut config, raw.max_leases.as_ref(), |config, leases| {
-            config.with_max_leases(*leases)
-        });
-        self.health(section, raw, config)
-    }
-
     /// Sets one thing, if it is written and can be; a refusal begins with `name`.
     fn set<C: Clone, T, E: fmt::Display>(
         &mut self,
@@ -695,25 +642,6 @@ impl Checker<'_> {
         match with(config.clone(), written.get_ref()) {
             Ok(changed) => *config = changed,
             Err(error) => self.refuse(written.span(), format!("{name}{error}")),
-        }
-    }
-
-    /// The same for a duration, `key` being its whole name.
-    fn time(
-        &mut self,
-        key: &str,
-        config: &mut LoadBalancerConfig,
-        written: Option<&RawDuration>,
-        (least, most): (Duration, Duration),
-        with: impl FnOnce(LoadBalancerConfig, Duration) -> Result<LoadBalancerConfig, InvalidConfig>,
-    ) {
-        if written.is_none() {
-            return;
-        }
-        let read = self.duration(key, written, least, (least, most));
-        // In range, or refused already.
-        if let Ok(changed) = with(config.clone(), read) {
-            *config = changed;
         }
     }
 }

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
+use super::services::{RawBalancer, RawService};
+
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
@@ -97,69 +99,6 @@ pub(super) struct RawFile {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawMetrics {
     pub(super) instance_series: Option<Spanned<i64>>,
-}
-
-/// Both tables have these keys, and a service has some of its own. (serde can share them by flattening, and then forgets where they
-/// stood.)
-macro_rules! balancer_tables {
-    ($($key:ident: $kind:ty,)*) => {
-        /// `[defaults]`
-        #[derive(Debug, Default, Deserialize)]
-        #[serde(deny_unknown_fields, expecting = "a table")]
-        pub(super) struct RawBalancer {
-            $(pub(super) $key: Option<$kind>,)*
-        }
-
-        /// `[services.<name>]`
-        #[derive(Debug, Default, Deserialize)]
-        #[serde(deny_unknown_fields, expecting = "a table")]
-        pub(super) struct RawService {
-            $(pub(super) $key: Option<$kind>,)*
-            pub(super) preset: Option<Spanned<String>>,
-            pub(super) health_check: Option<Spanned<RawHealthCheck>>,
-        }
-
-        impl RawService {
-            /// What it says of the keys of `[defaults]`.
-            pub(super) fn balancer(&self) -> RawBalancer {
-                RawBalancer {
-                    $($key: self.$key.clone(),)*
-                }
-            }
-        }
-    };
-}
-
-balancer_tables! {
-    strategy: Spanned<String>,
-    degraded_factor: Spanned<f64>,
-    virtual_nodes: Spanned<i64>,
-    hash_balance_factor: Spanned<f64>,
-    choices: Spanned<Value>,
-    lease_ttl: RawDuration,
-    max_leases: Spanned<i64>,
-    health_check_enabled: bool,
-    health_check_interval: RawDuration,
-    health_check_timeout: RawDuration,
-    max_consecutive_failures: Spanned<i64>,
-    rise: Spanned<i64>,
-    circuit_breaker_enabled: bool,
-    breaker: RawBreaker,
-    max_ejection: Spanned<f64>,
-    panic: bool,
-    panic_threshold: Spanned<f64>,
-    slow_start: RawDuration,
-}
-
-/// `breaker = { … }`
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawBreaker {
-    pub(super) min_outcomes: Option<Spanned<i64>>,
-    pub(super) failure_ratio: Option<Spanned<f64>>,
-    pub(super) window: Option<RawDuration>,
-    pub(super) open_min: Option<RawDuration>,
-    pub(super) open_max: Option<RawDuration>,
 }
 
 /// `health_check = { … }`: the keys of all kinds, since a tagged enum would lose their places.

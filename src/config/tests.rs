@@ -1,4 +1,5 @@
 use super::*;
+use crate::balancer::{Choices, LoadBalancerConfig};
 
 fn layers(environment: &[(&str, &str)], overrides: Overrides) -> Layers {
     let pairs = environment
