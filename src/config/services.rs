@@ -5,18 +5,22 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
-use super::raw::{RawDuration, RawHealthCheck};
-use super::{Checker, duration};
+use super::checker::{Checker, RawDuration};
+use super::duration;
+use super::health_check::RawHealthCheck;
 use crate::balancer::config::{balancer_settings, breaker_settings};
 use crate::balancer::{
     BreakerConfig, Choices, DeniedNetworks, InvalidConfig, LoadBalancerConfig, LoadBalancingStrategy, ServiceConfigs,
+    ServiceName,
 };
 use crate::duration::Readable;
+use crate::probe::HealthCheck;
 
 /// Makes the tables that have the keys of a balancer. (serde can share keys by flattening, and then
 /// forgets where the values stood.)
@@ -39,7 +43,7 @@ macro_rules! balancer_tables {
         pub(super) struct RawService {
             $($key: Option<raw!($type)>,)+
             preset: Option<Spanned<String>>,
-            pub(super) health_check: Option<Spanned<RawHealthCheck>>,
+            health_check: Option<Spanned<RawHealthCheck>>,
         }
 
         impl RawService {
@@ -168,6 +172,24 @@ impl Checker<'_> {
             }
         }
         ServiceConfigs { defaults, services }
+    }
+
+    /// Which services are checked, and how.
+    pub(super) fn health_checks(
+        &mut self,
+        raw: &BTreeMap<Spanned<String>, RawService>,
+    ) -> BTreeMap<ServiceName, Arc<HealthCheck>> {
+        let mut checks = BTreeMap::new();
+        for (name, service) in raw {
+            let Some(written) = &service.health_check else { continue };
+            let key = format!("services.{}.health_check", name.get_ref());
+            let check = self.health_check(&key, written);
+            // A name that is none has been refused already.
+            if let (Some(check), Ok(name)) = (check, name.get_ref().parse()) {
+                checks.insert(name, Arc::new(check));
+            }
+        }
+        checks
     }
 
     fn flag<C>(&mut self, _: Key, config: C, written: &bool, with: impl FnOnce(C, bool) -> C) -> C {
@@ -304,6 +326,225 @@ impl Checker<'_> {
                 breaker
             }
             (Err(_), None, None) => breaker,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{read, refused_once};
+    use super::*;
+
+    fn service(text: &str) -> LoadBalancerConfig {
+        let config = read(&format!("[consul]\n{text}"));
+        config.services.of(&"web".parse().unwrap()).clone()
+    }
+
+    #[test]
+    fn settings_of_services_are_checked_and_named_with_their_service() {
+        let expected = "expected one of round_robin, random, least_connections, weighted_round_robin, consistent_hash, \
+                        least_response_time";
+        for (text, refusal) in [
+            (
+                "[defaults]\nstrategy = \"fastest\"",
+                format!("p.toml:2:12: defaults.strategy \"fastest\": {expected}"),
+            ),
+            (
+                "[services.a]\nstrategy = \"fastest\"",
+                format!("p.toml:2:12: services.a.strategy \"fastest\": {expected}"),
+            ),
+            (
+                "[services.a]\ndegraded_factor = 1.5",
+                "p.toml:2:19: services.a.degraded_factor 1.5: expected 0.0 to 1.0".to_owned(),
+            ),
+            (
+                "[services.a]\nvirtual_nodes = 0",
+                "p.toml:2:17: services.a.virtual_nodes 0: expected 1 to 10000".to_owned(),
+            ),
+            (
+                "[services.a]\nhash_balance_factor = 0.5",
+                "p.toml:2:23: services.a.hash_balance_factor 0.5: expected 0 (off) or 1.0 to 100.0".to_owned(),
+            ),
+            (
+                "[services.a]\nchoices = \"some\"",
+                "p.toml:2:11: services.a.choices \"some\": expected \"auto\", \"all\" or a number from 2 to 32"
+                    .to_owned(),
+            ),
+            (
+                "[services.a]\nchoices = 1",
+                "p.toml:2:11: services.a.choices 1: expected \"auto\", \"all\" or a number from 2 to 32".to_owned(),
+            ),
+            (
+                "[services.a]\nlease_ttl = \"500ms\"",
+                "p.toml:2:13: services.a.lease_ttl \"500ms\": expected 1s to 1h".to_owned(),
+            ),
+            (
+                "[defaults]\nlease_ttl = 3601",
+                "p.toml:2:13: defaults.lease_ttl 3601: expected 1s to 1h".to_owned(),
+            ),
+            (
+                "[services.a]\nmax_leases = 0",
+                "p.toml:2:14: services.a.max_leases 0: expected 1 to 1000000".to_owned(),
+            ),
+            (
+                "[services.a]\nchoices = 2.5",
+                "p.toml:2:11: services.a.choices 2.5: expected \"auto\", \"all\" or a number from 2 to 32".to_owned(),
+            ),
+            (
+                "[services.\"a b\"]",
+                "p.toml:1:11: service name \"a b\": expected 1 to 253 characters of A-Z a-z 0-9 . _ : @ ~ -, \
+                 and not \".\" or \"..\""
+                    .to_owned(),
+            ),
+        ] {
+            assert_eq!(refused_once(text), refusal, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_key_of_health_reaches_its_service() {
+        let config = service(
+            r#"
+            [probe]
+            deny = ["10.9.0.0/16", "fd00::/8"]
+            [defaults]
+            health_check_enabled = false
+            health_check_interval = "7s"
+            health_check_timeout = 1.5
+            max_consecutive_failures = 4
+            rise = 5
+            circuit_breaker_enabled = false
+            breaker = { min_outcomes = 20, failure_ratio = 0.4, window = "30s", open_min = "2s", open_max = "10s" }
+            max_ejection = 0.25
+            panic = false
+            panic_threshold = 0.3
+            slow_start = "0s"
+            "#,
+        );
+        let seconds = Duration::from_secs;
+        assert!(!config.health_check_enabled() && !config.circuit_breaker_enabled() && !config.panic());
+        assert_eq!(config.health_check_interval(), seconds(7));
+        assert_eq!(config.health_check_timeout(), Duration::from_millis(1_500));
+        assert_eq!((config.max_consecutive_failures(), config.rise()), (4, 5));
+        let breaker = config.breaker();
+        assert_eq!((breaker.min_outcomes(), breaker.failure_ratio()), (20, 0.4));
+        assert_eq!(
+            (breaker.window(), breaker.open_min(), breaker.open_max()),
+            (seconds(30), seconds(2), seconds(10))
+        );
+        assert_eq!((config.max_ejection(), config.panic_threshold()), (0.25, 0.3));
+        assert_eq!(config.slow_start(), Duration::ZERO);
+        assert!(config.denied().contains("10.9.1.1".parse().unwrap()));
+        assert!(read("[consul]").health_checks.is_empty());
+    }
+
+    #[test]
+    fn a_preset_beats_the_defaults_and_keys_beside_it_beat_the_preset() {
+        let config = service(
+            "[defaults]\nhealth_check_interval = \"7s\"\nhealth_check_timeout = \"1s\"\nrise = 4\n\
+             [services.web]\nhealth_check_timeout = \"4s\"\npreset = \"database\"",
+        );
+        assert_eq!(config.health_check_interval(), Duration::from_secs(15));
+        assert_eq!(config.health_check_timeout(), Duration::from_secs(4));
+        assert_eq!((config.max_consecutive_failures(), config.rise()), (2, 4));
+        for (preset, interval, timeout, failures) in [("external_api", 60, 10, 5), ("critical", 10, 3, 1)] {
+            let config = service(&format!("[services.web]\npreset = \"{preset}\""));
+            let times = (
+                config.health_check_interval().as_secs(),
+                config.health_check_timeout().as_secs(),
+            );
+            assert_eq!(
+                (times, config.max_consecutive_failures()),
+                ((interval, timeout), failures)
+            );
+        }
+    }
+
+    #[test]
+    fn a_breaker_of_a_service_keeps_what_it_does_not_name() {
+        let config = service(
+            "[defaults.breaker]\nmin_outcomes = 50\nopen_max = \"5s\"\n[services.web.breaker]\nopen_min = \"3s\"",
+        );
+        let breaker = config.breaker();
+        assert_eq!(breaker.min_outcomes(), 50);
+        assert_eq!((breaker.open_min().as_secs(), breaker.open_max().as_secs()), (3, 5));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_service_is_refused_at_its_place() {
+        for (text, refusal) in [
+            (
+                "[defaults]\nrise = 0",
+                "p.toml:3:8: defaults.rise 0: expected 1 to 1000",
+            ),
+            (
+                "[defaults]\nmax_consecutive_failures = 0",
+                "p.toml:3:28: defaults.max_consecutive_failures 0",
+            ),
+            (
+                "[defaults]\nhealth_check_interval = \"10ms\"",
+                "p.toml:3:25: defaults.health_check_interval \"10ms\": expected 100ms to 1h",
+            ),
+            (
+                "[defaults]\nhealth_check_timeout = \"1ms\"",
+                "p.toml:3:24: defaults.health_check_timeout \"1ms\"",
+            ),
+            (
+                "[defaults]\nslow_start = \"2h\"",
+                "p.toml:3:14: defaults.slow_start \"2h\"",
+            ),
+            (
+                "[defaults]\nmax_ejection = 1.5",
+                "p.toml:3:16: defaults.max_ejection 1.5",
+            ),
+            (
+                "[defaults]\npanic_threshold = -0.1",
+                "p.toml:3:19: defaults.panic_threshold -0.1",
+            ),
+            ("[defaults]\npanic = 1", "p.toml:3:9: invalid type: integer `1`"),
+            (
+                "[services.web]\nbreaker = { failure_ratio = 0 }",
+                "p.toml:3:29: services.web.breaker.failure_ratio 0: expected above 0.0",
+            ),
+            (
+                "[services.web]\nbreaker = { open_min = \"90s\" }",
+                "p.toml:3:24: services.web.breaker.open_min 90s: longer than open_max, 1m: set that, too",
+            ),
+            (
+                "[services.web]\nbreaker = { open_min = \"2s\", open_max = 1 }",
+                "p.toml:3:41: services.web.breaker.open_max 1s: expected open_min to 1h",
+            ),
+            (
+                "[defaults.breaker]\nopen_min = \"5s\"\n[services.web]\nbreaker = { open_max = \"4s\" }",
+                "p.toml:5:24: services.web.breaker.open_max 4s: expected open_min to 1h",
+            ),
+            (
+                "[services.web]\nbreaker = { open_min = \"90s\", open_max = \"2h\" }",
+                "p.toml:3:42: services.web.breaker.open_max \"2h\": expected 100ms to 1h",
+            ),
+            (
+                "[services.web]\nbreaker = { min_outcomes = 0 }",
+                "p.toml:3:28: services.web.breaker.min_outcomes 0: expected 1 to 100000",
+            ),
+            (
+                "[services.web]\nbreaker = { window = \"1ms\" }",
+                "p.toml:3:22: services.web.breaker.window \"1ms\"",
+            ),
+            (
+                "[services.web]\nbreaker = { half = 1 }",
+                "p.toml:3:13: unknown field `half`",
+            ),
+            (
+                "[services.web]\npreset = \"web\"",
+                "p.toml:3:10: services.web.preset \"web\": expected one of database",
+            ),
+            (
+                "[defaults]\npreset = \"critical\"",
+                "p.toml:3:1: unknown field `preset`",
+            ),
+        ] {
+            let found = refused_once(&format!("[consul]\n{text}"));
+            assert!(found.starts_with(refusal), "{found}\n{refusal}");
         }
     }
 }

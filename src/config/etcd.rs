@@ -1,9 +1,11 @@
 //! `[etcd]`, `--etcd`, `--etcd-prefix` and the `ETCDCTL_*` variables.
 
+use serde::Deserialize;
 use toml::Spanned;
 
-use super::raw::{RawEtcd, RawPrefix};
-use super::{Checker, DAY, Environment, EtcdAddress, Given, Layers, Origin, Overrides, SECOND};
+use super::address::EtcdAddress;
+use super::checker::{Checker, DAY, Given, Origin, RawDuration, SECOND};
+use super::inputs::{Environment, Layers, Overrides};
 use crate::discovery::etcd::{Format, InvalidPrefix, Password, Prefix, Settings, User};
 use crate::http_client::Tls;
 
@@ -12,6 +14,31 @@ const FLAG: Origin = Origin::Named("--etcd-prefix");
 
 /// What is watched unless something else is named.
 const DEFAULT_PREFIX: &str = "/services/";
+
+/// `[etcd]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawEtcd {
+    endpoints: Option<Spanned<Vec<Spanned<String>>>>,
+    prefixes: Option<Spanned<Vec<RawPrefix>>>,
+    username: Option<Spanned<String>>,
+    password_file: Option<Spanned<String>>,
+    refresh: Option<RawDuration>,
+    required: Option<bool>,
+    ca_file: Option<Spanned<String>>,
+    cert_file: Option<Spanned<String>>,
+    key_file: Option<Spanned<String>>,
+}
+
+/// `[[etcd.prefixes]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawPrefix {
+    prefix: Spanned<String>,
+    format: Option<Spanned<String>>,
+    service: Option<Spanned<String>>,
+    scheme: Option<Spanned<String>>,
+}
 
 impl Checker<'_> {
     pub(super) fn etcd(&mut self, raw: Option<&Spanned<RawEtcd>>, layers: &Layers) -> Option<Settings> {

@@ -1,0 +1,208 @@
+//! The whole: what an operator meant, or everything that is wrong with it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::api::{ApiConfig, RawApi};
+use super::checker::Checker;
+use super::consul::RawConsul;
+use super::error::{ConfigError, Place, Refusal};
+use super::etcd::RawEtcd;
+use super::file::{FileConfig, RawFile};
+use super::inputs::Layers;
+use super::metrics::{MetricsConfig, RawMetrics};
+use super::probe::RawProbe;
+use super::services::{RawBalancer, RawService};
+use crate::balancer::{ServiceConfigs, ServiceName};
+use crate::discovery::{consul, etcd};
+use crate::probe::{HealthCheck, ProbeSettings};
+
+/// The settings of an agent.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The HTTP interface.
+    pub api: ApiConfig,
+    /// Where instances come from: at least one, each kind at most once, in order of priority. That is their order in the file;
+    /// for those that flags add, Consul before etcd before files.
+    pub sources: Vec<SourceConfig>,
+    /// What `/metrics` tells.
+    pub metrics: MetricsConfig,
+    /// How services are balanced: by the defaults, or as configured one by one; what those leave out is taken from the
+    /// defaults already.
+    pub services: ServiceConfigs,
+    /// How much is checked in all.
+    pub probe: ProbeSettings,
+    /// The services whose instances are checked, and what they are asked.
+    pub health_checks: BTreeMap<ServiceName, Arc<HealthCheck>>,
+}
+
+/// One registry.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceConfig {
+    /// `[consul]`; the address is `http://…`, `https://…` or `unix:///…`, without a slash at its end.
+    Consul(Box<consul::Settings>),
+    /// `[etcd]`; endpoints are `http://…` or `https://…`, and no prefix is below another.
+    Etcd(Box<etcd::Settings>),
+    /// `[file]`
+    File(FileConfig),
+}
+
+/// The configuration file, key by key, before anything in it is checked. A key that is not here is refused;
+/// [`Spanned`] keeps where a value stood, so that a refusal can point at it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+struct RawConfig {
+    #[serde(default)]
+    api: RawApi,
+    consul: Option<Spanned<RawConsul>>,
+    etcd: Option<Spanned<RawEtcd>>,
+    file: Option<Spanned<RawFile>>,
+    #[serde(default)]
+    metrics: RawMetrics,
+    #[serde(default)]
+    probe: RawProbe,
+    #[serde(default)]
+    defaults: RawBalancer,
+    #[serde(default)]
+    services: BTreeMap<Spanned<String>, RawService>,
+}
+
+impl Config {
+    /// Reads the configuration file, if there is one, and checks everything.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, a setting is wrong (all of them are told), or no source is configured.
+    pub fn load(layers: &Layers) -> Result<Self, ConfigError> {
+        match &layers.file {
+            Some(path) => match std::fs::read(path) {
+                Ok(bytes) => Self::parse(path, &bytes, layers),
+                Err(source) => Err(ConfigError::Unreadable {
+                    path: path.clone(),
+                    source,
+                }),
+            },
+            None => Self::parse(Path::new(""), b"", layers),
+        }
+    }
+
+    /// Checks what a configuration file holds together with the other layers. `path` is only named, and where relative paths
+    /// start.
+    ///
+    /// # Errors
+    ///
+    /// When a setting is wrong (all of them are told), or no source is configured.
+    pub fn parse(path: &Path, bytes: &[u8], layers: &Layers) -> Result<Self, ConfigError> {
+        let text = text(path, bytes)?;
+        let mut checker = Checker {
+            path,
+            text,
+            refusals: Vec::new(),
+        };
+        let raw: RawConfig = toml::from_str(text).map_err(|error| {
+            let span = error.span().unwrap_or(0..0);
+            checker.refuse(span, in_operators_words(error.message()));
+            ConfigError::Refused(std::mem::take(&mut checker.refusals))
+        })?;
+
+        let metrics = checker.metrics(&raw.metrics);
+        let api = checker.api(&raw.api, &layers.overrides.listen);
+        let sources = checker.sources(&raw, layers);
+        let (probe, denied) = checker.probe(&raw.probe);
+        let health_checks = checker.health_checks(&raw.services);
+        let services = checker.services(&raw.defaults, &raw.services, layers.overrides.strategy, denied);
+
+        if !checker.refusals.is_empty() {
+            checker.refusals.sort_by_key(|refusal| match refusal.place {
+                Place::Named(_) => (0, 0),
+                Place::File { line, column, .. } => (line, column),
+            });
+            return Err(ConfigError::Refused(checker.refusals));
+        }
+        if sources.is_empty() {
+            return Err(ConfigError::NoSource);
+        }
+        Ok(Self {
+            api,
+            sources,
+            metrics,
+            services,
+            probe,
+            health_checks,
+        })
+    }
+}
+
+/// The text of the file, without the mark that some editors put before it.
+fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, ConfigError> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.strip_prefix('\u{feff}').unwrap_or(text)),
+        Err(error) => {
+            let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            let valid = String::from_utf8_lossy(valid);
+            let place = Place::in_file(path, &valid, valid.len()..valid.len());
+            Err(ConfigError::Refused(vec![Refusal {
+                place,
+                message: "not UTF-8".to_owned(),
+            }]))
+        }
+    }
+}
+
+impl Checker<'_> {
+    fn sources(&mut self, raw: &RawConfig, layers: &Layers) -> Vec<SourceConfig> {
+        let consul = self
+            .consul(raw.consul.as_ref(), layers)
+            .map(|settings| SourceConfig::Consul(Box::new(settings)));
+        let etcd = self
+            .etcd(raw.etcd.as_ref(), layers)
+            .map(|settings| SourceConfig::Etcd(Box::new(settings)));
+        let file = self
+            .file(raw.file.as_ref(), layers.overrides.file.as_ref())
+            .map(SourceConfig::File);
+        let in_order = [
+            (raw.consul.as_ref().map(|table| table.span().start), consul),
+            (raw.etcd.as_ref().map(|table| table.span().start), etcd),
+            (raw.file.as_ref().map(|table| table.span().start), file),
+        ];
+        in_order_of_the_file(in_order)
+    }
+}
+
+/// Those that stand in the file change places among themselves until they are in its order; the rest stays where it is.
+fn in_order_of_the_file<const N: usize>(sources: [(Option<usize>, Option<SourceConfig>); N]) -> Vec<SourceConfig> {
+    let mut starts: Vec<usize> = sources.iter().filter_map(|(start, _)| *start).collect();
+    starts.sort_unstable();
+    let mut starts = starts.into_iter();
+    let place = |start: &Option<usize>| match start {
+        Some(_) => starts.next(),
+        None => None,
+    };
+    let places: Vec<Option<usize>> = sources.iter().map(|(start, _)| start).map(place).collect();
+    let mut left: Vec<_> = sources.into_iter().collect();
+    let mut ordered = Vec::new();
+    for place in places {
+        let index = left.iter().position(|(start, _)| *start == place);
+        ordered.extend(index.and_then(|index| left.remove(index).1));
+    }
+    ordered
+}
+
+/// serde names Rust's types where an operator knows TOML's.
+fn in_operators_words(message: &str) -> String {
+    for (rust, toml) in [
+        ("expected i64", "expected a whole number"),
+        ("expected f64", "expected a number"),
+        ("expected a sequence", "expected a list"),
+    ] {
+        if let Some(start) = message.strip_suffix(rust) {
+            return format!("{start}{toml}");
+        }
+    }
+    message.to_owned()
+}

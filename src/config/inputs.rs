@@ -1,0 +1,63 @@
+//! Where settings come from, besides their defaults.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use super::address::{ConsulAddress, EtcdAddress};
+use crate::api::server::Listen;
+use crate::balancer::LoadBalancingStrategy;
+
+/// All that settings are made of, to be read again on a reload.
+#[derive(Clone, Debug, Default)]
+pub struct Layers {
+    /// What flags (and their `PICKD_*` variables) say.
+    pub overrides: Overrides,
+    /// The conventional `CONSUL_*` and `ETCDCTL_*` variables. They fill a source that is configured, and never switch one on.
+    pub environment: Environment,
+    /// The configuration file.
+    pub file: Option<PathBuf>,
+}
+
+/// Settings made by flags, which beat all others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Overrides {
+    /// In place of `api.listen`, unless empty.
+    pub listen: Vec<Listen>,
+    /// Switches Consul on, at this address.
+    pub consul: Option<ConsulAddress>,
+    /// In place of `consul.services`, unless empty.
+    pub consul_services: Vec<String>,
+    /// Switches etcd on, with these endpoints, unless empty.
+    pub etcd: Vec<EtcdAddress>,
+    /// In place of `etcd.prefixes`, each in format `auto`, unless empty.
+    pub etcd_prefixes: Vec<String>,
+    /// Switches the file registry on, at this path.
+    pub file: Option<PathBuf>,
+    /// In place of `defaults.strategy`; services that name a strategy keep it.
+    pub strategy: Option<LoadBalancingStrategy>,
+}
+
+/// Environment variables, as they were when the process started.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        // Scripts "unset" a variable by setting it to nothing; Consul's own tools read that as not set, too.
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+}
+
+impl FromIterator<(String, String)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(variables: I) -> Self {
+        Self(variables.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Names only: values may be tokens.
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
