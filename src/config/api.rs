@@ -138,7 +138,7 @@ fn is_any_port(listen: &Listen) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Overrides;
+    use super::super::Flags;
     use super::super::tests::{read, refused_once, with};
     use super::*;
 
@@ -223,16 +223,16 @@ mod tests {
 
     #[test]
     fn settings_of_sockets_stand_while_a_flag_listens_elsewhere() {
-        let overrides = Overrides {
+        let flags = Flags {
             listen: vec![listen("127.0.0.1:2").unwrap()],
-            ..Overrides::default()
+            ..Flags::default()
         };
         let text = "[api]\nlisten = [\"unix:/p\"]\nsocket_mode = \"0600\"\n[consul]";
-        assert!(with(text, &[], overrides).is_ok());
-        let overrides = Overrides {
+        assert!(with(text, &[], flags).is_ok());
+        let flags = Flags {
             listen: vec![listen("unix:/p").unwrap()],
-            ..Overrides::default()
+            ..Flags::default()
         };
-        assert!(with("[api]\nsocket_mode = \"0600\"\n[consul]", &[], overrides).is_ok());
+        assert!(with("[api]\nsocket_mode = \"0600\"\n[consul]", &[], flags).is_ok());
     }
 }

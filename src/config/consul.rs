@@ -7,7 +7,7 @@ use toml::Spanned;
 
 use super::address::ConsulAddress;
 use super::checker::{Checker, DAY, Origin, RawDuration, SECOND};
-use super::inputs::{Environment, Layers, Overrides};
+use super::config_sources::{ConfigSources, Flags, Variables};
 use crate::discovery::consul;
 use crate::http_client::Tls;
 
@@ -36,12 +36,14 @@ pub(super) struct RawConsul {
 }
 
 impl Checker<'_> {
-    pub(super) fn consul(&mut self, raw: Option<&Spanned<RawConsul>>, layers: &Layers) -> Option<consul::Settings> {
-        let Layers {
-            overrides, environment, ..
-        } = layers;
-        if raw.is_none() && overrides.consul.is_none() {
-            if !overrides.consul_services.is_empty() {
+    pub(super) fn consul(
+        &mut self,
+        raw: Option<&Spanned<RawConsul>>,
+        from: &ConfigSources,
+    ) -> Option<consul::Settings> {
+        let ConfigSources { flags, environment, .. } = from;
+        if raw.is_none() && flags.consul.is_none() {
+            if !flags.consul_services.is_empty() {
                 let message = "there is no Consul to take services from: give --consul or a [consul] table, too";
                 self.refuse(CONSUL_SERVICE, message);
             }
@@ -50,8 +52,8 @@ impl Checker<'_> {
         let without = RawConsul::default();
         let raw = raw.map_or(&without, Spanned::get_ref);
 
-        let mut settings = consul::Settings::new(self.consul_address(raw, overrides, environment));
-        settings.services = self.consul_names(raw, overrides);
+        let mut settings = consul::Settings::new(self.consul_address(raw, flags, environment));
+        settings.services = self.consul_names(raw, flags);
         settings.token = self.consul_token(raw, environment);
         settings.basic_auth = environment.get("CONSUL_HTTP_AUTH").map(consul::BasicAuth::parse);
         settings.tls = self.consul_tls(raw, environment);
@@ -88,7 +90,7 @@ impl Checker<'_> {
     }
 
     /// A flag's scheme stands as it is written; to others, as in Consul's own tools, `CONSUL_HTTP_SSL` adds TLS.
-    fn consul_address(&mut self, raw: &RawConsul, overrides: &Overrides, environment: &Environment) -> String {
+    fn consul_address(&mut self, raw: &RawConsul, flags: &Flags, environment: &Variables) -> String {
         const DEFAULT: &str = "http://127.0.0.1:8500";
         let https = environment.get("CONSUL_HTTP_SSL").is_some_and(|written| match written {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
@@ -101,7 +103,7 @@ impl Checker<'_> {
                 false
             }
         });
-        if let Some(address) = &overrides.consul {
+        if let Some(address) = &flags.consul {
             return address.url(https);
         }
         let (written, origin, key) = match (environment.get("CONSUL_HTTP_ADDR"), &raw.address) {
@@ -119,7 +121,7 @@ impl Checker<'_> {
         }
     }
 
-    fn consul_names(&mut self, raw: &RawConsul, overrides: &Overrides) -> consul::Names {
+    fn consul_names(&mut self, raw: &RawConsul, flags: &Flags) -> consul::Names {
         let mut services = self.globs("consul.services", raw.services.as_ref().map(Spanned::get_ref), "*");
         let exclude = self.globs("consul.exclude", raw.exclude.as_ref(), "consul");
         if let Some(written) = &raw.services
@@ -130,8 +132,8 @@ impl Checker<'_> {
                 "consul.services: expected at least one name or glob, such as \"*\"",
             );
         }
-        if !overrides.consul_services.is_empty() {
-            services.clone_from(&overrides.consul_services);
+        if !flags.consul_services.is_empty() {
+            services.clone_from(&flags.consul_services);
             for glob in &services {
                 if let Err(error) = glob_is_fine(glob) {
                     self.refuse(CONSUL_SERVICE, error);
@@ -159,7 +161,7 @@ impl Checker<'_> {
         written.iter().map(|glob| glob.get_ref().clone()).collect()
     }
 
-    fn consul_token(&self, raw: &RawConsul, environment: &Environment) -> Option<consul::Token> {
+    fn consul_token(&self, raw: &RawConsul, environment: &Variables) -> Option<consul::Token> {
         if let Some(path) = environment.get("CONSUL_HTTP_TOKEN_FILE") {
             return Some(consul::Token::File(path.into()));
         }
@@ -170,7 +172,7 @@ impl Checker<'_> {
             .map(|given| consul::Token::File(given.value))
     }
 
-    fn consul_tls(&mut self, raw: &RawConsul, environment: &Environment) -> Tls {
+    fn consul_tls(&mut self, raw: &RawConsul, environment: &Variables) -> Tls {
         let variable = |name| environment.get(name).map(|path| (name, path));
         let ca_file = self.path_from(variable("CONSUL_CACERT"), raw.ca_file.as_ref());
         let certificate = self.path_from(variable("CONSUL_CLIENT_CERT"), raw.cert_file.as_ref());
@@ -198,7 +200,7 @@ fn glob_is_fine(glob: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{consul, consul_flag, layers, refused_once, with};
+    use super::super::tests::{config_sources, consul, consul_flag, refused_once, with};
     use super::*;
     use crate::discovery::consul;
 
@@ -278,7 +280,7 @@ mod tests {
             ("CONSUL_CLIENT_CERT", "cert.pem"),
             ("CONSUL_CLIENT_KEY", "key.pem"),
         ];
-        let config = with("[consul]\ntoken_file = \"t\"", &variables, Overrides::default()).unwrap();
+        let config = with("[consul]\ntoken_file = \"t\"", &variables, Flags::default()).unwrap();
         let settings = consul(&config);
         assert_eq!(settings.token, Some(consul::Token::Value("s3cret".to_owned())));
         assert_eq!(settings.basic_auth, Some(consul::BasicAuth::new("me", "pass:word")));
@@ -289,50 +291,50 @@ mod tests {
                 identity: Some(("cert.pem".into(), "key.pem".into()))
             }
         );
-        let layers = layers(&variables, Overrides::default());
-        for shown in [format!("{config:?}"), format!("{layers:?}")] {
+        let config_sources = config_sources(&variables, Flags::default());
+        for shown in [format!("{config:?}"), format!("{config_sources:?}")] {
             assert!(!shown.contains("s3cret") && !shown.contains("pass:word"), "{shown}");
         }
 
         let variables = [("CONSUL_HTTP_TOKEN", "s3cret"), ("CONSUL_HTTP_TOKEN_FILE", "token")];
-        let config = with("[consul]", &variables, Overrides::default()).unwrap();
+        let config = with("[consul]", &variables, Flags::default()).unwrap();
         assert_eq!(consul(&config).token, Some(consul::Token::File("token".into())));
     }
 
     #[test]
     fn consul_http_ssl_asks_for_tls_unless_a_flag_says_http() {
-        let address = |text, ssl, overrides| {
-            with(text, &[("CONSUL_HTTP_SSL", ssl)], overrides).map(|config| consul(&config).address.clone())
+        let address = |text, ssl, flags| {
+            with(text, &[("CONSUL_HTTP_SSL", ssl)], flags).map(|config| consul(&config).address.clone())
         };
         let file = "[consul]\naddress = \"http://a:1\"";
-        assert_eq!(address(file, "true", Overrides::default()).unwrap(), "https://a:1");
-        assert_eq!(address(file, "0", Overrides::default()).unwrap(), "http://a:1");
+        assert_eq!(address(file, "true", Flags::default()).unwrap(), "https://a:1");
+        assert_eq!(address(file, "0", Flags::default()).unwrap(), "http://a:1");
         assert_eq!(
-            address("[consul]", "1", Overrides::default()).unwrap(),
+            address("[consul]", "1", Flags::default()).unwrap(),
             "https://127.0.0.1:8500"
         );
         assert_eq!(address(file, "1", consul_flag("http://b:1")).unwrap(), "http://b:1");
         assert_eq!(address(file, "1", consul_flag("b:1")).unwrap(), "https://b:1");
         assert_eq!(
-            address(file, "maybe", Overrides::default()).unwrap_err().to_string(),
+            address(file, "maybe", Flags::default()).unwrap_err().to_string(),
             "CONSUL_HTTP_SSL: \"maybe\": expected true or false"
         );
     }
 
     #[test]
     fn a_wrong_variable_or_flag_is_named() {
-        let error = |environment: &[_], overrides| with("[consul]", environment, overrides).unwrap_err().to_string();
+        let error = |environment: &[_], flags| with("[consul]", environment, flags).unwrap_err().to_string();
         assert!(
-            error(&[("CONSUL_HTTP_ADDR", "consul")], Overrides::default())
+            error(&[("CONSUL_HTTP_ADDR", "consul")], Flags::default())
                 .starts_with("CONSUL_HTTP_ADDR: \"consul\": expected")
         );
         assert_eq!(
-            error(&[("CONSUL_CLIENT_CERT", "a.pem")], Overrides::default()),
+            error(&[("CONSUL_CLIENT_CERT", "a.pem")], Flags::default()),
             "CONSUL_CLIENT_CERT: a certificate without its key: set consul.key_file (or CONSUL_CLIENT_KEY), too"
         );
-        let services = Overrides {
+        let services = Flags {
             consul_services: vec!["a[".to_owned()],
-            ..Overrides::default()
+            ..Flags::default()
         };
         assert!(error(&[], services.clone()).starts_with("--consul-service: \"a[\": unclosed character class"));
         let error = with("[file]\npath = \"a\"", &[], services).unwrap_err().to_string();
@@ -344,7 +346,7 @@ mod tests {
         let config = with(
             "[file]\npath = \"a\"",
             &[("CONSUL_HTTP_ADDR", "consul")],
-            Overrides::default(),
+            Flags::default(),
         );
         assert!(config.is_ok());
     }

@@ -9,11 +9,11 @@ use toml::Spanned;
 
 use super::api::{ApiConfig, RawApi};
 use super::checker::Checker;
+use super::config_sources::ConfigSources;
 use super::consul::RawConsul;
 use super::error::{ConfigError, Place, Refusal};
 use super::etcd::RawEtcd;
 use super::file::{FileConfig, RawFile};
-use super::inputs::Layers;
 use super::metrics::{MetricsConfig, RawMetrics};
 use super::probe::RawProbe;
 use super::services::{RawBalancer, RawService};
@@ -78,26 +78,26 @@ impl Config {
     /// # Errors
     ///
     /// When the file cannot be read, a setting is wrong (all of them are told), or no source is configured.
-    pub fn load(layers: &Layers) -> Result<Self, ConfigError> {
-        match &layers.file {
+    pub fn load(from: &ConfigSources) -> Result<Self, ConfigError> {
+        match &from.file {
             Some(path) => match std::fs::read(path) {
-                Ok(bytes) => Self::parse(path, &bytes, layers),
+                Ok(bytes) => Self::parse(path, &bytes, from),
                 Err(source) => Err(ConfigError::Unreadable {
                     path: path.clone(),
                     source,
                 }),
             },
-            None => Self::parse(Path::new(""), b"", layers),
+            None => Self::parse(Path::new(""), b"", from),
         }
     }
 
-    /// Checks what a configuration file holds together with the other layers. `path` is only named, and where relative paths
+    /// Checks what a configuration file holds together with the other sources. `path` is only named, and where relative paths
     /// start.
     ///
     /// # Errors
     ///
     /// When a setting is wrong (all of them are told), or no source is configured.
-    pub fn parse(path: &Path, bytes: &[u8], layers: &Layers) -> Result<Self, ConfigError> {
+    pub fn parse(path: &Path, bytes: &[u8], from: &ConfigSources) -> Result<Self, ConfigError> {
         let text = text(path, bytes)?;
         let mut checker = Checker {
             path,
@@ -111,11 +111,11 @@ impl Config {
         })?;
 
         let metrics = checker.metrics(&raw.metrics);
-        let api = checker.api(&raw.api, &layers.overrides.listen);
-        let sources = checker.sources(&raw, layers);
+        let api = checker.api(&raw.api, &from.flags.listen);
+        let sources = checker.sources(&raw, from);
         let (probe, denied) = checker.probe(&raw.probe);
         let health_checks = checker.health_checks(&raw.services);
-        let services = checker.services(&raw.defaults, &raw.services, layers.overrides.strategy, denied);
+        let services = checker.services(&raw.defaults, &raw.services, from.flags.strategy, denied);
 
         if !checker.refusals.is_empty() {
             checker.refusals.sort_by_key(|refusal| match refusal.place {
@@ -155,15 +155,15 @@ fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, ConfigError> {
 }
 
 impl Checker<'_> {
-    fn sources(&mut self, raw: &RawConfig, layers: &Layers) -> Vec<SourceConfig> {
+    fn sources(&mut self, raw: &RawConfig, from: &ConfigSources) -> Vec<SourceConfig> {
         let consul = self
-            .consul(raw.consul.as_ref(), layers)
+            .consul(raw.consul.as_ref(), from)
             .map(|settings| SourceConfig::Consul(Box::new(settings)));
         let etcd = self
-            .etcd(raw.etcd.as_ref(), layers)
+            .etcd(raw.etcd.as_ref(), from)
             .map(|settings| SourceConfig::Etcd(Box::new(settings)));
         let file = self
-            .file(raw.file.as_ref(), layers.overrides.file.as_ref())
+            .file(raw.file.as_ref(), from.flags.file.as_ref())
             .map(SourceConfig::File);
         let in_order = [
             (raw.consul.as_ref().map(|table| table.span().start), consul),

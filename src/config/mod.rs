@@ -11,6 +11,7 @@
 mod address;
 mod api;
 mod checker;
+mod config_sources;
 mod consul;
 mod document;
 mod duration;
@@ -18,7 +19,6 @@ mod error;
 mod etcd;
 mod file;
 mod health_check;
-mod inputs;
 mod metrics;
 mod probe;
 mod services;
@@ -26,10 +26,10 @@ mod services;
 pub use crate::api::server::Listen;
 pub use address::{ConsulAddress, EtcdAddress, InvalidAddress, listen, listen_tcp, socket_path};
 pub use api::ApiConfig;
+pub use config_sources::{ConfigSources, Flags, Variables};
 pub use document::{Config, SourceConfig};
 pub use error::{ConfigError, Place, Refusal};
 pub use file::FileConfig;
-pub use inputs::{Environment, Layers, Overrides};
 pub use metrics::MetricsConfig;
 
 #[cfg(test)]

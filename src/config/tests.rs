@@ -6,32 +6,32 @@ use crate::balancer::{Choices, LoadBalancerConfig, LoadBalancingStrategy};
 use crate::discovery::consul;
 use crate::http_client::Tls;
 
-pub(super) fn layers(environment: &[(&str, &str)], overrides: Overrides) -> Layers {
+pub(super) fn config_sources(environment: &[(&str, &str)], flags: Flags) -> ConfigSources {
     let pairs = environment
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    Layers {
-        overrides,
+    ConfigSources {
+        flags,
         environment: pairs.collect(),
         file: None,
     }
 }
 
-pub(super) fn with(text: &str, environment: &[(&str, &str)], overrides: Overrides) -> Result<Config, ConfigError> {
+pub(super) fn with(text: &str, environment: &[(&str, &str)], flags: Flags) -> Result<Config, ConfigError> {
     Config::parse(
         Path::new("/etc/pickd/pickd.toml"),
         text.as_bytes(),
-        &layers(environment, overrides),
+        &config_sources(environment, flags),
     )
 }
 
 pub(super) fn read(text: &str) -> Config {
-    with(text, &[], Overrides::default()).unwrap()
+    with(text, &[], Flags::default()).unwrap()
 }
 
 /// Each refusal without its excerpt, and the file named `p.toml`.
 pub(super) fn refused(text: &str) -> Vec<String> {
-    match Config::parse(Path::new("p.toml"), text.as_bytes(), &Layers::default()) {
+    match Config::parse(Path::new("p.toml"), text.as_bytes(), &ConfigSources::default()) {
         Err(ConfigError::Refused(refusals)) => refusals
             .iter()
             .map(|refusal| refusal.to_string().lines().next().unwrap().to_owned())
@@ -58,10 +58,10 @@ pub(super) fn consul(config: &Config) -> &consul::Settings {
         .unwrap()
 }
 
-pub(super) fn consul_flag(address: &str) -> Overrides {
-    Overrides {
+pub(super) fn consul_flag(address: &str) -> Flags {
+    Flags {
         consul: Some(address.parse().unwrap()),
-        ..Overrides::default()
+        ..Flags::default()
     }
 }
 
@@ -181,7 +181,12 @@ fn every_key_is_read() {
 
 #[test]
 fn a_refusal_shows_the_line_and_marks_the_value() {
-    let error = Config::parse(Path::new("p.toml"), b"[consul]\nwait = \"55x\"\n", &Layers::default()).unwrap_err();
+    let error = Config::parse(
+        Path::new("p.toml"),
+        b"[consul]\nwait = \"55x\"\n",
+        &ConfigSources::default(),
+    )
+    .unwrap_err();
     assert_eq!(
         error.to_string(),
         "p.toml:2:8: consul.wait \"55x\": expected a duration such as \"250ms\", \"30s\", \"5m\" or \"1h\", \
@@ -263,7 +268,7 @@ fn a_value_of_the_wrong_type_is_refused_where_it_stands() {
 
 #[test]
 fn a_file_that_is_not_text_is_refused_at_the_first_bad_byte() {
-    let error = Config::parse(Path::new("p.toml"), b"[consul]\na\xff", &Layers::default()).unwrap_err();
+    let error = Config::parse(Path::new("p.toml"), b"[consul]\na\xff", &ConfigSources::default()).unwrap_err();
     assert!(error.to_string().starts_with("p.toml:2:2: not UTF-8"), "{error}");
 }
 
@@ -284,30 +289,33 @@ fn every_wrong_setting_is_told_in_the_order_of_the_file() {
 #[test]
 fn without_a_source_it_says_what_to_do() {
     for text in ["", "[api]\nlisten = [\"127.0.0.1:1\"]"] {
-        let error = with(text, &[("CONSUL_HTTP_ADDR", "127.0.0.1:8500")], Overrides::default()).unwrap_err();
+        let error = with(text, &[("CONSUL_HTTP_ADDR", "127.0.0.1:8500")], Flags::default()).unwrap_err();
         assert!(matches!(error, ConfigError::NoSource));
         for flag in ["--consul", "--etcd", "--file"] {
             assert!(error.to_string().contains(flag));
         }
     }
-    assert!(matches!(Config::load(&Layers::default()), Err(ConfigError::NoSource)));
+    assert!(matches!(
+        Config::load(&ConfigSources::default()),
+        Err(ConfigError::NoSource)
+    ));
 }
 
 #[test]
 fn flags_beat_the_environment_then_the_file_then_the_defaults() {
     let file = "[consul]\naddress = \"http://file:1\"";
     let variables = [("CONSUL_HTTP_ADDR", "environment:2")];
-    let address = |text, environment: &[_], overrides| {
-        let config = with(text, environment, overrides).unwrap();
+    let address = |text, environment: &[_], flags| {
+        let config = with(text, environment, flags).unwrap();
         consul(&config).address.clone()
     };
     assert_eq!(address(file, &variables, consul_flag("flag:3")), "http://flag:3");
-    assert_eq!(address(file, &variables, Overrides::default()), "http://environment:2");
-    assert_eq!(address(file, &[], Overrides::default()), "http://file:1");
-    assert_eq!(address("[consul]", &[], Overrides::default()), "http://127.0.0.1:8500");
+    assert_eq!(address(file, &variables, Flags::default()), "http://environment:2");
+    assert_eq!(address(file, &[], Flags::default()), "http://file:1");
+    assert_eq!(address("[consul]", &[], Flags::default()), "http://127.0.0.1:8500");
     assert_eq!(address("", &variables, consul_flag("flag:3")), "http://flag:3");
     assert_eq!(
-        address(file, &[("CONSUL_HTTP_ADDR", "")], Overrides::default()),
+        address(file, &[("CONSUL_HTTP_ADDR", "")], Flags::default()),
         "http://file:1"
     );
 }
@@ -316,7 +324,7 @@ fn flags_beat_the_environment_then_the_file_then_the_defaults() {
 fn flags_replace_lists_and_set_defaults() {
     let text = "[api]\nlisten = [\"127.0.0.1:1\"]\n[consul]\nservices = [\"a\"]\n[file]\npath = \"a.toml\"\nrequired = false\n\
                 [services.s]\nstrategy = \"random\"";
-    let overrides = Overrides {
+    let flags = Flags {
         listen: vec![listen("127.0.0.1:2").unwrap(), listen("127.0.0.1:2").unwrap()],
         consul: None,
         consul_services: vec!["b-*".to_owned()],
@@ -325,7 +333,7 @@ fn flags_replace_lists_and_set_defaults() {
         file: Some("b.toml".into()),
         strategy: Some(LoadBalancingStrategy::LeastConnections),
     };
-    let config = with(text, &[], overrides).unwrap();
+    let config = with(text, &[], flags).unwrap();
     assert_eq!(config.api.listen, [listen("127.0.0.1:2").unwrap()]);
     assert_eq!(
         consul(&config).services,
@@ -348,11 +356,11 @@ fn flags_replace_lists_and_set_defaults() {
 
 #[test]
 fn sources_of_flags_come_consul_first() {
-    let overrides = Overrides {
+    let flags = Flags {
         file: Some("a.toml".into()),
         ..consul_flag("a:1")
     };
-    let config = with("", &[], overrides).unwrap();
+    let config = with("", &[], flags).unwrap();
     assert!(matches!(
         config.sources.as_slice(),
         [SourceConfig::Consul(_), SourceConfig::File(_)]
@@ -368,11 +376,11 @@ fn a_reload_can_tell_what_changed() {
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    let layers = Layers {
+    let config_sources = ConfigSources {
         file: Some("/nowhere/pickd.toml".into()),
-        ..Layers::default()
+        ..ConfigSources::default()
     };
-    let error = Config::load(&layers).unwrap_err();
+    let error = Config::load(&config_sources).unwrap_err();
     assert!(
         error.to_string().starts_with("/nowhere/pickd.toml: No such file"),
         "{error}"
@@ -384,9 +392,9 @@ fn relative_paths_start_at_the_file_that_names_them() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pickd.toml");
     std::fs::write(&file, "[file]\npath = \"services.toml\"").unwrap();
-    let config = Config::load(&Layers {
+    let config = Config::load(&ConfigSources {
         file: Some(file),
-        ..Layers::default()
+        ..ConfigSources::default()
     })
     .unwrap();
     let expected = FileConfig {

@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::http::Request;
 use pickd::api::{Admin, Api, Readiness};
 use pickd::balancer::{Clock, Environment, Monotonic, Preset, ServiceConfigs, Source, SourceStatus, Sources};
-use pickd::config::{Config, ConfigError, Layers};
+use pickd::config::{Config, ConfigError, ConfigSources};
 use pickd::discovery::{Reason, file};
 use pickd::metrics::Metrics;
 use pickd::{Context, Directory, LoadBalancerConfig, Outcome, ServiceInstance};
@@ -110,7 +110,7 @@ fn rows<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
 }
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(Path::new("pickd.toml"), text.as_bytes(), &Layers::default())
+    Config::parse(Path::new("pickd.toml"), text.as_bytes(), &ConfigSources::default())
 }
 
 /// The value of a key such as `etcd.refresh` or, in the first table of a list,

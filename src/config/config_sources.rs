@@ -10,18 +10,18 @@ use crate::balancer::LoadBalancingStrategy;
 
 /// All that settings are made of, to be read again on a reload.
 #[derive(Clone, Debug, Default)]
-pub struct Layers {
+pub struct ConfigSources {
     /// What flags (and their `PICKD_*` variables) say.
-    pub overrides: Overrides,
+    pub flags: Flags,
     /// The conventional `CONSUL_*` and `ETCDCTL_*` variables. They fill a source that is configured, and never switch one on.
-    pub environment: Environment,
+    pub environment: Variables,
     /// The configuration file.
     pub file: Option<PathBuf>,
 }
 
 /// Settings made by flags, which beat all others.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Overrides {
+pub struct Flags {
     /// In place of `api.listen`, unless empty.
     pub listen: Vec<Listen>,
     /// Switches Consul on, at this address.
@@ -38,24 +38,24 @@ pub struct Overrides {
     pub strategy: Option<LoadBalancingStrategy>,
 }
 
-/// Environment variables, as they were when the process started.
+/// Variables variables, as they were when the process started.
 #[derive(Clone, Default)]
-pub struct Environment(BTreeMap<String, String>);
+pub struct Variables(BTreeMap<String, String>);
 
-impl Environment {
+impl Variables {
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         // Scripts "unset" a variable by setting it to nothing; Consul's own tools read that as not set, too.
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 }
 
-impl FromIterator<(String, String)> for Environment {
+impl FromIterator<(String, String)> for Variables {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(variables: I) -> Self {
         Self(variables.into_iter().collect())
     }
 }
 
-impl fmt::Debug for Environment {
+impl fmt::Debug for Variables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Names only: values may be tokens.
         f.debug_set().entries(self.0.keys()).finish()
