@@ -201,7 +201,8 @@ fn unknown(key: &'static str, found: &str, names: &[&str]) -> InvalidConfig {
     }
 }
 
-// The two tables. A key is added by its row here. `config::services` reads the configuration file by the same rows.
+// The two tables. A key is added by its row here: `config::services` reads the configuration file by the same rows,
+// and a test of the documentation asks for the row of the key in docs/configuration.md and in README.md.
 
 macro_rules! balancer_settings {
     ($make:ident) => {
@@ -220,12 +221,12 @@ macro_rules! balancer_settings {
             strategy, with_strategy: LoadBalancingStrategy = (RoundRobin), "The strategy that chooses instances.";
             degraded_factor, with_degraded_factor: f64 = (0.25) in [0.0 to 1.0],
                 "Factor on the weight of an instance while its registry warns or its outcomes are bad. Rounded to \
- sixteenths, at least 1/16 if above 0; with 0 a degraded instance is not picked.";
+sixteenths, at least 1/16 if above 0; with 0 a degraded instance is not picked.";
             virtual_nodes, with_virtual_nodes: u32 = (100) in [1 to 10_000],
                 "Points on the hash ring for an instance of mean weight.";
             hash_balance_factor, with_hash_balance_factor: f64 = (0.0) in [0 (off) or 1.0 to 100.0],
                 "Bound on the requests in flight of an instance under `consistent_hash`, as a multiple of its fair \
- share (1.25: 25 % above); keys beyond the bound go to the next instance on the ring.";
+share (1.25: 25 % above); keys beyond the bound go to the next instance on the ring.";
             choices, with_choices: Choices = (Auto),
                 "Number of candidates that `least_connections` and `least_response_time` compare for one pick.";
             lease_ttl, with_lease_ttl: Duration = (30 s) in [1 s to 1 h],
@@ -244,11 +245,11 @@ macro_rules! balancer_settings {
                 "Consecutive passing active checks that bring an instance back.";
             circuit_breaker_enabled, with_circuit_breaker_enabled: bool = (true),
                 "Whether an ejected instance returns through a trial (true), or after 30 s times the number of \
- consecutive ejections (false).";
+consecutive ejections (false).";
             breaker, with_breaker: BreakerConfig = (default), "Thresholds of the breaker, and ejection times.";
             max_ejection, with_max_ejection: f64 = (0.5) in [0.0 to 1.0],
                 "Largest share of a pool that outcomes may eject. One instance may always be ejected, the last usable \
- instance never.";
+instance never.";
             panic, with_panic: bool = (true), "Whether a pool with too few usable instances enters panic mode.";
             panic_threshold, with_panic_threshold: f64 = (0.0) in [0.0 to 1.0],
                 "Share of usable instances below which a pool enters panic mode; with 0, when no instance is usable.";
@@ -281,7 +282,7 @@ macro_rules! breaker_settings {
             window, with_window: Duration = (60 s) in [1 s to 1 h], "Time for which an outcome counts.";
             open_min, (with_open_min): Duration = (1 s) in [100 ms to 1 h],
                 "Time that the breaker stays open at the first opening; doubled at each consecutive opening, with a \
- jitter of up to 50 %.";
+jitter of up to 50 %.";
             open_max, (with_open_max): Duration = (60 s) in [100 ms to 1 h],
                 "Longest time that the breaker stays open, before jitter. Not below `open_min`.";
         }
