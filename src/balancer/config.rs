@@ -1,4 +1,4 @@
-//! How one service is balanced.
+//! The settings of one service: strategy, leases, health, and the two tables of all keys.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,25 +6,26 @@ use std::time::Duration;
 
 use super::denied_networks::DeniedNetworks;
 use super::settings::{
-    self, InToml, InvalidConfig, Range, Setting, Unbounded, accepted, argument, check, getter, range, setter, settings,
-    value,
+    self, InToml, InvalidConfig, Range, Setting, Unbounded, accepted, argument, check, default_in_words, getter, range,
+    setter, settings, value,
 };
 
 /// How the next instance is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum LoadBalancingStrategy {
-    /// In turn.
+    /// Instances take turns.
     #[default]
     RoundRobin,
-    /// At random.
+    /// A random instance.
     Random,
-    /// The one with the fewest requests in flight for its weight.
+    /// The instance with the fewest requests in flight for its weight.
     LeastConnections,
-    /// In turn, by weight.
+    /// Instances take turns, as often as their weights say.
     WeightedRoundRobin,
-    /// By the hash of the request's key: equal keys go to the same instance, on every node.
+    /// The hash of the request's key decides: equal keys go to the same instance, on every node.
     ConsistentHash,
-    /// The one that answers fastest for its weight and load.
+    /// The instance that answers fastest for its weight and load.
     LeastResponseTime,
 }
 
@@ -39,7 +40,7 @@ impl LoadBalancingStrategy {
         Self::LeastResponseTime,
     ];
 
-    /// Its name in configuration and answers.
+    /// The name of the strategy in the configuration and in answers.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -52,7 +53,8 @@ impl LoadBalancingStrategy {
         }
     }
 
-    /// Whether registered weights count. The others use 1 for every weight above zero.
+    /// Whether the strategy uses registered weights. Other strategies use 1 for every weight above
+    /// zero.
     #[must_use]
     pub fn is_weighted(self) -> bool {
         !matches!(self, Self::RoundRobin | Self::Random)
@@ -88,13 +90,14 @@ impl fmt::Display for LoadBalancingStrategy {
 
 /// How many candidates the two least-loaded strategies compare for one pick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Choices {
-    /// `least_connections`: all of up to 32, else 2. `least_response_time`: 2.
+    /// Two random candidates. `least_connections` compares all candidates of a pool of up to 32.
     #[default]
     Auto,
-    /// All of them, however many: O(n) a pick.
+    /// All candidates of any pool. A pick is O(n).
     All,
-    /// This many random ones, 2..=32.
+    /// This many random candidates, 2..=32.
     Random(u8),
 }
 
@@ -111,7 +114,7 @@ impl Choices {
         }
     }
 
-    /// Refuses what is neither a word nor a number of candidates.
+    /// The refusal of a value that is neither a word nor a number of candidates.
     pub(crate) fn refused(found: impl fmt::Display) -> InvalidConfig {
         InvalidConfig::OutOfRange {
             key: "choices",
@@ -158,14 +161,15 @@ impl fmt::Display for Choices {
     }
 }
 
-/// How active checks of a kind of service are usually set.
+/// Usual settings of active checks for a kind of service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Preset {
-    /// Often and fast: every 15 s, in 2 s, out after 2 failures.
+    /// A check every 15 s with a timeout of 2 s. Two failures take an instance out.
     Database,
-    /// Seldom and patient: every 60 s, in 10 s, out after 5 failures.
+    /// A check every 60 s with a timeout of 10 s. Five failures take an instance out.
     ExternalApi,
-    /// Strict: every 10 s, in 3 s, out after the first failure.
+    /// A check every 10 s with a timeout of 3 s. The first failure takes an instance out.
     Critical,
 }
 
@@ -173,7 +177,7 @@ impl Preset {
     /// Every preset.
     pub const ALL: [Self; 3] = [Self::Database, Self::ExternalApi, Self::Critical];
 
-    /// Its name in configuration.
+    /// The name of the preset in the configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -201,18 +205,19 @@ fn unknown(key: &'static str, found: &str, names: &[&str]) -> InvalidConfig {
     }
 }
 
-// The two tables. A key is added by its row here: `config::services` reads the configuration file by the same rows,
-// and a test of the documentation asks for the row of the key in docs/configuration.md and in README.md.
+// The two tables. To add a key, add its row here. `config::services` reads the configuration file
+// by the same rows. A test asks for the row of the key in docs/configuration.md and in README.md.
 
 macro_rules! balancer_settings {
     ($make:ident) => {
         $make! {
-            /// Settings of one service's balancer. Every value that exists is in range.
+            /// Settings of the balancer of one service. Every value is in its range.
             ///
             /// ```
             /// use pickd::{LoadBalancerConfig, LoadBalancingStrategy};
             ///
-            /// let config = LoadBalancerConfig::new(LoadBalancingStrategy::ConsistentHash).with_virtual_nodes(200)?;
+            /// let config = LoadBalancerConfig::new(LoadBalancingStrategy::ConsistentHash)
+            ///     .with_virtual_nodes(200)?;
             /// assert_eq!(config.virtual_nodes(), 200);
             /// # Ok::<(), pickd::balancer::InvalidConfig>(())
             /// ```
@@ -262,15 +267,16 @@ instance never.";
 macro_rules! breaker_settings {
     ($make:ident) => {
         $make! {
-            /// When outcomes take an instance out, and for how long. Every value that exists is in range.
+            /// When outcomes take an instance out, and for how long. Every value is in its range.
             ///
             /// ```
             /// use std::time::Duration;
             ///
             /// use pickd::balancer::BreakerConfig;
             ///
-            /// let breaker = BreakerConfig::default().with_open_times(Duration::from_secs(2), Duration::from_secs(30))?;
-            /// assert_eq!(breaker.open_max(), Duration::from_secs(30));
+            /// let (least, most) = (Duration::from_secs(2), Duration::from_secs(30));
+            /// let breaker = BreakerConfig::default().with_open_times(least, most)?;
+            /// assert_eq!(breaker.open_max(), most);
             /// # Ok::<(), pickd::balancer::InvalidConfig>(())
             /// ```
             BreakerConfig, "breaker.";
@@ -302,7 +308,7 @@ impl LoadBalancerConfig {
         Self::default().with_strategy(strategy)
     }
 
-    /// Sets interval, timeout and failures of active checks as this kind of service needs them.
+    /// Sets interval, timeout and failures of active checks for a kind of service.
     #[must_use]
     pub fn with_preset(mut self, preset: Preset) -> Self {
         let (interval, timeout, failures) = match preset {
@@ -316,14 +322,16 @@ impl LoadBalancerConfig {
         self
     }
 
-    /// Sets the networks whose instances are listed, and neither picked nor checked.
+    /// Sets the denied networks. Instances at their addresses are listed, and neither picked nor
+    /// checked.
     #[must_use]
     pub fn with_denied(mut self, denied: DeniedNetworks) -> Self {
         self.denied = denied;
         self
     }
 
-    /// The networks whose instances are listed, and neither picked nor checked.
+    /// The denied networks. Instances at their addresses are listed, and neither picked nor
+    /// checked.
     #[must_use]
     pub fn denied(&self) -> &DeniedNetworks {
         &self.denied
@@ -335,7 +343,7 @@ impl BreakerConfig {
     ///
     /// # Errors
     ///
-    /// When one of them is out of its range, or the first is longer than the second.
+    /// When a time is out of its range, or `open_min` is longer than `open_max`.
     pub fn with_open_times(self, least: Duration, most: Duration) -> Result<Self, InvalidConfig> {
         let changed = self.with_open_min(least)?.with_open_max(most)?;
         if most < least {

@@ -1,15 +1,15 @@
 //! The settings of a balancer as rows of a table.
 //!
-//! A row is all that a setting needs. It makes the field, its default, the getter, the setter that
-//! refuses a value out of range, the key in the configuration file, and the text that the
-//! documentation is held against:
+//! A setting is one row. The row makes the field, the default, the getter, the setter that refuses
+//! a value out of range, the key of the configuration file, and the text that a test compares with
+//! the documentation:
 //!
 //! ```text
-//! rise, with_rise: u32 = (2) in [1 to 1_000], "Passing active checks in a row that bring an instance back.";
+//! rise, with_rise: u32 = (2) in [1 to 1_000], "Passing active checks in a row that bring ...";
 //! key   setter     type  default  range       meaning
 //! ```
 //!
-//! The tables themselves stand in [`config`](super::config). This file knows none of their keys.
+//! The tables are in [`config`](super::config). This file does not know their keys.
 
 use std::fmt;
 use std::time::Duration;
@@ -62,25 +62,25 @@ pub struct Setting {
     pub meaning: &'static str,
 }
 
-/// The values that a number or a duration may have. Displayed as a refusal tells them.
+/// The values that a number or a duration may have, displayed as in a refusal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Range<T> {
     /// Both ends included.
     Within(T, T),
     /// The lower end excluded.
     Above(T, T),
-    /// From zero, which switches something off.
+    /// From zero, which switches the feature off.
     OffTo(T),
-    /// Zero, which switches something off, or both ends included.
+    /// Zero, which switches the feature off, or from end to end.
     OffOr(T, T),
 }
 
-/// A type of which there are ranges.
+/// A type that may have a range.
 pub(crate) trait Bound: Copy + PartialOrd {
-    /// Switches off what may be switched off.
+    /// The value that switches a feature off.
     const OFF: Self;
 
-    /// As an end of a range is written.
+    /// The value as an end of a range.
     fn shown(self) -> String;
 }
 
@@ -116,7 +116,7 @@ impl<T: Bound> Range<T> {
             Self::OffTo(most) => (T::OFF, most),
             Self::Within(least, most) | Self::Above(least, most) | Self::OffOr(least, most) => (least, most),
         };
-        // False for a number that is none, too.
+        // False for NaN.
         least <= value && value <= most
     }
 
@@ -140,7 +140,7 @@ impl<T: Bound> fmt::Display for Range<T> {
     }
 }
 
-/// Checks a whole number. Callers give an `i64`, so that any number in a file gets the same refusal.
+/// Checks a whole number. Callers pass an `i64`, so that every number in a file gets this refusal.
 pub(super) fn count(key: &'static str, range: Range<u32>, found: i64) -> Result<u32, InvalidConfig> {
     let value = u32::try_from(found).ok().filter(|value| range.contains(*value));
     value.ok_or_else(|| range.refuse(key, found))
@@ -164,9 +164,9 @@ pub(super) fn duration(key: &'static str, range: Range<Duration>, found: Duratio
     }
 }
 
-/// A type whose every value may be set, so that a row names no range.
+/// A type whose rows name no range, because every value is accepted.
 pub(super) trait Unbounded {
-    /// The values that there are.
+    /// All values, as the range of a row.
     fn values() -> String;
 }
 
@@ -176,7 +176,7 @@ impl Unbounded for bool {
     }
 }
 
-/// A default, as it is written in the configuration file.
+/// A default as TOML.
 pub(super) trait InToml {
     fn in_toml(&self) -> String;
 }
@@ -220,7 +220,7 @@ impl fmt::Display for Readable {
     }
 }
 
-/// Makes a type of a table of settings.
+/// Makes the type that a table of settings describes.
 ///
 /// `$prefix` stands before each key in a refusal. `$extra` are fields that are no settings.
 macro_rules! settings {
@@ -310,13 +310,13 @@ macro_rules! range {
     };
 }
 
-/// The range of a row in words; that of its type if the row names none.
+/// The range of a row in words. Without a range, the values of the type.
 macro_rules! accepted {
     ($type:ident: $($range:tt)+) => { range!($type: $($range)+).to_string() };
     ($type:ident) => { <$type as Unbounded>::values() };
 }
 
-/// Reads the field. Types that are not `Copy` are tables, and lent.
+/// Reads the field. A nested table is returned by reference.
 macro_rules! getter {
     ($key:ident: BreakerConfig = ($($default:tt)+), $meaning:literal) => {
         #[doc = $meaning]
@@ -328,7 +328,7 @@ macro_rules! getter {
     ($key:ident: $type:ident = ($($default:tt)+) $(in [$($range:tt)+])?, $meaning:literal) => {
         #[doc = $meaning]
         ///
-        #[doc = concat!($(stringify!($($range)+), "; ",)? "default ", stringify!($($default)+), ".")]
+        #[doc = concat!($("Range: ", stringify!($($range)+), ". ",)? "Default: ", stringify!($($default)+), ".")]
         #[must_use]
         pub fn $key(&self) -> $type {
             self.$key
@@ -336,7 +336,7 @@ macro_rules! getter {
     };
 }
 
-/// Sets the field. A setter in parentheses is part of one that sets several fields, and not public.
+/// Sets the field. A setter in parentheses is not public: a setter of several fields calls it.
 macro_rules! setter {
     ($prefix:literal $key:ident, ($with:ident): $type:ident = ($($default:tt)+) in [$($range:tt)+], $meaning:literal) => {
         pub(crate) fn $with(mut self, $key: $type) -> Result<Self, InvalidConfig> {
@@ -347,7 +347,7 @@ macro_rules! setter {
     ($prefix:literal $key:ident, $with:ident: $type:ident = ($($default:tt)+) in [$($range:tt)+], $meaning:literal) => {
         #[doc = concat!("Sets [`", stringify!($key), "`](Self::", stringify!($key), "). ", $meaning)]
         ///
-        #[doc = concat!(stringify!($($range)+), "; default ", stringify!($($default)+), ".")]
+        #[doc = concat!("Range: ", stringify!($($range)+), ". Default: ", stringify!($($default)+), ".")]
         ///
         /// # Errors
         ///
@@ -360,7 +360,7 @@ macro_rules! setter {
     ($prefix:literal $key:ident, $with:ident: $type:ident = ($($default:tt)+), $meaning:literal) => {
         #[doc = concat!("Sets [`", stringify!($key), "`](Self::", stringify!($key), "). ", $meaning)]
         ///
-        #[doc = concat!("The default is ", stringify!($($default)+), ".")]
+        #[doc = concat!("Default: ", default_in_words!($($default)+), ".")]
         #[must_use]
         pub fn $with(mut self, $key: $type) -> Self {
             self.$key = $key;
@@ -369,7 +369,13 @@ macro_rules! setter {
     };
 }
 
-/// What a setter takes.
+/// The default of a row in words.
+macro_rules! default_in_words {
+    (default) => { "that of each setting in it" };
+    ($($default:tt)+) => { stringify!($($default)+) };
+}
+
+/// The type of the argument of a setter.
 macro_rules! argument {
     (u32) => {
         i64
@@ -379,7 +385,7 @@ macro_rules! argument {
     };
 }
 
-/// What checks a range of this type.
+/// The function that checks a value of this type.
 macro_rules! check {
     (u32) => {
         settings::count
@@ -392,7 +398,7 @@ macro_rules! check {
     };
 }
 
-pub(super) use {accepted, argument, check, getter, range, setter, settings, value};
+pub(super) use {accepted, argument, check, default_in_words, getter, range, setter, settings, value};
 
 #[cfg(test)]
 mod tests {

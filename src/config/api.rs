@@ -16,15 +16,16 @@ use crate::api::server::{Listen, SocketAccess};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ApiConfig {
-    /// Addresses to listen on, at least one, none twice (port 0 apart).
+    /// Addresses to listen on: at least one, and none twice unless its port is 0.
     pub listen: Vec<Listen>,
-    /// Further hosts, in lower case and without a port, that requests over a loopback listener may name.
+    /// Further hosts that requests over a loopback listener may name, in lower case, without ports.
     pub allowed_hosts: Vec<String>,
     /// After this time one synced source is enough to be ready.
     pub ready_timeout: Duration,
-    /// The file with the token that overrides need over listeners that are neither loopback nor Unix sockets.
+    /// The file with the admin token. Overrides need the token over listeners that are neither
+    /// loopback nor Unix sockets.
     pub admin_token_file: Option<PathBuf>,
-    /// Who may connect to Unix sockets.
+    /// Mode and group of Unix sockets.
     pub socket: SocketAccess,
 }
 
@@ -92,7 +93,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Who may connect to Unix sockets. Without one these settings would do nothing, which is a mistake somewhere.
+    /// Mode and group of Unix sockets. Without a Unix socket these settings would have no effect,
+    /// so they are refused.
     fn socket(&mut self, raw: &RawApi, listening: &[Listen]) -> SocketAccess {
         let mut access = SocketAccess::default();
         if let Some(written) = &raw.socket_mode {
@@ -118,20 +120,19 @@ impl Checker<'_> {
             || in_file.map(Spanned::get_ref).any(|listen| listen.starts_with("unix:"));
         let default = SocketAccess::default();
         let set = [
-            (&raw.socket_mode, access.mode != default.mode),
-            (&raw.socket_group, access.group != default.group),
+            ("socket_mode", &raw.socket_mode, access.mode != default.mode),
+            ("socket_group", &raw.socket_group, access.group != default.group),
         ];
-        for (written, differs) in set {
+        for (key, written, differs) in set {
             if let Some(written) = written.as_ref().filter(|_| differs && !any) {
-                let message = "there is no Unix socket in api.listen that this could be for";
-                self.refuse(written.span(), message);
+                self.refuse(written.span(), format!("api.{key}: needs a Unix socket in api.listen"));
             }
         }
         access
     }
 }
 
-/// Whether it is a port that the system chooses, of which there may be many.
+/// Whether the system chooses the port. Such an address may be listed more than once.
 fn is_any_port(listen: &Listen) -> bool {
     matches!(listen, Listen::Tcp(address) if address.port() == 0)
 }
@@ -177,11 +178,11 @@ mod tests {
             ),
             (
                 "[api]\nsocket_mode = \"0600\"",
-                "p.toml:2:15: there is no Unix socket in api.listen that this could be for",
+                "p.toml:2:15: api.socket_mode: needs a Unix socket in api.listen",
             ),
             (
                 "[api]\nsocket_group = \"ops\"",
-                "p.toml:2:16: there is no Unix socket in api.listen that this could be for",
+                "p.toml:2:16: api.socket_group: needs a Unix socket in api.listen",
             ),
             (
                 "[api]\nlisten = [\"127.0.0.1:1\", \"localhost:1\"]",

@@ -13,17 +13,17 @@ use super::error::{Place, Refusal};
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A string with a unit, or seconds as a number. Any value is read here, because the words that serde
-/// has for "one of these types" are those of Rust.
+/// A string with a unit, or seconds as a number. Any value is read at first, because serde
+/// describes a choice of types in the words of Rust.
 pub(super) type RawDuration = Spanned<Value>;
 
-/// A value and where it was set.
+/// A value and its origin.
 pub(super) struct Given<T> {
     pub(super) value: T,
     pub(super) origin: Origin,
 }
 
-/// Where a value was set.
+/// The place in the file, the flag or the variable that set a value.
 #[derive(Clone)]
 pub(super) enum Origin {
     File(Range<usize>),
@@ -56,7 +56,7 @@ impl Checker<'_> {
         });
     }
 
-    /// Where a relative path of the file leads.
+    /// A path from the file. A relative path starts at the folder of the file.
     pub(super) fn path(&self, written: &str) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("")).join(written)
     }
@@ -75,7 +75,7 @@ impl Checker<'_> {
         })
     }
 
-    /// Certificate and key, each with how it is set: both or none.
+    /// A certificate and its key, each with the name of its setting. Either alone is refused.
     pub(super) fn identity(
         &mut self,
         (certificate, how_certificate): (Option<Given<PathBuf>>, &str),

@@ -8,18 +8,19 @@ use super::address::{ConsulAddress, EtcdAddress};
 use crate::api::server::Listen;
 use crate::balancer::LoadBalancingStrategy;
 
-/// All that settings are made of, to be read again on a reload.
+/// The sources of all settings, read again on a reload.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigSources {
-    /// What flags (and their `PICKD_*` variables) say.
+    /// The flags and their `PICKD_*` variables.
     pub flags: Flags,
-    /// The conventional `CONSUL_*` and `ETCDCTL_*` variables. They fill a source that is configured, and never switch one on.
+    /// The conventional `CONSUL_*` and `ETCDCTL_*` variables. They complete a registry that is
+    /// configured, and never switch a registry on.
     pub environment: Variables,
     /// The configuration file.
     pub file: Option<PathBuf>,
 }
 
-/// Settings made by flags, which beat all others.
+/// Settings from flags, which win over all others.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Flags {
     /// In place of `api.listen`, unless empty.
@@ -34,7 +35,7 @@ pub struct Flags {
     pub etcd_prefixes: Vec<String>,
     /// Switches the file registry on, at this path.
     pub file: Option<PathBuf>,
-    /// In place of `defaults.strategy`; services that name a strategy keep it.
+    /// In place of `defaults.strategy`. Services that name a strategy keep their own.
     pub strategy: Option<LoadBalancingStrategy>,
 }
 
@@ -44,7 +45,7 @@ pub struct Variables(BTreeMap<String, String>);
 
 impl Variables {
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        // Scripts "unset" a variable by setting it to nothing; Consul's own tools read that as not set, too.
+        // Scripts unset a variable by setting it to nothing, and Consul's own tools accept that.
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 }

@@ -89,7 +89,7 @@ impl Checker<'_> {
         Some(settings)
     }
 
-    /// A flag's scheme stands as it is written; to others, as in Consul's own tools, `CONSUL_HTTP_SSL` adds TLS.
+    /// `CONSUL_HTTP_SSL` adds TLS, as in Consul's own tools, but not to a URL given by a flag.
     fn consul_address(&mut self, raw: &RawConsul, flags: &Flags, environment: &Variables) -> String {
         const DEFAULT: &str = "http://127.0.0.1:8500";
         let https = environment.get("CONSUL_HTTP_SSL").is_some_and(|written| match written {
@@ -141,7 +141,7 @@ impl Checker<'_> {
             }
         }
         consul::Names::new(&services, &exclude).unwrap_or_else(|error| {
-            // Told already if one of them is wrong; what is left is that they are too many to be compiled together.
+            // A wrong glob is refused already. What is left is too many globs to compile together.
             if self.refusals.is_empty() {
                 self.refuse(Origin::Named("consul.services and consul.exclude"), error);
             }

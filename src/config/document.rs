@@ -1,4 +1,4 @@
-//! The whole: what an operator meant, or everything that is wrong with it.
+//! The whole file, and the configuration that is made of it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,33 +27,35 @@ use crate::probe::{HealthCheck, ProbeSettings};
 pub struct Config {
     /// The HTTP interface.
     pub api: ApiConfig,
-    /// Where instances come from: at least one, each kind at most once, in order of priority. That is their order in the file;
-    /// for those that flags add, Consul before etcd before files.
+    /// The registries: at least one, each kind at most once, in order of priority. Registries in
+    /// the file keep their order there. Flags add Consul before etcd before the file registry.
     pub sources: Vec<SourceConfig>,
-    /// What `/metrics` tells.
+    /// The series of `/metrics`.
     pub metrics: MetricsConfig,
-    /// How services are balanced: by the defaults, or as configured one by one; what those leave out is taken from the
-    /// defaults already.
+    /// How services are balanced. The settings of a named service are complete: the defaults are
+    /// merged into them.
     pub services: ServiceConfigs,
-    /// How much is checked in all.
+    /// Limits of active checks over all services.
     pub probe: ProbeSettings,
-    /// The services whose instances are checked, and what they are asked.
+    /// The active check of each service that has one.
     pub health_checks: BTreeMap<ServiceName, Arc<HealthCheck>>,
 }
 
 /// One registry.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum SourceConfig {
-    /// `[consul]`; the address is `http://…`, `https://…` or `unix:///…`, without a slash at its end.
+    /// `[consul]`. The address begins with `http://`, `https://` or `unix:///`, and has no slash at
+    /// its end.
     Consul(Box<consul::Settings>),
-    /// `[etcd]`; endpoints are `http://…` or `https://…`, and no prefix is below another.
+    /// `[etcd]`. Endpoints begin with `http://` or `https://`. No prefix is below another.
     Etcd(Box<etcd::Settings>),
     /// `[file]`
     File(FileConfig),
 }
 
-/// The configuration file, key by key, before anything in it is checked. A key that is not here is refused;
-/// [`Spanned`] keeps where a value stood, so that a refusal can point at it.
+/// The file as it is written, before values are checked. serde refuses an unknown key. [`Spanned`]
+/// keeps the place of a value, which a refusal shows.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 struct RawConfig {
@@ -77,7 +79,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, a setting is wrong (all of them are told), or no source is configured.
+    /// When the file cannot be read, settings are wrong (all are listed), or no registry is
+    /// configured.
     pub fn load(from: &ConfigSources) -> Result<Self, ConfigError> {
         match &from.file {
             Some(path) => match std::fs::read(path) {
@@ -91,12 +94,12 @@ impl Config {
         }
     }
 
-    /// Checks what a configuration file holds together with the other sources. `path` is only named, and where relative paths
-    /// start.
+    /// Checks the content of a configuration file together with the other sources. `path` is not
+    /// read: it is named in refusals, and relative paths start at its folder.
     ///
     /// # Errors
     ///
-    /// When a setting is wrong (all of them are told), or no source is configured.
+    /// When settings are wrong (all are listed), or no registry is configured.
     pub fn parse(path: &Path, bytes: &[u8], from: &ConfigSources) -> Result<Self, ConfigError> {
         let text = text(path, bytes)?;
         let mut checker = Checker {
@@ -138,7 +141,7 @@ impl Config {
     }
 }
 
-/// The text of the file, without the mark that some editors put before it.
+/// The text of the file, without a byte order mark.
 fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, ConfigError> {
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(text.strip_prefix('\u{feff}').unwrap_or(text)),
@@ -174,7 +177,8 @@ impl Checker<'_> {
     }
 }
 
-/// Those that stand in the file change places among themselves until they are in its order; the rest stays where it is.
+/// Sorts the registries of the file by their order there. A registry that a flag added keeps its
+/// index.
 fn in_order_of_the_file<const N: usize>(sources: [(Option<usize>, Option<SourceConfig>); N]) -> Vec<SourceConfig> {
     let mut starts: Vec<usize> = sources.iter().filter_map(|(start, _)| *start).collect();
     starts.sort_unstable();
@@ -193,7 +197,7 @@ fn in_order_of_the_file<const N: usize>(sources: [(Option<usize>, Option<SourceC
     ordered
 }
 
-/// serde names Rust's types where an operator knows TOML's.
+/// Replaces the names of Rust's types, which serde uses, by those of TOML.
 fn in_operators_words(message: &str) -> String {
     for (rust, toml) in [
         ("expected i64", "expected a whole number"),

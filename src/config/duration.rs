@@ -6,7 +6,7 @@ use toml::Value;
 
 use crate::duration::{Readable, with_unit};
 
-/// Why a value is no duration.
+/// Why a value was refused as a duration.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub(super) enum InvalidDuration {
     #[error("{found}: expected a duration such as \"250ms\", \"30s\", \"5m\" or \"1h\", or seconds as a number")]

@@ -12,7 +12,7 @@ use crate::http_client::Tls;
 /// The flag that stands in for `etcd.prefixes`.
 const FLAG: Origin = Origin::Named("--etcd-prefix");
 
-/// What is watched unless something else is named.
+/// The prefix that is watched unless another is configured.
 const DEFAULT_PREFIX: &str = "/services/";
 
 /// `[etcd]`
@@ -63,7 +63,7 @@ impl Checker<'_> {
         Some(settings)
     }
 
-    /// As in etcd's own tools, a bare `host:port` is asked over TLS when certificates are set.
+    /// With certificates, pickd uses TLS for a bare `host:port`, as etcd's own tools do.
     fn etcd_endpoints(&mut self, raw: &RawEtcd, flags: &Flags, environment: &Variables, https: bool) -> Vec<String> {
         let mut addresses: Vec<Given<EtcdAddress>> = Vec::new();
         if !flags.etcd.is_empty() {
@@ -97,7 +97,7 @@ impl Checker<'_> {
             let url = value.url(https);
             match (urls.contains(&url), origin) {
                 (false, _) => urls.push(url),
-                // A list in the file is somebody's text, and a slip in it is told; a repeated flag is not.
+                // An endpoint twice in the file is a mistake. A repeated flag is not refused.
                 (true, Origin::File(span)) => {
                     self.refuse(span, format!("etcd.endpoints: {url} is listed twice"));
                 }
@@ -184,7 +184,7 @@ impl Checker<'_> {
         if let Some(written) = &raw.scheme {
             if !matches!(prefix.format(), Format::Auto | Format::Kratos) {
                 let message = format!(
-                    "etcd.prefixes.scheme: format {} has one endpoint an instance, and nothing to choose",
+                    "etcd.prefixes.scheme: format {} has one endpoint for each instance, and no scheme to choose",
                     prefix.format()
                 );
                 self.refuse(written.span(), message);
@@ -363,7 +363,7 @@ mod tests {
             ),
             (
                 "prefixes = [{ prefix = \"/a\", format = \"kitex\", scheme = \"grpc\" }]",
-                "p.toml:2:57: etcd.prefixes.scheme: format kitex has one endpoint an instance, and nothing to choose",
+                "p.toml:2:57: etcd.prefixes.scheme: format kitex has one endpoint for each instance, and no scheme to choose",
             ),
             (
                 "prefixes = [{ prefix = \"/a\" }, { prefix = \"/a/b\" }]",

@@ -11,9 +11,9 @@ use super::checker::Checker;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileConfig {
-    /// The file registry.
+    /// Path of the file registry.
     pub path: PathBuf,
-    /// Whether readiness waits for it.
+    /// Whether readiness waits for the file registry.
     pub required: bool,
 }
 

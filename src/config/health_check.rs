@@ -9,7 +9,8 @@ use toml::{Spanned, Value};
 use super::checker::Checker;
 use crate::probe::{HealthCheck, HttpCheck, InvalidCheck};
 
-/// `health_check = { … }`: the keys of all kinds, since a tagged enum would lose their places.
+/// `health_check = { … }`. The keys of all types stand together, because serde loses the places of
+/// values in a tagged enum.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawHealthCheck {
@@ -83,7 +84,7 @@ impl Checker<'_> {
             check.with_host(host)
         });
         for (name, value) in raw.headers.iter().flat_map(Spanned::get_ref) {
-            // An empty value can be sent, so what is refused with one is the name.
+            // An empty value is valid, so a refusal of an empty value is about the name.
             let alone = check.clone().with_header(name.get_ref(), "");
             let place = if alone.is_err() { name.span() } else { value.span() };
             match check.clone().with_header(name.get_ref(), value.get_ref()) {
@@ -101,14 +102,14 @@ impl Checker<'_> {
             if written.get_ref().is_empty() {
                 self.refuse(written.span(), format!("{key}.statuses: expected at least one status"));
             }
-            // None where one was refused.
+            // Empty if a status was refused.
             check = check.clone().with_statuses(ranges).unwrap_or(check);
         }
         Some(check)
     }
 }
 
-/// A status, or a range of them: `200`, `"200-299"`.
+/// A status or a range of statuses: `200`, `"200-299"`.
 fn status(written: &Value) -> Result<RangeInclusive<u16>, InvalidCheck> {
     let number = |text: &str| text.parse().ok().filter(|_| !text.starts_with('+'));
     let read = match written {

@@ -10,7 +10,7 @@ use crate::metrics::INSTANCE_SERIES;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MetricsConfig {
-    /// Instances that get series of their own, 0..=100,000; 0 turns those series off.
+    /// How many instances get series of their own, 0..=100,000. 0 turns those series off.
     pub instance_series: usize,
 }
 

@@ -1,12 +1,16 @@
-//! The configuration: what an operator meant, checked.
+//! The configuration of an agent, read and checked.
 //!
 //! ```text
-//! flags > environment > file > defaults ──► raw (what is written) ──► Config (what is meant) or every refusal, with its place
+//! flags > environment > file > defaults ──► raw tables ──► Config, or every refusal with its place
 //! ```
 //!
-//! A [`Config`] that exists is right: in range, complete, with paths that start at the configuration file, and comparable, so
-//! that a reload can tell what changed. Nothing here opens a socket, reads a registry or knows what its settings are for;
-//! of all files it reads only the configuration file.
+//! Each table of the file is one file here, with its keys, what they mean and how they are checked.
+//! The keys of `[defaults]` and `[services.<name>]` come from the table of settings in the core.
+//!
+//! A [`Config`] is always valid: values are in range, nothing is missing, and paths start at the
+//! configuration file. Two of them can be compared, so a reload finds what changed. This module
+//! opens no socket, reads no file but the configuration file, and does not know what the settings
+//! are for.
 
 mod address;
 mod api;

@@ -1,4 +1,4 @@
-//! `[probe]`: how much is checked in all, and which networks are not.
+//! `[probe]`: limits of active checks, and networks that pickd never contacts.
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -18,7 +18,7 @@ pub(super) struct RawProbe {
 }
 
 impl Checker<'_> {
-    /// How much is checked, and which networks are not.
+    /// The limits of active checks, and the networks that pickd never contacts.
     pub(super) fn probe(&mut self, raw: &RawProbe) -> (ProbeSettings, DeniedNetworks) {
         let mut settings = ProbeSettings::default();
         if let Some(written) = &raw.max_rate {

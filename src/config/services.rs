@@ -22,8 +22,8 @@ use crate::balancer::{
 use crate::duration::Readable;
 use crate::probe::HealthCheck;
 
-/// Makes the tables that have the keys of a balancer. (serde can share keys by flattening, and then
-/// forgets where the values stood.)
+/// Makes the tables that have the keys of a balancer. Both list all keys, because serde loses the
+/// places of values in a flattened table.
 macro_rules! balancer_tables {
     (
         $(#[$attribute:meta])*
@@ -47,7 +47,7 @@ macro_rules! balancer_tables {
         }
 
         impl RawService {
-            /// What it says of the keys of `[defaults]`.
+            /// The keys that `[defaults]` has, too.
             fn balancer(&self) -> RawBalancer {
                 RawBalancer {
                     $($key: self.$key.clone(),)+
@@ -174,7 +174,7 @@ impl Checker<'_> {
         ServiceConfigs { defaults, services }
     }
 
-    /// Which services are checked, and how.
+    /// The active check of each service that has one.
     pub(super) fn health_checks(
         &mut self,
         raw: &BTreeMap<Spanned<String>, RawService>,
@@ -184,7 +184,7 @@ impl Checker<'_> {
             let Some(written) = &service.health_check else { continue };
             let key = format!("services.{}.health_check", name.get_ref());
             let check = self.health_check(&key, written);
-            // A name that is none has been refused already.
+            // An invalid name has been refused already.
             if let (Some(check), Ok(name)) = (check, name.get_ref().parse()) {
                 checks.insert(name, Arc::new(check));
             }
@@ -311,14 +311,14 @@ impl Checker<'_> {
             &raw.open_min,
         ) {
             (Ok(changed), ..) => changed,
-            // Each is in its range, so the first is longer than the second.
+            // Both are in range, so `open_min` is longer than `open_max`.
             (Err(error), Some(written), _) => {
                 self.refuse(written.span(), format!("{section}.{error}"));
                 breaker
             }
             (Err(_), None, Some(written)) => {
                 let message = format!(
-                    "{section}.breaker.open_min {}: longer than open_max, {}: set that, too",
+                    "{section}.breaker.open_min {}: longer than open_max ({}): set open_max, too",
                     Readable(least),
                     Readable(most)
                 );
@@ -508,7 +508,7 @@ mod tests {
             ),
             (
                 "[services.web]\nbreaker = { open_min = \"90s\" }",
-                "p.toml:3:24: services.web.breaker.open_min 90s: longer than open_max, 1m: set that, too",
+                "p.toml:3:24: services.web.breaker.open_min 90s: longer than open_max (1m): set open_max, too",
             ),
             (
                 "[services.web]\nbreaker = { open_min = \"2s\", open_max = 1 }",
