@@ -179,6 +179,7 @@ fn target(case: Case, count: usize) -> Option<f64> {
         (LeastConnections | LeastResponseTime, ..=10) => 60.0,
         (LeastConnections | LeastResponseTime, ..=1_000) => 120.0,
         (LeastConnections | LeastResponseTime, _) => 220.0,
+        _ => return None,
     })
 }
 

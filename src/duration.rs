@@ -1,8 +1,9 @@
 //! Durations as people write them: `"250ms"`, `"30s"`, `"5m"`, `"1h"`. The form is the same in
 //! configuration files, request bodies and flags.
 
-use std::fmt;
 use std::time::Duration;
+
+pub(crate) use crate::balancer::settings::Readable;
 
 /// Parses one number, which may have decimals, and one unit right after it.
 pub(crate) fn with_unit(text: &str) -> Option<Duration> {
@@ -22,21 +23,6 @@ pub(crate) fn with_unit(text: &str) -> Option<Duration> {
         Err(_) => {
             let number = number.parse::<f64>().ok()?;
             Duration::try_from_secs_f64(number * (milliseconds as f64) / 1_000.0).ok()
-        }
-    }
-}
-
-/// A duration in the largest unit without decimals.
-pub(crate) struct Readable(pub(crate) Duration);
-
-impl fmt::Display for Readable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_millis() {
-            0 => write!(f, "0s"),
-            hours if hours.is_multiple_of(3_600_000) => write!(f, "{}h", hours / 3_600_000),
-            minutes if minutes.is_multiple_of(60_000) => write!(f, "{}m", minutes / 60_000),
-            seconds if seconds.is_multiple_of(1_000) => write!(f, "{}s", seconds / 1_000),
-            milliseconds => write!(f, "{milliseconds}ms"),
         }
     }
 }

@@ -257,7 +257,7 @@ impl Running {
         let mut config_check = interval(CONFIG_CHECK);
         let alive_every = self.service_manager.alive_every();
         let mut alive = interval(alive_every.unwrap_or(TICK));
-        let mut file = ConfigFile::new(reload.layers.file.clone());
+        let mut file = ConfigFile::new(reload.config_sources.file.clone());
         let mut reconcile_at: Option<Timestamp> = None;
         loop {
             let now = self.clock.now();
@@ -287,13 +287,13 @@ impl Running {
                 _ = alive.tick(), if alive_every.is_some() => self.service_manager.alive(),
                 _ = config_check.tick(), if file.is_named() => {
                     if file.changed().await {
-                        self.reload(&reload.layers, ReloadCause::FileChanged).await;
+                        self.reload(&reload.config_sources, ReloadCause::FileChanged).await;
                     }
                 }
                 Some(()) = reload.requests.recv() => {
                     file.changed().await;
                     self.reload_tokens();
-                    self.reload(&reload.layers, ReloadCause::Requested).await;
+                    self.reload(&reload.config_sources, ReloadCause::Requested).await;
                 }
             }
             reconcile_at = self.reconciler.advance(self.clock.now());

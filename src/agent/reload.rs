@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc;
 
-use crate::config::{Config, ConfigError, Layers};
+use crate::config::{Config, ConfigError, ConfigSources};
 
 use super::{AgentError, Running};
 
 /// The configuration of an agent, and the requests to reload it.
 #[derive(Debug)]
 pub struct Reload {
-    /// The layers of the configuration. The agent compares the file, if there is one, every second.
-    pub layers: Layers,
+    /// The sources of the configuration. The agent compares the file, if there is one, every second.
+    pub config_sources: ConfigSources,
     /// One message for each request to reload (SIGHUP).
     pub requests: mpsc::Receiver<()>,
 }
@@ -37,10 +37,10 @@ impl ReloadCause {
 impl Running {
     /// Reads the configuration again and applies it. If any part of it cannot be applied, the
     /// previous configuration stays.
-    pub(super) async fn reload(&mut self, layers: &Layers, cause: ReloadCause) {
+    pub(super) async fn reload(&mut self, config_sources: &ConfigSources, cause: ReloadCause) {
         let why = cause.as_str();
         self.service_manager.reloading();
-        let outcome = match Config::load(layers) {
+        let outcome = match Config::load(config_sources) {
             Ok(config) => self.apply(config).await.map_err(anyhow::Error::from),
             Err(error) => Err(ConfigError::into(error)),
         };

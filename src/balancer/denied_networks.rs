@@ -1,10 +1,12 @@
-//! Networks whose addresses are listed, and neither picked nor checked.
+//! Denied networks: instances at their addresses are listed, and neither picked nor checked.
 //!
-//! Whoever can write to a registry can have an agent connect anywhere on behalf of a health check (Consul: CVE-2022-29153).
-//! Link-local addresses (where clouds keep credentials: 169.254.169.254), multicast and unspecified ones are nobody's
-//! instance; an operator may add to them. Loopback is allowed: many agents' instances are beside them.
+//! A client that may write to a registry can make an agent connect to any address for a health
+//! check (Consul: CVE-2022-29153). Link-local addresses (clouds keep credentials at
+//! 169.254.169.254), multicast addresses and unspecified addresses are always denied. An operator
+//! may add networks. Loopback is allowed, because instances often run beside the agent.
 //!
-//! Knows addresses, not names: who resolves a name asks again with what came of it.
+//! This module compares addresses and resolves no names. A caller that resolves a name checks the
+//! addresses that it gets.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,6 +16,7 @@ use std::sync::Arc;
 /// Not a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("network {found:?}: expected an IP address, or one with a prefix length, such as 10.0.0.0/8 or fd00::/8")]
+#[non_exhaustive]
 pub struct InvalidNetwork {
     /// The text as it came.
     pub found: String,
@@ -33,7 +36,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether this address is one of them. An IPv4 address mapped into IPv6 counts as what it is.
+    /// Whether this address is in the network. An IPv4 address mapped into IPv6 counts as IPv4.
     #[must_use]
     pub fn contains(self, address: IpAddr) -> bool {
         match (self.address, plain(address)) {
@@ -93,7 +96,7 @@ impl fmt::Display for Network {
     }
 }
 
-/// The networks that are denied: those that are nobody's instance, and the operator's own.
+/// The networks that are denied: those that are always denied, and those that an operator added.
 ///
 /// ```
 /// let denied = pickd::balancer::DeniedNetworks::default().and(["10.9.0.0/16".parse()?]);
@@ -107,7 +110,7 @@ pub struct DeniedNetworks {
 }
 
 impl DeniedNetworks {
-    /// The same, and these.
+    /// Adds networks.
     #[must_use]
     pub fn and(self, networks: impl IntoIterator<Item = Network>) -> Self {
         Self {
@@ -115,7 +118,7 @@ impl DeniedNetworks {
         }
     }
 
-    /// Whether this address must not be contacted.
+    /// Whether pickd must not contact this address.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = plain(address);
@@ -123,30 +126,32 @@ impl DeniedNetworks {
             IpAddr::V6(ip) => embedded(ip).map(IpAddr::V4),
             IpAddr::V4(_) => None,
         };
-        let denied = |address| is_nobodys(address) || self.further.iter().any(|network| network.contains(address));
+        let denied =
+            |address| is_always_denied(address) || self.further.iter().any(|network| network.contains(address));
         denied(address) || leads_to.is_some_and(denied)
     }
 }
 
-/// An IPv4 address in an IPv6 one is what is connected to.
+/// The address that a connection uses: IPv4 for an IPv4 address mapped into IPv6.
 fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-fn is_nobodys(address: IpAddr) -> bool {
+fn is_always_denied(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => ip.is_link_local() || ip.is_multicast() || is_unspecified(ip),
         IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast() || ip.is_unspecified(),
     }
 }
 
-/// 0.0.0.0/8 is "this network" (RFC 6890), and Linux connects 0.0.0.0 to itself; 255.255.255.255 is everybody.
+/// 0.0.0.0/8 is "this network" (RFC 6890), and Linux connects 0.0.0.0 to the host itself.
+/// 255.255.255.255 is broadcast.
 fn is_unspecified(ip: Ipv4Addr) -> bool {
     ip.octets()[0] == 0 || ip.is_broadcast()
 }
 
-/// The IPv4 address that one behind a translator leads to: NAT64 (64:ff9b::/96, RFC 6052), 6to4 (2002::/16, RFC 3056), and
-/// the IPv4-compatible form of old (::a.b.c.d).
+/// The IPv4 address behind a translated IPv6 address: NAT64 (64:ff9b::/96, RFC 6052), 6to4
+/// (2002::/16, RFC 3056), and the former IPv4-compatible addresses (::a.b.c.d).
 fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let low = Ipv4Addr::from(ip.to_bits() as u32);
     match ip.segments() {
@@ -167,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nobodys_instance_is_denied_in_every_spelling() {
+    fn an_address_that_is_always_denied_is_denied_in_every_spelling() {
         for address in [
             "169.254.169.254",
             "::ffff:169.254.169.254",
@@ -195,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_instance_may_be_at_is_not() {
+    fn an_address_that_an_instance_may_have_is_not_denied() {
         for address in [
             "127.0.0.1",
             "::1",

@@ -51,6 +51,7 @@ pub(crate) mod outcome;
 pub(crate) mod overrides;
 pub(crate) mod render;
 pub(crate) mod report_credit;
+pub(crate) mod settings;
 pub(crate) mod share;
 pub(crate) mod sources;
 pub(crate) mod statistics;
@@ -59,7 +60,7 @@ mod sync;
 pub(crate) mod view;
 
 pub use clock::{Clock, Manual, Monotonic, Since, Timestamp};
-pub use config::{BreakerConfig, Choices, InvalidConfig, Preset};
+pub use config::{BreakerConfig, Choices, Preset};
 pub use denied_networks::{DeniedNetworks, InvalidNetwork, Network};
 pub use diff::{Changes, diff};
 pub use directory::{KNOWN_FOR, ServiceConfigs};
@@ -78,6 +79,7 @@ pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, StandingOrder, WeightOrder,
 };
 pub use render::{Bodies, Described, NoBodies, Render};
+pub use settings::{InvalidConfig, Setting};
 pub use share::Factors;
 pub use sources::{Scope, SourceStatus, Sources};
 pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Exit;
 use super::output::{self, bare_message};
-use crate::config::{Config, ConfigError, Layers, SourceConfig};
+use crate::config::{Config, ConfigError, ConfigSources, SourceConfig};
 use crate::discovery::file;
 
 const EXAMPLES: &str = "\
@@ -41,7 +41,7 @@ fn checked(path: &Path) -> Result<String, String> {
     if is_registry(path, &bytes) {
         return Ok(format!("{shown}: fine, {}", registry(path, &bytes)?));
     }
-    let config = match Config::parse(path, &bytes, &Layers::default()) {
+    let config = match Config::parse(path, &bytes, &ConfigSources::default()) {
         Ok(config) => config,
         // Flags may still add a registry, so the file is valid.
         Err(ConfigError::NoSource) => {

@@ -31,7 +31,7 @@ use super::output::{data, message};
 use super::run::{self, LogArguments};
 use crate::agent::{Agent, AgentError};
 use crate::balancer::{Context, Directory, HealthStatus};
-use crate::config::{self, Config, Layers, Listen, Overrides};
+use crate::config::{self, Config, ConfigSources, Flags, Listen};
 
 const EXAMPLES: &str = "\
 Example:
@@ -170,7 +170,7 @@ async fn demo(arguments: &DemoArguments, folder: PathBuf) -> anyhow::Result<()> 
         }
     };
     tokio::select! {
-        outcome = run::run(agent, Layers::default()) => outcome,
+        outcome = run::run(agent, ConfigSources::default()) => outcome,
         outcome = introduce => Ok(outcome?),
         () = serve => Ok(()),
     }
@@ -179,14 +179,14 @@ async fn demo(arguments: &DemoArguments, folder: PathBuf) -> anyhow::Result<()> 
 /// Binds the agent to the given address, or to the first free port.
 async fn agent(listen: Option<SocketAddr>, config: &Path) -> anyhow::Result<Agent> {
     let bind = async |address: SocketAddr| {
-        let overrides = Overrides {
+        let flags = Flags {
             listen: vec![address.into()],
-            ..Overrides::default()
+            ..Flags::default()
         };
-        let config = Config::load(&Layers {
-            overrides,
+        let config = Config::load(&ConfigSources {
+            flags,
             file: Some(config.to_owned()),
-            ..Layers::default()
+            ..ConfigSources::default()
         })?;
         anyhow::Ok(Agent::bind(config).await?)
     };

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::Environment;
+use crate::config::Variables;
 
 /// The exit code of a command. Scripts rely on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +137,7 @@ fn without_empty_variables(command: clap::Command, variable: &dyn Fn(&OsStr) -> 
 
 /// The conventional variables of the registries. No other code reads them. The variables of pickd
 /// itself belong to flags, and clap reads them.
-fn environment() -> Environment {
+fn environment() -> Variables {
     let lossy = |text: OsString| text.to_string_lossy().into_owned();
     std::env::vars_os()
         .map(|(name, value)| (lossy(name), lossy(value)))

@@ -12,7 +12,7 @@ use super::Exit;
 use super::output::{bare_message, message};
 use crate::agent::{Agent, Reload, ServiceManager};
 use crate::balancer::LoadBalancingStrategy;
-use crate::config::{self, Config, ConsulAddress, EtcdAddress, Layers, Listen, Overrides};
+use crate::config::{self, Config, ConfigSources, ConsulAddress, EtcdAddress, Flags, Listen};
 use crate::telemetry::{self, TelemetryError};
 
 const EXAMPLES: &str = "\
@@ -129,11 +129,11 @@ impl LogArguments {
 }
 
 impl RunArguments {
-    /// The layers of the agent's configuration: the flags, the environment and the configuration
+    /// The sources of the agent's configuration: the flags, the environment and the configuration
     /// file.
-    pub(crate) fn layers(&self) -> Layers {
-        Layers {
-            overrides: Overrides {
+    pub(crate) fn config_sources(&self) -> ConfigSources {
+        ConfigSources {
+            flags: Flags {
                 listen: self.listen.clone(),
                 consul: self.consul.clone(),
                 consul_services: self.consul_service.clone(),
@@ -153,8 +153,8 @@ pub(super) fn execute(arguments: &RunArguments) -> Exit {
         message(error);
         return Exit::Usage;
     }
-    let layers = arguments.layers();
-    let config = match Config::load(&layers) {
+    let config_sources = arguments.config_sources();
+    let config = match Config::load(&config_sources) {
         Ok(config) => config,
         Err(error) => {
             bare_message(error);
@@ -163,19 +163,19 @@ pub(super) fn execute(arguments: &RunArguments) -> Exit {
     };
     in_runtime(async move {
         let agent = Agent::bind(config).await?;
-        run(agent, layers).await
+        run(agent, config_sources).await
     })
 }
 
 /// Runs an agent until SIGTERM or SIGINT. SIGHUP makes the agent read its configuration again.
-pub(super) async fn run(agent: Agent, layers: Layers) -> anyhow::Result<()> {
+pub(super) async fn run(agent: Agent, config_sources: ConfigSources) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let (requests, inbox) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let reload = Reload {
-        layers,
+        config_sources,
         requests: inbox,
     };
     let agent = agent.with_service_manager(ServiceManager::from_environment());
@@ -244,11 +244,11 @@ mod tests {
             "random",
         ])
         .unwrap();
-        let layers = arguments.layers();
-        assert_eq!(layers.file, Some("pickd.toml".into()));
+        let config_sources = arguments.config_sources();
+        assert_eq!(config_sources.file, Some("pickd.toml".into()));
         assert_eq!(
-            layers.overrides,
-            Overrides {
+            config_sources.flags,
+            Flags {
                 listen: vec![
                     config::listen("127.0.0.1:1").unwrap(),
                     config::listen("[::1]:2").unwrap(),

@@ -1,4 +1,4 @@
-//! Addresses as operators write them: where to listen, where Consul and etcd are, which hosts may be named.
+//! Addresses as operators write them: listeners, registries, and hosts that requests may name.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -8,8 +8,9 @@ use crate::balancer::{Address, InvalidInstance};
 
 /// Why an address was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidAddress {
-    /// Not something to listen on.
+    /// Not an address to listen on.
     #[error(
         "{found:?}: expected \"ip:port\" or \"localhost:port\", such as \"127.0.0.1:7425\" or \"[::]:7425\", or \
          \"unix:/path/to/socket\""
@@ -24,7 +25,7 @@ pub enum InvalidAddress {
         /// The address as it came.
         found: String,
     },
-    /// Not where a Consul agent could be.
+    /// Not the address of a Consul agent.
     #[error(
         "{found:?}: expected \"http://host:port\", \"https://host:port\", \"host:port\" or \"unix:///path/to/socket\""
     )]
@@ -32,28 +33,29 @@ pub enum InvalidAddress {
         /// The address as it came.
         found: String,
     },
-    /// A user or password within the address, where logs would show it.
+    /// The address contains a user or a password, which logs would show.
     #[error("a user and password do not belong in the address: set CONSUL_HTTP_AUTH")]
     ConsulUser,
-    /// Not where a member of etcd could be.
+    /// Not the address of a member of etcd.
     #[error("{found:?}: expected \"http://host:port\", \"https://host:port\" or \"host:port\"")]
     Etcd {
         /// The address as it came.
         found: String,
     },
-    /// A user or password within the address, where logs would show it.
+    /// The address contains a user or a password, which logs would show.
     #[error("a user and password do not belong in the address: set etcd.username and etcd.password_file")]
     EtcdUser,
 }
 
-/// Systems take 107 bytes; while it is bound the socket has a name of ours in the same folder.
+/// Linux accepts 107 bytes. While pickd binds a socket, the socket has a longer name in the same
+/// folder.
 const LONGEST_SOCKET: usize = 90;
 
 /// Reads an address to listen on: `unix:/path`, or as [`listen_tcp`] does.
 ///
 /// # Errors
 ///
-/// When it is none of them, or the path is relative or too long.
+/// When the text is no such address, or the path is relative or too long.
 pub fn listen(text: &str) -> Result<Listen, InvalidAddress> {
     match socket_path(text) {
         Some(path) if path.len() <= LONGEST_SOCKET && !path.ends_with('/') => Ok(Listen::Unix(path.into())),
@@ -70,11 +72,12 @@ pub fn socket_path(text: &str) -> Option<&str> {
     (path.starts_with('/') && !path.chars().any(char::is_control)).then_some(path)
 }
 
-/// Reads an IP address and a port to listen on. `localhost` is 127.0.0.1; port 0 lets the system choose.
+/// Reads an IP address and a port to listen on. `localhost` is 127.0.0.1. At port 0 the system
+/// chooses a port.
 ///
 /// # Errors
 ///
-/// When it is neither `ip:port` nor `localhost:port`.
+/// When the text is neither `ip:port` nor `localhost:port`.
 pub fn listen_tcp(text: &str) -> Result<SocketAddr, InvalidAddress> {
     let read = match text.strip_prefix("localhost:") {
         Some(port) => port
@@ -88,7 +91,7 @@ pub fn listen_tcp(text: &str) -> Result<SocketAddr, InvalidAddress> {
 
 /// Reads a host that requests may name, in lower case.
 pub(super) fn allowed_host(text: &str) -> Result<String, InvalidInstance> {
-    // A port is none of its business; 1 is any valid one.
+    // An address needs a port, and any valid port serves to check the host.
     Address::new(text, 1).map(|address| address.host().to_ascii_lowercase())
 }
 

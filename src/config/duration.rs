@@ -6,7 +6,7 @@ use toml::Value;
 
 use crate::duration::{Readable, with_unit};
 
-/// Why a value is no duration.
+/// Why a value was refused as a duration.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub(super) enum InvalidDuration {
     #[error("{found}: expected a duration such as \"250ms\", \"30s\", \"5m\" or \"1h\", or seconds as a number")]
@@ -19,20 +19,27 @@ pub(super) enum InvalidDuration {
     },
 }
 
-/// Reads a value and checks its range, both ends included.
-pub(super) fn parse(value: &Value, least: Duration, most: Duration) -> Result<Duration, InvalidDuration> {
+/// Reads a value.
+pub(super) fn read(value: &Value) -> Result<Duration, InvalidDuration> {
     let read = match value {
         Value::String(text) => with_unit(text),
         Value::Integer(seconds) => u64::try_from(*seconds).ok().map(Duration::from_secs),
         Value::Float(seconds) => Duration::try_from_secs_f64(*seconds).ok(),
         _ => None,
     };
-    let found = value.to_string();
-    match read {
-        None => Err(InvalidDuration::Form { found }),
-        Some(read) if read < least || read > most => Err(InvalidDuration::Range { found, least, most }),
-        Some(read) => Ok(read),
+    read.ok_or_else(|| InvalidDuration::Form {
+        found: value.to_string(),
+    })
+}
+
+/// Reads a value and checks its range, both ends included.
+pub(super) fn parse(value: &Value, least: Duration, most: Duration) -> Result<Duration, InvalidDuration> {
+    let read = read(value)?;
+    if read < least || read > most {
+        let found = value.to_string();
+        return Err(InvalidDuration::Range { found, least, most });
     }
+    Ok(read)
 }
 
 #[cfg(test)]

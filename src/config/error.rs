@@ -1,4 +1,5 @@
-//! Why a configuration was refused, and where: `file:line:column: message`, and the line itself with the place marked.
+//! Why a configuration was refused: `file:line:column: message`, then the line with the place
+//! marked.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// The configuration file cannot be read.
     #[error("{}: {source}", .path.display())]
@@ -15,10 +17,10 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// One or more settings are wrong, each told with its place.
+    /// One or more settings are wrong.
     #[error("{}", Lines(.0))]
     Refused(Vec<Refusal>),
-    /// Every setting is right, and none says where instances come from.
+    /// No setting is wrong, but no registry is configured.
     #[error(
         "nothing to pick from: no registry is configured\n\
          name one, as `pickd run --consul http://127.0.0.1:8500`, `pickd run --etcd http://127.0.0.1:2379` or\n\
@@ -29,15 +31,17 @@ pub enum ConfigError {
 
 /// One setting that was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Refusal {
-    /// Where it was set.
+    /// The place of the setting.
     pub place: Place,
-    /// What is wrong with it, and what would do.
+    /// The value, and the values that are expected.
     pub message: String,
 }
 
-/// Where a setting was made.
+/// The place of a setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Place {
     /// In the configuration file.
     File {
@@ -50,14 +54,14 @@ pub enum Place {
         /// The line, with the place marked below it.
         excerpt: String,
     },
-    /// By a flag or an environment variable of this name.
+    /// In the flag or the environment variable of this name.
     Named(&'static str),
 }
 
 impl Place {
     /// The place of these bytes of the file.
     pub(super) fn in_file(path: &Path, text: &str, span: Range<usize>) -> Self {
-        // A span from the parser lies on character boundaries; if one did not, the place would only be less exact.
+        // The spans of the parser lie on character boundaries. Any other span gives a rough place.
         let before = text.get(..span.start).unwrap_or(text);
         let start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.matches('\n').count() + 1;
@@ -68,7 +72,7 @@ impl Place {
             .get(span)
             .and_then(|marked| marked.lines().next())
             .map_or(0, |marked| marked.chars().count());
-        // Tabs stay tabs, so that the marks stand below what they mark whatever a tab's width.
+        // Tabs stay tabs, so that the marks stand below the value at any width of a tab.
         let indent: String = before[start..]
             .chars()
             .map(|c| if c == '\t' { '\t' } else { ' ' })

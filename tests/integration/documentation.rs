@@ -11,8 +11,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use pickd::api::{Admin, Api, Readiness};
-use pickd::balancer::{Clock, Environment, Monotonic, Preset, ServiceConfigs, Source, SourceStatus, Sources};
-use pickd::config::{Config, ConfigError, Layers};
+use pickd::balancer::{
+    BreakerConfig, Clock, Environment, Monotonic, Preset, ServiceConfigs, Source, SourceStatus, Sources,
+};
+use pickd::config::{Config, ConfigError, ConfigSources};
 use pickd::discovery::{Reason, file};
 use pickd::metrics::Metrics;
 use pickd::{Context, Directory, LoadBalancerConfig, Outcome, ServiceInstance};
@@ -110,7 +112,7 @@ fn rows<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
 }
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(Path::new("pickd.toml"), text.as_bytes(), &Layers::default())
+    Config::parse(Path::new("pickd.toml"), text.as_bytes(), &ConfigSources::default())
 }
 
 /// The value of a key such as `etcd.refresh` or, in the first table of a list,
@@ -262,6 +264,67 @@ fn the_documented_defaults_are_the_defaults() {
         }
     }
     assert!(compared > 50, "{compared}");
+}
+
+/// A cell without the marks of links and of code.
+fn plain(cell: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = cell;
+    while let Some((before, (text, after))) = rest.split_once('[').and_then(|(before, link)| {
+        let (text, target) = link.split_once("](")?;
+        Some((before, (text, target.split_once(')')?.1)))
+    }) {
+        shown.push_str(before);
+        shown.push_str(text);
+        rest = after;
+    }
+    format!("{shown}{rest}").replace('`', "")
+}
+
+#[test]
+fn settings_are_documented_in_the_words_of_their_table() {
+    let (page, readme) = (read("docs/configuration.md"), read("README.md"));
+    for (heading, settings) in [
+        (
+            "### `[defaults]` and `[services.<name>]`",
+            LoadBalancerConfig::settings(),
+        ),
+        ("### `breaker`", BreakerConfig::settings()),
+    ] {
+        let documented: Vec<String> = rows(&page, heading)
+            .into_iter()
+            // The second table below the heading has what only a service can say.
+            .filter(|cells| !["`preset`", "`health_check`"].contains(&cells[0]))
+            .map(|cells| plain(&cells.join(" | ")))
+            .collect();
+        let expected: Vec<String> = settings
+            .iter()
+            .map(|row| plain(&[row.key, &row.default, &row.range, row.meaning].join(" | ")))
+            .collect();
+        assert_eq!(documented, expected, "docs/configuration.md, {heading}");
+    }
+
+    // The README has the first clause of each meaning, and may go on.
+    let documented = rows(&readme, "## Configuration");
+    let documented: Vec<String> = documented
+        .iter()
+        .filter(|cells| cells[0].starts_with("`defaults."))
+        .map(|cells| plain(&cells.join(" | ")))
+        .collect();
+    assert_eq!(documented.len(), LoadBalancerConfig::settings().len(), "README.md");
+    for (documented, row) in documented.iter().zip(LoadBalancerConfig::settings()) {
+        let default = if row.default.is_empty() {
+            &row.range
+        } else {
+            &row.default
+        };
+        let end = [". ", "; "].iter().filter_map(|end| row.meaning.find(end)).min();
+        let clause = row.meaning[..end.unwrap_or(row.meaning.len())].trim_end_matches('.');
+        let (first, rest) = clause.split_at(1);
+        let clause = first.to_lowercase() + rest;
+        let expected = plain(&format!("defaults.{} | {default} | {clause}", row.key));
+        assert!(documented.starts_with(&expected), "README.md: {documented}\n{expected}");
+    }
 }
 
 #[test]

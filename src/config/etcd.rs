@@ -1,25 +1,50 @@
 //! `[etcd]`, `--etcd`, `--etcd-prefix` and the `ETCDCTL_*` variables.
 
+use serde::Deserialize;
 use toml::Spanned;
 
-use super::raw::{RawEtcd, RawPrefix};
-use super::{Checker, DAY, Environment, EtcdAddress, Given, Layers, Origin, Overrides, SECOND};
+use super::address::EtcdAddress;
+use super::checker::{Checker, DAY, Given, Origin, RawDuration, SECOND};
+use super::config_sources::{ConfigSources, Flags, Variables};
 use crate::discovery::etcd::{Format, InvalidPrefix, Password, Prefix, Settings, User};
 use crate::http_client::Tls;
 
 /// The flag that stands in for `etcd.prefixes`.
 const FLAG: Origin = Origin::Named("--etcd-prefix");
 
-/// What is watched unless something else is named.
+/// The prefix that is watched unless another is configured.
 const DEFAULT_PREFIX: &str = "/services/";
 
+/// `[etcd]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawEtcd {
+    endpoints: Option<Spanned<Vec<Spanned<String>>>>,
+    prefixes: Option<Spanned<Vec<RawPrefix>>>,
+    username: Option<Spanned<String>>,
+    password_file: Option<Spanned<String>>,
+    refresh: Option<RawDuration>,
+    required: Option<bool>,
+    ca_file: Option<Spanned<String>>,
+    cert_file: Option<Spanned<String>>,
+    key_file: Option<Spanned<String>>,
+}
+
+/// `[[etcd.prefixes]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawPrefix {
+    prefix: Spanned<String>,
+    format: Option<Spanned<String>>,
+    service: Option<Spanned<String>>,
+    scheme: Option<Spanned<String>>,
+}
+
 impl Checker<'_> {
-    pub(super) fn etcd(&mut self, raw: Option<&Spanned<RawEtcd>>, layers: &Layers) -> Option<Settings> {
-        let Layers {
-            overrides, environment, ..
-        } = layers;
-        if raw.is_none() && overrides.etcd.is_empty() {
-            if !overrides.etcd_prefixes.is_empty() {
+    pub(super) fn etcd(&mut self, raw: Option<&Spanned<RawEtcd>>, from: &ConfigSources) -> Option<Settings> {
+        let ConfigSources { flags, environment, .. } = from;
+        if raw.is_none() && flags.etcd.is_empty() {
+            if !flags.etcd_prefixes.is_empty() {
                 let message = "there is no etcd to take keys from: give --etcd or an [etcd] table, too";
                 self.refuse(FLAG, message);
             }
@@ -29,8 +54,8 @@ impl Checker<'_> {
         let raw = raw.map_or(&without, Spanned::get_ref);
 
         let tls = self.etcd_tls(raw, environment);
-        let endpoints = self.etcd_endpoints(raw, overrides, environment, tls != Tls::default());
-        let mut settings = Settings::new(endpoints, self.etcd_prefixes(raw, overrides));
+        let endpoints = self.etcd_endpoints(raw, flags, environment, tls != Tls::default());
+        let mut settings = Settings::new(endpoints, self.etcd_prefixes(raw, flags));
         settings.user = self.etcd_user(raw, environment);
         settings.tls = tls;
         settings.refresh = self.duration("etcd.refresh", raw.refresh.as_ref(), settings.refresh, (SECOND, DAY));
@@ -38,21 +63,15 @@ impl Checker<'_> {
         Some(settings)
     }
 
-    /// As in etcd's own tools, a bare `host:port` is asked over TLS when certificates are set.
-    fn etcd_endpoints(
-        &mut self,
-        raw: &RawEtcd,
-        overrides: &Overrides,
-        environment: &Environment,
-        https: bool,
-    ) -> Vec<String> {
+    /// With certificates, pickd uses TLS for a bare `host:port`, as etcd's own tools do.
+    fn etcd_endpoints(&mut self, raw: &RawEtcd, flags: &Flags, environment: &Variables, https: bool) -> Vec<String> {
         let mut addresses: Vec<Given<EtcdAddress>> = Vec::new();
-        if !overrides.etcd.is_empty() {
+        if !flags.etcd.is_empty() {
             let given = |address: &EtcdAddress| Given {
                 value: address.clone(),
                 origin: Origin::Named("--etcd"),
             };
-            addresses.extend(overrides.etcd.iter().map(given));
+            addresses.extend(flags.etcd.iter().map(given));
         } else if let Some(written) = environment.get("ETCDCTL_ENDPOINTS") {
             for address in written.split(',').map(str::trim) {
                 self.etcd_address(address, "", Origin::Named("ETCDCTL_ENDPOINTS"), &mut addresses);
@@ -78,7 +97,7 @@ impl Checker<'_> {
             let url = value.url(https);
             match (urls.contains(&url), origin) {
                 (false, _) => urls.push(url),
-                // A list in the file is somebody's text, and a slip in it is told; a repeated flag is not.
+                // An endpoint twice in the file is a mistake. A repeated flag is not refused.
                 (true, Origin::File(span)) => {
                     self.refuse(span, format!("etcd.endpoints: {url} is listed twice"));
                 }
@@ -95,10 +114,10 @@ impl Checker<'_> {
         }
     }
 
-    fn etcd_prefixes(&mut self, raw: &RawEtcd, overrides: &Overrides) -> Vec<Prefix> {
+    fn etcd_prefixes(&mut self, raw: &RawEtcd, flags: &Flags) -> Vec<Prefix> {
         let mut prefixes: Vec<Given<Prefix>> = Vec::new();
-        if !overrides.etcd_prefixes.is_empty() {
-            for written in &overrides.etcd_prefixes {
+        if !flags.etcd_prefixes.is_empty() {
+            for written in &flags.etcd_prefixes {
                 match Prefix::new(written) {
                     Ok(value) => prefixes.push(Given { value, origin: FLAG }),
                     Err(error) => self.refuse(FLAG, error),
@@ -165,7 +184,7 @@ impl Checker<'_> {
         if let Some(written) = &raw.scheme {
             if !matches!(prefix.format(), Format::Auto | Format::Kratos) {
                 let message = format!(
-                    "etcd.prefixes.scheme: format {} has one endpoint an instance, and nothing to choose",
+                    "etcd.prefixes.scheme: format {} has one endpoint for each instance, and no scheme to choose",
                     prefix.format()
                 );
                 self.refuse(written.span(), message);
@@ -175,7 +194,7 @@ impl Checker<'_> {
         Some(prefix)
     }
 
-    fn etcd_user(&mut self, raw: &RawEtcd, environment: &Environment) -> Option<User> {
+    fn etcd_user(&mut self, raw: &RawEtcd, environment: &Variables) -> Option<User> {
         let (name, mut password, origin) = match (environment.get("ETCDCTL_USER"), &raw.username) {
             (Some(written), _) => {
                 let (name, password) = match written.split_once(':') {
@@ -213,7 +232,7 @@ impl Checker<'_> {
         }
     }
 
-    fn etcd_tls(&mut self, raw: &RawEtcd, environment: &Environment) -> Tls {
+    fn etcd_tls(&mut self, raw: &RawEtcd, environment: &Variables) -> Tls {
         let variable = |name| environment.get(name).map(|path| (name, path));
         let ca_file = self.path_from(variable("ETCDCTL_CACERT"), raw.ca_file.as_ref());
         let certificate = self.path_from(variable("ETCDCTL_CERT"), raw.cert_file.as_ref());
@@ -242,11 +261,11 @@ mod tests {
         found.unwrap()
     }
 
-    fn flags(endpoints: &[&str], prefixes: &[&str]) -> Overrides {
-        Overrides {
+    fn given(endpoints: &[&str], prefixes: &[&str]) -> Flags {
+        Flags {
             etcd: endpoints.iter().map(|address| address.parse().unwrap()).collect(),
             etcd_prefixes: prefixes.iter().map(|prefix| (*prefix).to_owned()).collect(),
-            ..Overrides::default()
+            ..Flags::default()
         }
     }
 
@@ -344,7 +363,7 @@ mod tests {
             ),
             (
                 "prefixes = [{ prefix = \"/a\", format = \"kitex\", scheme = \"grpc\" }]",
-                "p.toml:2:57: etcd.prefixes.scheme: format kitex has one endpoint an instance, and nothing to choose",
+                "p.toml:2:57: etcd.prefixes.scheme: format kitex has one endpoint for each instance, and no scheme to choose",
             ),
             (
                 "prefixes = [{ prefix = \"/a\" }, { prefix = \"/a/b\" }]",
@@ -384,32 +403,32 @@ mod tests {
     fn flags_beat_the_environment_which_beats_the_file() {
         let file = "[etcd]\nendpoints = [\"file:1\"]";
         let variables = [("ETCDCTL_ENDPOINTS", "environment:2, http://other:2")];
-        let endpoints = |text, environment: &[_], overrides| {
-            let config = with(text, environment, overrides).unwrap();
+        let endpoints = |text, environment: &[_], flags| {
+            let config = with(text, environment, flags).unwrap();
             etcd(&config).endpoints.clone()
         };
-        let flag = flags(&["flag:3", "https://flag:4", "flag:3"], &[]);
+        let flag = given(&["flag:3", "https://flag:4", "flag:3"], &[]);
         assert_eq!(
             endpoints(file, &variables, flag.clone()),
             ["http://flag:3", "https://flag:4"]
         );
         assert_eq!(endpoints("", &variables, flag), ["http://flag:3", "https://flag:4"]);
         let others = ["http://environment:2", "http://other:2"];
-        assert_eq!(endpoints(file, &variables, Overrides::default()), others);
-        assert_eq!(endpoints(file, &[], Overrides::default()), ["http://file:1"]);
+        assert_eq!(endpoints(file, &variables, Flags::default()), others);
+        assert_eq!(endpoints(file, &[], Flags::default()), ["http://file:1"]);
     }
 
     #[test]
     fn prefixes_of_flags_replace_those_of_the_file() {
         let text = "[[etcd.prefixes]]\nprefix = \"/a\"\nformat = \"json\"";
-        let config = with(text, &[], flags(&[], &["/b", "c/"])).unwrap();
+        let config = with(text, &[], given(&[], &["/b", "c/"])).unwrap();
         assert_eq!(etcd(&config).prefixes, [prefix("/b/"), prefix("c/")]);
-        let error = |text, overrides| with(text, &[], overrides).unwrap_err().to_string();
+        let error = |text, flags| with(text, &[], flags).unwrap_err().to_string();
         assert!(
-            error("[etcd]", flags(&[], &["/a", "/a/"])).starts_with("--etcd-prefix: \"/a/\" and \"/a/\" share keys")
+            error("[etcd]", given(&[], &["/a", "/a/"])).starts_with("--etcd-prefix: \"/a/\" and \"/a/\" share keys")
         );
-        assert!(error("[etcd]", flags(&[], &[""])).starts_with("--etcd-prefix: \"\": expected the start"));
-        assert!(error("[consul]", flags(&[], &["/a"])).starts_with("--etcd-prefix: there is no etcd"));
+        assert!(error("[etcd]", given(&[], &[""])).starts_with("--etcd-prefix: \"\": expected the start"));
+        assert!(error("[consul]", given(&[], &["/a"])).starts_with("--etcd-prefix: there is no etcd"));
     }
 
     #[test]
@@ -420,7 +439,7 @@ mod tests {
             ("ETCDCTL_CERT", "cert.pem"),
             ("ETCDCTL_KEY", "key.pem"),
         ];
-        let config = with("[etcd]", &variables, Overrides::default()).unwrap();
+        let config = with("[etcd]", &variables, Flags::default()).unwrap();
         let settings = etcd(&config);
         assert_eq!(
             settings.endpoints,
@@ -444,32 +463,32 @@ mod tests {
         assert!(!format!("{config:?}").contains("pass:word"));
 
         let variables = [("ETCDCTL_USER", "me"), ("ETCDCTL_PASSWORD", "s3cret")];
-        let config = with("[etcd]\npassword_file = \"p\"", &variables, Overrides::default()).unwrap();
+        let config = with("[etcd]\npassword_file = \"p\"", &variables, Flags::default()).unwrap();
         assert_eq!(etcd(&config).user, user(Password::Value("s3cret".to_owned())));
-        let config = with("[etcd]\npassword_file = \"p\"", &variables[..1], Overrides::default()).unwrap();
+        let config = with("[etcd]\npassword_file = \"p\"", &variables[..1], Flags::default()).unwrap();
         assert_eq!(etcd(&config).user, user(Password::File("/etc/pickd/p".into())));
     }
 
     #[test]
     fn a_wrong_variable_is_named_and_none_switches_etcd_on() {
-        let error = with("[etcd]", &[("ETCDCTL_ENDPOINTS", "a:1,etcd")], Overrides::default()).unwrap_err();
+        let error = with("[etcd]", &[("ETCDCTL_ENDPOINTS", "a:1,etcd")], Flags::default()).unwrap_err();
         assert!(
             error.to_string().starts_with("ETCDCTL_ENDPOINTS: \"etcd\": expected"),
             "{error}"
         );
-        let error = with("[etcd]", &[("ETCDCTL_USER", "me")], Overrides::default()).unwrap_err();
+        let error = with("[etcd]", &[("ETCDCTL_USER", "me")], Flags::default()).unwrap_err();
         assert!(
             error.to_string().starts_with("ETCDCTL_USER: a user without a password"),
             "{error}"
         );
-        let config = with("[consul]", &[("ETCDCTL_ENDPOINTS", "a:1")], Overrides::default()).unwrap();
+        let config = with("[consul]", &[("ETCDCTL_ENDPOINTS", "a:1")], Flags::default()).unwrap();
         assert!(matches!(config.sources.as_slice(), [SourceConfig::Consul(_)]));
     }
 
     #[test]
     fn sources_are_in_the_order_of_the_file_and_else_consul_etcd_file() {
-        let order = |text, overrides| {
-            let config = with(text, &[], overrides).unwrap();
+        let order = |text, flags| {
+            let config = with(text, &[], flags).unwrap();
             let letter = |source: &SourceConfig| match source {
                 SourceConfig::Consul(_) => 'c',
                 SourceConfig::Etcd(_) => 'e',
@@ -477,16 +496,13 @@ mod tests {
             };
             config.sources.iter().map(letter).collect::<String>()
         };
-        let all = Overrides {
+        let all = Flags {
             consul: Some("a:1".parse().unwrap()),
             file: Some("a".into()),
-            ..flags(&["a:1"], &[])
+            ..given(&["a:1"], &[])
         };
         assert_eq!(order("", all.clone()), "cef");
-        assert_eq!(
-            order("[file]\npath = \"a\"\n[etcd]\n[consul]", Overrides::default()),
-            "fec"
-        );
+        assert_eq!(order("[file]\npath = \"a\"\n[etcd]\n[consul]", Flags::default()), "fec");
         assert_eq!(
             order("[file]\npath = \"a\"\n[consul]", all.clone()),
             "fec",
