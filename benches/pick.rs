@@ -1,4 +1,5 @@
-//! What one pick costs: each strategy at 3 to 10,000 instances, beside its target. See docs/benchmarks.md.
+//! What one pick costs: each strategy at 3 to 10,000 instances, beside its target. See
+//! docs/benchmarks.md.
 //!
 //! ```text
 //! cargo bench --bench pick [-- --json]
@@ -22,7 +23,8 @@ use pickd::{LoadBalancingStrategy, ServiceInstance, Weight};
 
 use cases::{Case, Pool, SIZES};
 
-/// Picks in one round: long enough for the clock, short enough to find a quiet moment on a busy machine.
+/// Picks in one round: long enough for the clock, short enough to find a quiet moment on a busy
+/// machine.
 const PICKS: usize = 4_000;
 const ROUNDS: usize = 300;
 const PICKS_OF_TWO_THREADS: usize = 20_000;
@@ -140,7 +142,8 @@ fn two_threads(pool: &Pool) -> Rounds {
     let arrived = AtomicUsize::new(0);
     let rounds = |thread: usize| {
         let round = |round: usize| {
-            // Spinning, not sleeping: a thread that has to be woken starts when the other one is done.
+            // Spinning, not sleeping: a thread that has to be woken starts when the other one is
+            // done.
             arrived.fetch_add(1, Ordering::AcqRel);
             while arrived.load(Ordering::Acquire) < 2 * (round + 1) {
                 std::hint::spin_loop();
@@ -155,7 +158,8 @@ fn two_threads(pool: &Pool) -> Rounds {
         let other = scope.spawn(|| rounds(1));
         (rounds(0), other.join().expect("the other thread's rounds"))
     });
-    // From the first start to the last end: a thread that ran alone for want of a core makes a round long, never short.
+    // From the first start to the last end: a thread that ran alone for want of a core makes a
+    // round long, never short.
     let round = |(mine, other): (&(Instant, Instant), &(Instant, Instant))| {
         let took = mine.1.max(other.1) - mine.0.min(other.0);
         took.as_secs_f64() * 1e9 / PICKS_OF_TWO_THREADS as f64
@@ -229,8 +233,8 @@ fn rebuilds() -> Vec<Rebuild> {
     all
 }
 
-/// What becomes of the instances as they were read the time before, 10,000 times half a dozen allocations: whoever drops them
-/// last pays for that, after the new view is in force.
+/// What becomes of the instances as they were read the time before, 10,000 times half a dozen
+/// allocations: the last owner pays for the drop, after the new view is published.
 #[derive(Clone, Copy, PartialEq)]
 enum Reading {
     Kept,
@@ -251,7 +255,7 @@ fn rebuild(
     let mut round = |round| {
         let mut all = case.instances(LARGE);
         all[LARGE / 2] = Arc::new(changed(case.instance(LARGE / 2, LARGE), round));
-        // Whoever merges registries keeps what it was told.
+        // A caller that merges registries keeps the lists that it received.
         let told = all.clone();
         if before == Reading::Freed {
             read_before.clear();

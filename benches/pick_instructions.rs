@@ -1,4 +1,5 @@
-//! Makes picks to be counted: `benches/instructions` runs this under callgrind. See docs/benchmarks.md.
+//! Makes picks to be counted: `benches/instructions` runs this under callgrind. See
+//! docs/benchmarks.md.
 //!
 //! ```text
 //! pick_instructions CASE INSTANCES PICKS

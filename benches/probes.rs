@@ -3,8 +3,9 @@
 //!     cargo bench --bench probes              ten seconds; ends with 1 above 15 % of one processor
 //!     cargo bench --bench probes -- 500 20    500 instances, 20 seconds
 //!
-//! The instances are ports of one other process, so that only the checks count: user and system time of this process, as the
-//! kernel has it, over the wall clock. Every check is counted and must pass.
+//! The instances are ports of one other process, so that only the checks count: user and system
+//! time of this process, as the kernel has it, over the wall clock. Every check is counted and must
+//! pass.
 
 #![allow(
     clippy::unwrap_used,
@@ -160,7 +161,7 @@ async fn backends(count: u64) {
     }
     std::io::stdout()
         .write_all(addresses.as_bytes())
-        .expect("somebody listens");
+        .expect("a listener answers");
     let end = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     drop(end.await);
 }

@@ -1,11 +1,13 @@
-//! What a lease and its report cost: CPU time of the agent for `POST /pick` and `POST /report`, against one `GET /pick`.
+//! What a lease and its report cost: CPU time of the agent for `POST /pick` and `POST /report`,
+//! against one `GET /pick`.
 //!
 //!     cargo bench --bench reports
 //!
-//! Starts the real binary with ten instances from a file, and asks it over 32 keep-alive connections, one request at a time
-//! each: plain picks and as many pairs in turn, in many short rounds, so that whatever else the machine does falls on both.
-//! CPU time is user and system time of the agent's process, from `/proc`: Linux only. The load generator's own time does not
-//! count. Target: a pair costs at most 2.3 picks. `benches/reports_over_http` measures the same under wrk.
+//! Starts the real binary with ten instances from a file, and asks it over 32 keep-alive
+//! connections, one request at a time each: plain picks and as many pairs in turn, in many short
+//! rounds, so that whatever else the machine does falls on both. CPU time is user and system time
+//! of the agent's process, from `/proc`: Linux only. The load generator's own time does not count.
+//! Target: a pair costs at most 2.3 picks. `benches/reports_over_http` measures the same under wrk.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,7 +21,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
-/// Enough to keep every worker busy: what it costs to wake one depends on the machine, and on what else it does.
+/// Enough to keep every worker busy: what it costs to wake one depends on the machine, and on what
+/// else it does.
 const CONNECTIONS: usize = 32;
 const ROUNDS: usize = 60;
 /// Of each kind, in each round.

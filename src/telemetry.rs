@@ -10,7 +10,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
+pub enum LogFormat {
     /// Lines for people on a terminal, else JSON.
     #[default]
     Auto,
@@ -37,13 +37,13 @@ pub enum TelemetryError {
 /// # Errors
 ///
 /// When the filter is not valid, or logs were set up before.
-pub fn start(filter: &str, format: Format) -> Result<(), TelemetryError> {
+pub fn start(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
     let filter = EnvFilter::try_new(filter)?;
     let terminal = io::stderr().is_terminal();
     let human = match format {
-        Format::Human => true,
-        Format::Json => false,
-        Format::Auto => terminal,
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+        LogFormat::Auto => terminal,
     };
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)

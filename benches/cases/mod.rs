@@ -1,4 +1,5 @@
-//! What the benchmarks measure: one strategy in a known state, asked for one instance after the other.
+//! What the benchmarks measure: one strategy in a known state, asked for one instance after the
+//! other.
 //!
 //! Everything is seeded, so that two runs make the same picks.
 
@@ -155,8 +156,8 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Makes this many picks. Hashed keys are numbered from `from`, and none comes twice: a place on the ring is as good as
-    /// never in a cache because the last lap has been there.
+    /// Makes this many picks. Hashed keys are numbered from `from`, and none comes twice: a place
+    /// on the ring is as good as never in a cache because the last lap has been there.
     #[inline(never)]
     pub(crate) fn make_picks(&self, from: usize, picks: usize) {
         if !self.keyed {

@@ -1,11 +1,12 @@
 //! The service manager: systemd, or another that speaks its notification protocol.
 //!
-//! The agent tells it when it listens, reloads and stops, how its sources are, and that its main loop still turns. A service
-//! manager that does not hear of the main loop in time restarts the agent. Without `NOTIFY_SOCKET` in the environment nothing
-//! is sent.
+//! The agent tells it when it listens, reloads and stops, how its sources are, and that its main
+//! loop still turns. A service manager that does not hear of the main loop in time restarts the
+//! agent. Without `NOTIFY_SOCKET` in the environment nothing is sent.
 //!
-//! Ready means here that the agent listens. It does not wait for its sources: a registry that is away must neither fail the
-//! start of the agent nor hold up the units that are ordered after it. `/readyz` tells whether the sources have synced.
+//! Ready means here that the agent listens. It does not wait for its sources: a registry that is
+//! away must neither fail the start of the agent nor hold up the units that are ordered after it.
+//! `/readyz` tells whether the sources have synced.
 
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ impl ServiceManager {
         }
     }
 
-    /// How often [`alive`](Self::alive) is due, if the service manager waits for it: twice within its timeout.
+    /// How often [`alive`](Self::alive) is due, if the service manager waits for it: twice within
+    /// its timeout.
     pub(super) fn alive_every(&self) -> Option<Duration> {
         self.watchdog.map(|timeout| (timeout / 2).max(Duration::from_millis(1)))
     }

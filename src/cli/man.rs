@@ -1,6 +1,7 @@
 //! `pickd man`: manual pages, made from the same definitions as `--help`.
 //!
-//! `pickd(1)` describes the whole command and names a page for each of its commands: `pickd-run(1)` and so on.
+//! `pickd(1)` describes the whole command and names a page for each of its commands: `pickd-run(1)`
+//! and so on.
 
 use std::io;
 use std::path::{Path, PathBuf};

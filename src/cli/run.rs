@@ -120,9 +120,9 @@ impl LogArguments {
     /// Starts logging with these settings.
     pub(super) fn start(&self) -> Result<(), TelemetryError> {
         let format = match self.format {
-            LogFormat::Auto => telemetry::Format::Auto,
-            LogFormat::Human => telemetry::Format::Human,
-            LogFormat::Json => telemetry::Format::Json,
+            LogFormat::Auto => telemetry::LogFormat::Auto,
+            LogFormat::Human => telemetry::LogFormat::Human,
+            LogFormat::Json => telemetry::LogFormat::Json,
         };
         telemetry::start(&self.filter, format)
     }

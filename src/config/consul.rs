@@ -40,7 +40,7 @@ impl Checker<'_> {
         &mut self,
         raw: Option<&Spanned<RawConsul>>,
         from: &ConfigSources,
-    ) -> Option<consul::Settings> {
+    ) -> Option<consul::ConsulSettings> {
         let ConfigSources { flags, environment, .. } = from;
         if raw.is_none() && flags.consul.is_none() {
             if !flags.consul_services.is_empty() {
@@ -52,7 +52,7 @@ impl Checker<'_> {
         let without = RawConsul::default();
         let raw = raw.map_or(&without, Spanned::get_ref);
 
-        let mut settings = consul::Settings::new(self.consul_address(raw, flags, environment));
+        let mut settings = consul::ConsulSettings::new(self.consul_address(raw, flags, environment));
         settings.services = self.consul_names(raw, flags);
         settings.token = self.consul_token(raw, environment);
         settings.basic_auth = environment.get("CONSUL_HTTP_AUTH").map(consul::BasicAuth::parse);

@@ -47,9 +47,9 @@ pub struct Config {
 pub enum SourceConfig {
     /// `[consul]`. The address begins with `http://`, `https://` or `unix:///`, and has no slash at
     /// its end.
-    Consul(Box<consul::Settings>),
+    Consul(Box<consul::ConsulSettings>),
     /// `[etcd]`. Endpoints begin with `http://` or `https://`. No prefix is below another.
-    Etcd(Box<etcd::Settings>),
+    Etcd(Box<etcd::EtcdSettings>),
     /// `[file]`
     File(FileConfig),
 }

@@ -6,7 +6,7 @@ use toml::Spanned;
 use super::address::EtcdAddress;
 use super::checker::{Checker, DAY, Given, Origin, RawDuration, SECOND};
 use super::config_sources::{ConfigSources, Flags, Variables};
-use crate::discovery::etcd::{Format, InvalidPrefix, Password, Prefix, Settings, User};
+use crate::discovery::etcd::{EtcdSettings, InvalidPrefix, Password, Prefix, User, ValueFormat};
 use crate::http_client::Tls;
 
 /// The flag that stands in for `etcd.prefixes`.
@@ -41,7 +41,7 @@ pub(super) struct RawPrefix {
 }
 
 impl Checker<'_> {
-    pub(super) fn etcd(&mut self, raw: Option<&Spanned<RawEtcd>>, from: &ConfigSources) -> Option<Settings> {
+    pub(super) fn etcd(&mut self, raw: Option<&Spanned<RawEtcd>>, from: &ConfigSources) -> Option<EtcdSettings> {
         let ConfigSources { flags, environment, .. } = from;
         if raw.is_none() && flags.etcd.is_empty() {
             if !flags.etcd_prefixes.is_empty() {
@@ -55,7 +55,7 @@ impl Checker<'_> {
 
         let tls = self.etcd_tls(raw, environment);
         let endpoints = self.etcd_endpoints(raw, flags, environment, tls != Tls::default());
-        let mut settings = Settings::new(endpoints, self.etcd_prefixes(raw, flags));
+        let mut settings = EtcdSettings::new(endpoints, self.etcd_prefixes(raw, flags));
         settings.user = self.etcd_user(raw, environment);
         settings.tls = tls;
         settings.refresh = self.duration("etcd.refresh", raw.refresh.as_ref(), settings.refresh, (SECOND, DAY));
@@ -182,7 +182,7 @@ impl Checker<'_> {
             }
         }
         if let Some(written) = &raw.scheme {
-            if !matches!(prefix.format(), Format::Auto | Format::Kratos) {
+            if !matches!(prefix.format(), ValueFormat::Auto | ValueFormat::Kratos) {
                 let message = format!(
                     "etcd.prefixes.scheme: format {} has one endpoint for each instance, and no scheme to choose",
                     prefix.format()
@@ -253,7 +253,7 @@ mod tests {
     use super::super::{Config, SourceConfig};
     use super::*;
 
-    fn etcd(config: &Config) -> &Settings {
+    fn etcd(config: &Config) -> &EtcdSettings {
         let found = config.sources.iter().find_map(|source| match source {
             SourceConfig::Etcd(settings) => Some(&**settings),
             _ => None,
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn an_empty_table_gets_every_default() {
-        let settings = Settings::new(["http://127.0.0.1:2379"], vec![prefix("/services/")]);
+        let settings = EtcdSettings::new(["http://127.0.0.1:2379"], vec![prefix("/services/")]);
         assert_eq!(*etcd(&read("[etcd]")), settings);
     }
 
@@ -301,11 +301,11 @@ mod tests {
             service = "user"
             "#,
         );
-        let mut settings = Settings::new(
+        let mut settings = EtcdSettings::new(
             ["https://a:2379", "https://b:2379"],
             vec![
                 prefix("/microservices/")
-                    .with_format(Format::Kratos)
+                    .with_format(ValueFormat::Kratos)
                     .with_scheme("grpc"),
                 prefix("user.rpc/").with_service("user".parse().unwrap()),
             ],

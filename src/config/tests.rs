@@ -47,7 +47,7 @@ pub(super) fn refused_once(text: &str) -> String {
     refusals.remove(0)
 }
 
-pub(super) fn consul(config: &Config) -> &consul::Settings {
+pub(super) fn consul(config: &Config) -> &consul::ConsulSettings {
     config
         .sources
         .iter()
@@ -73,7 +73,7 @@ fn an_empty_consul_table_gets_every_default() {
     assert!(config.api.allowed_hosts.is_empty());
     assert_eq!(config.services.defaults, LoadBalancerConfig::default());
     assert!(config.services.services.is_empty());
-    let settings = consul::Settings::new("http://127.0.0.1:8500");
+    let settings = consul::ConsulSettings::new("http://127.0.0.1:8500");
     assert_eq!(config.sources, [SourceConfig::Consul(Box::new(settings))]);
 }
 
@@ -131,7 +131,7 @@ fn every_key_is_read() {
         path: "/etc/pickd/services.toml".into(),
         required: false,
     };
-    let mut settings = consul::Settings::new("http://consul.local:8501");
+    let mut settings = consul::ConsulSettings::new("http://consul.local:8501");
     settings.services = consul::Names::new::<&str, &str>(&["user-*", "orders"], &[]).unwrap();
     settings.token = Some(consul::Token::File("/etc/pickd/secrets/token".into()));
     settings.tls = Tls {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use pickd::ServiceInstance;
 use pickd::balancer::{Clock, Monotonic, RegistryStatus, SourceStatus};
-use pickd::discovery::consul::{ConsulWatcher, Names, SOURCE, Settings, Token};
+use pickd::discovery::consul::{ConsulSettings, ConsulWatcher, Names, SOURCE, Token};
 use pickd::discovery::{Reason, Trust, Update, WatchError, Watcher};
 use serde_json::json;
 
@@ -35,7 +35,7 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(settings: Settings) -> Self {
+    fn new(settings: ConsulSettings) -> Self {
         let names = settings.services.clone();
         let status = Arc::new(SourceStatus::new(
             SOURCE,
@@ -61,7 +61,7 @@ impl Watched {
     }
 
     fn at(address: String) -> Self {
-        Self::new(Settings::new(address))
+        Self::new(ConsulSettings::new(address))
     }
 
     /// Runs until the condition holds, and returns the time that this took. Fails after `bound`.
@@ -367,7 +367,7 @@ async fn a_unix_socket_is_as_good_as_a_port() {
     let socket = format!("unix://{}", directory.path().join("http.sock").display());
     let consul = Consul::start_with(json!({ "addresses": { "http": format!("127.0.0.1 {socket}") } })).await;
     consul.register("a", "web", "w1", 80, json!({})).await;
-    let mut settings = Settings::new(socket);
+    let mut settings = ConsulSettings::new(socket);
     settings.datacenter = Some(String::from("dc1"));
     let mut watched = Watched::new(settings);
     watched.settled().await;
@@ -438,7 +438,7 @@ async fn a_hundred_services_are_chosen_by_glob() {
     for name in ["team-secret", "other", "bad name"] {
         consul.register("a", name, name, 80, json!({})).await;
     }
-    let mut settings = Settings::new(consul.address());
+    let mut settings = ConsulSettings::new(consul.address());
     settings.services = Names::new(&["team-*", "bad*"], &["team-secret", "team-99"]).unwrap();
     let mut watched = Watched::new(settings);
     let took = watched
@@ -472,7 +472,7 @@ async fn more_services_than_polls_are_read_in_turn_over_few_connections() {
             .await;
     }
     let proxy = Proxy::to(consul.port()).await;
-    let mut settings = Settings::new(proxy.address());
+    let mut settings = ConsulSettings::new(proxy.address());
     settings.max_watches = 8;
     let mut watched = Watched::new(settings);
     watched.settled().await;
@@ -517,7 +517,7 @@ async fn services_without_polls_are_read_in_turn_and_picked_services_get_polls()
             .check("a", &format!("i{i}"), &format!("c{i}"), "passing", "")
             .await;
     }
-    let mut settings = Settings::new(consul.address());
+    let mut settings = ConsulSettings::new(consul.address());
     settings.max_watches = 4;
     let mut watched = Watched::new(settings);
     watched.settled().await;
@@ -664,7 +664,7 @@ async fn a_wrong_token_keeps_what_is_known_and_its_file_is_read_again() {
         .await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "11111111-2222-3333-4444-555555555555\n").unwrap();
-    let mut settings = Settings::new(consul.address());
+    let mut settings = ConsulSettings::new(consul.address());
     settings.token = Some(Token::File(file.path().to_owned()));
     let mut watched = Watched::new(settings);
     watched.until(SOON, "a refusal", |w| w.errors.len() >= 2).await;
@@ -684,7 +684,7 @@ async fn a_wrong_token_keeps_what_is_known_and_its_file_is_read_again() {
 async fn an_empty_catalog_is_denied_and_not_synced() {
     let consul = Consul::start_with_acl().await;
     consul.register("a", "web", "w1", 80, json!({})).await;
-    let mut settings = Settings::new(consul.address());
+    let mut settings = ConsulSettings::new(consul.address());
     settings.token = Some(Token::Value(
         consul.token("nothing", r#"key_prefix "" { policy = "read" }"#).await,
     ));
@@ -713,7 +713,7 @@ async fn a_listed_service_that_answers_with_nothing_loses_nothing() {
         .await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &good).unwrap();
-    let mut settings = Settings::new(consul.address());
+    let mut settings = ConsulSettings::new(consul.address());
     settings.token = Some(Token::File(file.path().to_owned()));
     settings.refresh = Duration::from_secs(4);
     let mut watched = Watched::new(settings);
@@ -818,7 +818,7 @@ async fn a_check_with_ever_changing_output_costs_few_answers_and_no_update() {
 async fn a_service_that_does_not_exist_yet_costs_nothing_and_appears_at_once() {
     let consul = Consul::start().await;
     let proxy = Proxy::to(consul.port()).await;
-    let mut settings = Settings::new(proxy.address());
+    let mut settings = ConsulSettings::new(proxy.address());
     settings.services = Names::new(&["later"], &["consul"]).unwrap();
     let mut watched = Watched::new(settings);
     watched.synced().await;
@@ -847,7 +847,7 @@ async fn a_service_that_does_not_exist_yet_costs_nothing_and_appears_at_once() {
 async fn a_frozen_consul_is_noticed_and_the_view_stays() {
     let consul = Consul::start().await;
     consul.register("a", "web", "w1", 80, json!({})).await;
-    let mut settings = Settings::new(consul.address());
+    let mut settings = ConsulSettings::new(consul.address());
     settings.refresh = Duration::from_secs(4);
     let mut watched = Watched::new(settings);
     watched.settled().await;
@@ -1009,7 +1009,7 @@ async fn a_wake_with_the_same_body_says_nothing() {
 #[tokio::test]
 async fn what_no_poll_shows_the_next_full_reading_does() {
     let fake = FakeConsul::start(&[("web", 3)]).await;
-    let mut settings = Settings::new(fake.address());
+    let mut settings = ConsulSettings::new(fake.address());
     settings.refresh = Duration::from_secs(3);
     let mut watched = Watched::new(settings);
     watched.settled().await;
@@ -1104,14 +1104,14 @@ async fn where_servers_lag_the_leader_is_asked() {
             .insert(String::from("web"), vec![entry("web", "web-1", 8001)]);
     });
     watched.until(SOON, "a change", |w| w.ids("web") == ["web-1@n1"]).await;
-    assert_eq!(stale(&fake), before, "no more questions to those who lag");
+    assert_eq!(stale(&fake), before, "no more questions to servers that lag");
 }
 
 /// Scenario 26.
 #[tokio::test]
 async fn headers_and_then_nothing_is_a_timeout() {
     let fake = FakeConsul::start(&[("web", 2)]).await;
-    let mut settings = Settings::new(fake.address());
+    let mut settings = ConsulSettings::new(fake.address());
     settings.wait = Duration::from_secs(1);
     let mut watched = Watched::new(settings);
     watched.settled().await;

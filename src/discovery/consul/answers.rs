@@ -25,7 +25,7 @@ use super::leader::Leader;
 use super::query::{Query, Verdict};
 use super::request::{Consistency, Mode, Request, Target};
 use super::services::{EmptyAnswer, Sent, Service, Services};
-use super::settings::{Names, Settings};
+use super::settings::{ConsulSettings, Names};
 use super::sync::InitialSync;
 use super::wire::{self, Catalog, Head, Listing};
 use crate::balancer::{ServiceInstance, ServiceName, SourceStatus, Timestamp};
@@ -82,7 +82,12 @@ struct Received<'a> {
 }
 
 impl Answers {
-    pub(super) fn new(settings: &Settings, status: Arc<SourceStatus>, rng: fastrand::Rng, now: Timestamp) -> Self {
+    pub(super) fn new(
+        settings: &ConsulSettings,
+        status: Arc<SourceStatus>,
+        rng: fastrand::Rng,
+        now: Timestamp,
+    ) -> Self {
         Self {
             names: settings.services.clone(),
             status,

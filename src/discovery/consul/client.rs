@@ -18,7 +18,7 @@ use reqwest::header::HeaderValue;
 use reqwest::{Method, StatusCode};
 
 use super::request::{Consistency, Mode, READS, Request, Target};
-use super::settings::{BasicAuth, Settings, Token};
+use super::settings::{BasicAuth, ConsulSettings, Token};
 use super::wire::Head;
 use crate::discovery::shared::{one_line, without_credentials};
 use crate::discovery::watcher::Reason;
@@ -63,7 +63,7 @@ pub(super) struct Client {
 
 impl Client {
     /// Checks the address and loads the TLS files. Connects to nothing.
-    pub(super) fn new(settings: &Settings) -> Result<Self, HttpError> {
+    pub(super) fn new(settings: &ConsulSettings) -> Result<Self, HttpError> {
         let builder = http_client::builder(CONNECT_TIMEOUT, &settings.tls)?
             // Each long poll that returns is sent again: with fewer idle connections, each would
             // connect again.
@@ -149,7 +149,7 @@ fn deadline(wait: Duration) -> Duration {
     wait * 17 / 16 + GRACE
 }
 
-fn base(settings: &Settings) -> Result<String, HttpError> {
+fn base(settings: &ConsulSettings) -> Result<String, HttpError> {
     let text = match settings.address.contains("://") {
         true => settings.address.clone(),
         false => format!("http://{}", settings.address),
@@ -168,7 +168,7 @@ fn base(settings: &Settings) -> Result<String, HttpError> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
-fn refused(settings: &Settings, detail: &'static str) -> HttpError {
+fn refused(settings: &ConsulSettings, detail: &'static str) -> HttpError {
     HttpError::Address {
         address: without_credentials(&settings.address).to_owned(),
         detail,
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     fn client(address: &str) -> Result<Client, HttpError> {
-        Client::new(&Settings::new(address))
+        Client::new(&ConsulSettings::new(address))
     }
 
     #[test]

@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use super::request::Consistency;
-use super::settings::Settings;
+use super::settings::ConsulSettings;
 use super::wire::Head;
 use crate::balancer::Timestamp;
 
@@ -36,7 +36,7 @@ enum State {
 
 impl Leader {
     /// The leader counts as known until an answer says otherwise.
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &ConsulSettings) -> Self {
         Self {
             max_stale: settings.max_stale,
             refresh: settings.refresh,
@@ -104,7 +104,7 @@ mod tests {
     }
 
     fn leader() -> Leader {
-        Leader::new(&Settings::new("http://unused"))
+        Leader::new(&ConsulSettings::new("http://unused"))
     }
 
     #[test]

@@ -48,7 +48,7 @@ use futures_util::stream::FuturesUnordered;
 
 pub use client::TokenReloader;
 pub use schedule::Interest;
-pub use settings::{BasicAuth, MAX_WATCHES, Names, Settings, Token};
+pub use settings::{BasicAuth, ConsulSettings, MAX_WATCHES, Names, Token};
 pub use wire::SOURCE;
 
 use self::client::{Answer, AskError, Client};
@@ -78,7 +78,7 @@ impl ConsulWatcher {
     /// When the address is not valid, or a certificate or key file cannot be used. `next` shows
     /// whether Consul can be reached.
     pub fn new(
-        settings: Settings,
+        settings: ConsulSettings,
         status: Arc<SourceStatus>,
         clock: Arc<dyn Clock>,
         interest: Interest,

@@ -16,7 +16,7 @@ pub const MAX_WATCHES: usize = 64;
 
 /// How to reach a Consul agent, and what to watch there.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct ConsulSettings {
     /// `http://host:port`, `https://host:port`, `host:port` (plain HTTP) or `unix:///path`.
     pub address: String,
     /// The services to watch.
@@ -43,7 +43,7 @@ pub struct Settings {
     pub required: bool,
 }
 
-impl Settings {
+impl ConsulSettings {
     /// The defaults: every service but `consul` itself.
     #[must_use]
     pub fn new(address: impl Into<String>) -> Self {
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn settings_do_not_print_secrets() {
-        let mut settings = Settings::new("http://127.0.0.1:8500");
+        let mut settings = ConsulSettings::new("http://127.0.0.1:8500");
         settings.token = Some(Token::Value(String::from("s3cret")));
         settings.basic_auth = Some(BasicAuth::parse("alice:hunter2"));
         let text = format!("{settings:?}");

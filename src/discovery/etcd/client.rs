@@ -20,7 +20,7 @@ use futures_util::FutureExt;
 use tokio::time;
 
 use super::formats::Prefixes;
-use super::settings::{Password, Settings, User};
+use super::settings::{EtcdSettings, Password, User};
 use super::wire::{Event, EventKind, Listed, Listing, Message, Position};
 use crate::discovery::shared::{one_line, without_credentials};
 use crate::discovery::watcher::Reason;
@@ -208,7 +208,7 @@ pub(super) struct NotOpened {
 
 impl Client {
     /// Checks the endpoints and the TLS files. Connects to nothing.
-    pub(super) fn new(settings: &Settings, prefixes: Prefixes) -> Result<Self, HttpError> {
+    pub(super) fn new(settings: &EtcdSettings, prefixes: Prefixes) -> Result<Self, HttpError> {
         for endpoint in &settings.endpoints {
             let known = endpoint.starts_with("http://") || endpoint.starts_with("https://");
             if !known || endpoint.contains('@') {
@@ -638,7 +638,7 @@ mod tests {
     #[test]
     fn endpoints_are_urls_without_passwords() {
         let client = |endpoints: &[&str]| {
-            let settings = Settings::new(endpoints.iter().copied(), vec![Prefix::new("/s").unwrap()]);
+            let settings = EtcdSettings::new(endpoints.iter().copied(), vec![Prefix::new("/s").unwrap()]);
             Client::new(&settings, settings.prefixes.as_slice().into()).map(|_| ())
         };
         assert!(client(&["http://127.0.0.1:2379", "https://etcd:2379"]).is_ok());

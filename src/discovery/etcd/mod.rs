@@ -43,8 +43,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use formats::{Format, InvalidPrefix, Prefix, SOURCE};
-pub use settings::{Password, Settings, User};
+pub use formats::{InvalidPrefix, Prefix, SOURCE, ValueFormat};
+pub use settings::{EtcdSettings, Password, User};
 
 use self::client::{Cause, Client, Connection, Failure, NotOpened, Opened, WatchStream};
 use self::formats::Prefixes;
@@ -184,7 +184,7 @@ impl EtcdWatcher {
     ///
     /// When an endpoint is not valid, or a certificate or key file cannot be used. `next` shows
     /// whether etcd can be reached.
-    pub fn new(settings: Settings, status: Arc<SourceStatus>, clock: Arc<dyn Clock>) -> Result<Self, HttpError> {
+    pub fn new(settings: EtcdSettings, status: Arc<SourceStatus>, clock: Arc<dyn Clock>) -> Result<Self, HttpError> {
         let prefixes: Prefixes = settings.prefixes.as_slice().into();
         let client = Client::new(&settings, Arc::clone(&prefixes))?;
         // Spreads the agents over the members.

@@ -10,7 +10,7 @@ use crate::http_client::Tls;
 
 /// How to reach an etcd cluster, and what to watch there.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct EtcdSettings {
     /// `http://host:port` or `https://host:port`, at least one endpoint. One endpoint is used at a
     /// time, the next after a failure.
     pub endpoints: Vec<String>,
@@ -26,7 +26,7 @@ pub struct Settings {
     pub required: bool,
 }
 
-impl Settings {
+impl EtcdSettings {
     /// The defaults, without a user.
     #[must_use]
     pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>, prefixes: Vec<Prefix>) -> Self {
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn settings_do_not_print_secrets() {
-        let mut settings = Settings::new(["http://127.0.0.1:2379"], vec![Prefix::new("/services").unwrap()]);
+        let mut settings = EtcdSettings::new(["http://127.0.0.1:2379"], vec![Prefix::new("/services").unwrap()]);
         let password = Password::Value("hunter2".to_owned());
         settings.user = Some(User {
             name: "alice".to_owned(),
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn a_cluster_could_list_what_any_of_its_prefixes_could() {
         let fixed = |prefix: &str, service: &str| Prefix::new(prefix).unwrap().with_service(service.parse().unwrap());
-        let settings = |prefixes| Settings::new(["http://127.0.0.1:2379"], prefixes);
+        let settings = |prefixes| EtcdSettings::new(["http://127.0.0.1:2379"], prefixes);
         let two = settings(vec![fixed("/a", "web"), fixed("/b", "mail")]);
         assert!(two.could_list("web") && two.could_list("mail") && !two.could_list("db"));
         assert!(settings(vec![fixed("/a", "web"), Prefix::new("/s").unwrap()]).could_list("db"));

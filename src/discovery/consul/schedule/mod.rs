@@ -31,7 +31,7 @@ use self::recheck::Recheck;
 use super::answers::Answers;
 use super::client::{Answer, AskError};
 use super::request::{Consistency, Mode, Request, Target};
-use super::settings::{MAX_WATCHES, Settings};
+use super::settings::{ConsulSettings, MAX_WATCHES};
 use crate::balancer::{ServiceName, SourceStatus, Timestamp};
 use crate::discovery::watcher::{Update, WatchError};
 
@@ -56,7 +56,7 @@ pub(super) struct Schedule {
 
 impl Schedule {
     pub(super) fn new(
-        settings: &Settings,
+        settings: &ConsulSettings,
         status: Arc<SourceStatus>,
         interest: Interest,
         seed: u64,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::super::client::{Answer, AskError};
-use super::super::settings::Settings;
+use super::super::settings::ConsulSettings;
 use super::super::wire::{Head, SOURCE};
 use super::{Consistency, Mode, Request, Schedule, Target};
 use crate::balancer::{SourceStatus, Timestamp};
@@ -24,7 +24,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(settings: &Settings) -> Self {
+    fn new(settings: &ConsulSettings) -> Self {
         let status = Arc::new(SourceStatus::new(SOURCE, true, Box::new(|_| true)));
         let now = Timestamp::default() + Duration::from_secs(1);
         let schedule = Schedule::new(settings, status, Arc::new(|_| 0), 7, now);
@@ -39,7 +39,7 @@ impl Fixture {
     }
 
     /// With services `s0`, `s1`, ... of one instance each, all read twice.
-    fn synced(services: usize, settings: &Settings) -> Self {
+    fn synced(services: usize, settings: &ConsulSettings) -> Self {
         let mut fixture = Self::new(settings);
         let names: Vec<String> = (0..services).map(|i| format!("s{i}")).collect();
         for _ in 0..2 {
@@ -154,8 +154,8 @@ fn health(service: &str, ids: &[&str]) -> String {
     serde_json::Value::Array(ids.iter().map(entry).collect()).to_string()
 }
 
-fn settings() -> Settings {
-    Settings::new("http://unused")
+fn settings() -> ConsulSettings {
+    ConsulSettings::new("http://unused")
 }
 
 fn ids(ids: &[&str]) -> Option<Vec<String>> {

@@ -59,14 +59,14 @@ fn instance(place: &Place<'_>, node: &Node, version: &str) -> Result<ServiceInst
 
 #[cfg(test)]
 mod tests {
-    use super::super::Format;
+    use super::super::ValueFormat;
     use super::super::tests::{instance, metadata, read};
 
     #[test]
     fn several_nodes_under_one_key_are_several_instances() {
         let value = r#"{"name":"g","nodes":[{"id":"n1","address":"10.0.0.5:1","metadata":{"weight":"2"}},{"id":"n2","address":"10.0.0.6","port":2}]}"#;
         assert_eq!(
-            read("/micro", Format::GoMicro, "/micro/g/k", value),
+            read("/micro", ValueFormat::GoMicro, "/micro/g/k", value),
             "g: k/n1=10.0.0.5:1*2 k/n2=10.0.0.6:2*1"
         );
     }
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn the_version_and_the_nodes_metadata_are_kept() {
         let value = r#"{"name":"g","version":"latest","metadata":null,"endpoints":null,"nodes":[{"id":"n1","address":"10.0.0.5:1","metadata":{"protocol":"grpc"}}]}"#;
-        let instance = instance(Format::GoMicro, "/micro/g/n1", value);
+        let instance = instance(ValueFormat::GoMicro, "/micro/g/n1", value);
         assert_eq!(instance.id().as_str(), "n1");
         assert_eq!(
             (metadata(&instance, "protocol"), metadata(&instance, "version")),
@@ -93,7 +93,7 @@ mod tests {
         ] {
             let read = read(
                 "/micro",
-                Format::GoMicro,
+                ValueFormat::GoMicro,
                 "/micro/g/k",
                 &format!(r#"{{"nodes":{nodes}}}"#),
             );

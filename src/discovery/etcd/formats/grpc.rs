@@ -34,7 +34,7 @@ pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Format;
+    use super::super::ValueFormat;
     use super::super::tests::{instance, metadata, read};
 
     #[test]
@@ -49,12 +49,12 @@ mod tests {
         ] {
             let value = format!(r#"{{"Op":0,"Addr":"10.0.0.5:80","Metadata":{metadata}}}"#);
             assert_eq!(
-                read("s", Format::Grpc, "s/web/a", &value),
+                read("s", ValueFormat::Grpc, "s/web/a", &value),
                 format!("web: a=10.0.0.5:80*{weight}")
             );
         }
         let value = r#"{"Addr":"10.0.0.5:80","Metadata":{"zone":"a","canary":true,"nested":{"x":1}}}"#;
-        let instance = instance(Format::Grpc, "s/web/a", value);
+        let instance = instance(ValueFormat::Grpc, "s/web/a", value);
         assert_eq!(
             (metadata(&instance, "zone"), metadata(&instance, "canary")),
             (Some("a"), Some("true"))
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn a_put_of_a_deletion_is_a_deletion() {
         let value = r#"{"Op":1,"Addr":"10.0.0.5:80","Metadata":null}"#;
-        assert_eq!(read("s", Format::Grpc, "s/web/a", value), "web:");
-        assert_eq!(read("s", Format::Auto, "s/web/a", value), "web:");
+        assert_eq!(read("s", ValueFormat::Grpc, "s/web/a", value), "web:");
+        assert_eq!(read("s", ValueFormat::Auto, "s/web/a", value), "web:");
     }
 }

@@ -59,14 +59,14 @@ fn status(name: &str) -> Result<RegistryStatus, InvalidRegistration> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Format;
+    use super::super::ValueFormat;
     use super::super::tests::{instance, metadata, read};
     use super::*;
 
     #[test]
     fn everything_can_be_said() {
         let value = r#"{"host":"::1","port":8080,"weight":0,"tags":["v2","v1"],"metadata":{"zone":"a","rack":7},"status":"warning","x":1}"#;
-        let instance = instance(Format::Json, "/s/web/a", value);
+        let instance = instance(ValueFormat::Json, "/s/web/a", value);
         assert_eq!(instance.address().as_str(), "[::1]:8080");
         assert_eq!(instance.weight().get(), 0);
         assert!(instance.has_tag("v1") && instance.has_tag("v2"));
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn an_address_stands_for_host_and_port() {
-        let json = |value| read("/s", Format::Json, "/s/web/a", value);
+        let json = |value| read("/s", ValueFormat::Json, "/s/web/a", value);
         assert_eq!(json(r#"{"address":"db:1"}"#), "web: a=db:1*1");
         assert_eq!(
             json(r#"{"host":"db","port":"1","weight":"2","tags":null,"metadata":null}"#),
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_refused_and_named() {
-        let json = |value| read("/s", Format::Json, "/s/web/a", value);
+        let json = |value| read("/s", ValueFormat::Json, "/s/web/a", value);
         for (value, expected) in [
             (r#"{"host":"db"}"#, "host and port"),
             (r#"{"port":1}"#, "host and port"),

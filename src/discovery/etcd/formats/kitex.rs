@@ -36,14 +36,14 @@ pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Format;
+    use super::super::ValueFormat;
     use super::super::tests::{instance, metadata, read};
 
     #[test]
     fn no_weight_is_ten_as_in_kitex() {
         for (weight, expected) in [("7", "7"), ("0", "10"), ("-1", "10"), ("null", "10")] {
             let value = format!(r#"{{"network":"tcp","address":"10.0.0.5:80","weight":{weight},"tags":null}}"#);
-            let read = read("kitex", Format::Kitex, "kitex/echo/a", &value);
+            let read = read("kitex", ValueFormat::Kitex, "kitex/echo/a", &value);
             assert_eq!(read, format!("echo: a=10.0.0.5:80*{expected}"));
         }
     }
@@ -52,7 +52,7 @@ mod tests {
     fn tags_are_pairs() {
         let value = r#"{"network":"tcp","address":"10.0.0.5:80","weight":1,"tags":{"cluster":"default"}}"#;
         assert_eq!(
-            metadata(&instance(Format::Kitex, "kitex/echo/a", value), "cluster"),
+            metadata(&instance(ValueFormat::Kitex, "kitex/echo/a", value), "cluster"),
             Some("default")
         );
     }
@@ -65,7 +65,7 @@ mod tests {
             r#"{"network":"tcp","address":"10.0.0.5:80","tags":["a"]}"#,
         ] {
             assert!(
-                read("kitex", Format::Kitex, "kitex/echo/a", value).starts_with("error"),
+                read("kitex", ValueFormat::Kitex, "kitex/echo/a", value).starts_with("error"),
                 "{value}"
             );
         }

@@ -39,14 +39,14 @@ pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{instance, metadata, read};
-    use super::super::{Format, Prefix};
+    use super::super::{Prefix, ValueFormat};
 
     const VALUE: &str = r#"{"id":"3f","name":"hello","version":"v1.0.0","metadata":{"zone":"a"},"endpoints":["http://10.0.0.5:8000?isSecure=false","grpc://[::1]:9000?isSecure=false"]}"#;
 
     #[test]
     fn the_wanted_scheme_chooses_the_endpoint() {
         let address = |scheme| {
-            let prefix = Prefix::new("/m").unwrap().with_format(Format::Kratos);
+            let prefix = Prefix::new("/m").unwrap().with_format(ValueFormat::Kratos);
             let prefix = match scheme {
                 Some(scheme) => prefix.with_scheme(scheme),
                 None => prefix,
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn version_and_scheme_become_metadata() {
-        let instance = instance(Format::Kratos, "/m/hello/3f", VALUE);
+        let instance = instance(ValueFormat::Kratos, "/m/hello/3f", VALUE);
         assert_eq!(metadata(&instance, "version"), Some("v1.0.0"));
         assert_eq!(metadata(&instance, "scheme"), Some("http"));
         assert_eq!(metadata(&instance, "zone"), Some("a"));
@@ -78,7 +78,7 @@ mod tests {
             "null",
         ] {
             let value = format!(r#"{{"id":"3f","name":"hello","endpoints":{endpoints}}}"#);
-            let read = read("/m", Format::Kratos, "/m/hello/3f", &value);
+            let read = read("/m", ValueFormat::Kratos, "/m/hello/3f", &value);
             assert!(read.starts_with("error"), "{endpoints}: {read}");
         }
     }

@@ -39,7 +39,7 @@ use crate::balancer::ServiceName;
 
 /// How keys and values are written below a prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
+pub enum ValueFormat {
     /// Recognized by each value: JSON by the fields that only one convention has, rpcx by its
     /// keys, else `host:port`.
     #[default]
@@ -65,7 +65,7 @@ pub enum Format {
     SkyDns,
 }
 
-impl Format {
+impl ValueFormat {
     /// Every format.
     pub const ALL: [Self; 10] = [
         Self::Auto,
@@ -98,7 +98,7 @@ impl Format {
     }
 }
 
-impl fmt::Display for Format {
+impl fmt::Display for ValueFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -109,7 +109,7 @@ impl fmt::Display for Format {
 pub enum InvalidPrefix {
     /// Not the name of a format.
     #[error("{found:?}: expected auto, json, plain, grpc, kratos, go-zero, go-micro, kitex, rpcx or skydns")]
-    Format {
+    ValueFormat {
         /// The text that was given.
         found: String,
     },
@@ -118,14 +118,14 @@ pub enum InvalidPrefix {
     Empty,
 }
 
-impl FromStr for Format {
+impl FromStr for ValueFormat {
     type Err = InvalidPrefix;
 
     fn from_str(text: &str) -> Result<Self, InvalidPrefix> {
         Self::ALL
             .into_iter()
             .find(|format| format.as_str() == text)
-            .ok_or_else(|| InvalidPrefix::Format { found: text.to_owned() })
+            .ok_or_else(|| InvalidPrefix::ValueFormat { found: text.to_owned() })
     }
 }
 
@@ -136,13 +136,13 @@ pub(super) type Prefixes = Arc<[Prefix]>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix {
     start: String,
-    format: Format,
+    format: ValueFormat,
     service: Option<ServiceName>,
     scheme: Option<String>,
 }
 
 impl Prefix {
-    /// The keys with this prefix, in format [`Format::Auto`]. A slash is added at the end if there
+    /// The keys with this prefix, in format [`ValueFormat::Auto`]. A slash is added at the end if there
     /// is none.
     ///
     /// # Errors
@@ -154,7 +154,7 @@ impl Prefix {
         }
         Ok(Self {
             start: format!("{}/", start.strip_suffix('/').unwrap_or(start)),
-            format: Format::default(),
+            format: ValueFormat::default(),
             service: None,
             scheme: None,
         })
@@ -162,7 +162,7 @@ impl Prefix {
 
     /// Sets the format.
     #[must_use]
-    pub fn with_format(mut self, format: Format) -> Self {
+    pub fn with_format(mut self, format: ValueFormat) -> Self {
         self.format = format;
         self
     }
@@ -190,7 +190,7 @@ impl Prefix {
 
     /// How values are written.
     #[must_use]
-    pub fn format(&self) -> Format {
+    pub fn format(&self) -> ValueFormat {
         self.format
     }
 
@@ -227,7 +227,7 @@ impl Prefix {
         let key = std::str::from_utf8(key).map_err(|_| InvalidRegistration::KeyNotText)?;
         let place = self.place(key)?;
         let instances = match self.format {
-            Format::Auto => read_recognized(&place, value),
+            ValueFormat::Auto => read_recognized(&place, value),
             format => read_as(format, &place, value),
         }?;
         Ok(Registration {
@@ -253,7 +253,7 @@ impl Prefix {
 
 /// A format whose values are JSON objects.
 struct JsonFormat {
-    format: Format,
+    format: ValueFormat,
     read: fn(&Place<'_>, Value) -> Decoded,
     /// An object with all of these fields ...
     all: &'static [&'static str],
@@ -261,40 +261,40 @@ struct JsonFormat {
     any: &'static [&'static str],
 }
 
-/// The JSON formats, in the order in which [`Format::Auto`] tries to recognize them.
+/// The JSON formats, in the order in which [`ValueFormat::Auto`] tries to recognize them.
 const JSON_FORMATS: [JsonFormat; 6] = [
     JsonFormat {
-        format: Format::Grpc,
+        format: ValueFormat::Grpc,
         read: grpc::read,
         all: &["Addr"],
         any: &[],
     },
     JsonFormat {
-        format: Format::GoMicro,
+        format: ValueFormat::GoMicro,
         read: go_micro::read,
         all: &["nodes"],
         any: &[],
     },
     JsonFormat {
-        format: Format::Kratos,
+        format: ValueFormat::Kratos,
         read: kratos::read,
         all: &["endpoints"],
         any: &[],
     },
     JsonFormat {
-        format: Format::Kitex,
+        format: ValueFormat::Kitex,
         read: kitex::read,
         all: &["network", "address"],
         any: &[],
     },
     JsonFormat {
-        format: Format::SkyDns,
+        format: ValueFormat::SkyDns,
         read: skydns::read,
         all: &["host"],
         any: &["priority", "ttl", "text", "targetstrip"],
     },
     JsonFormat {
-        format: Format::Json,
+        format: ValueFormat::Json,
         read: json::read,
         all: &[],
         any: &["host", "address"],
@@ -308,10 +308,10 @@ impl JsonFormat {
     }
 }
 
-fn read_as(format: Format, place: &Place<'_>, value: &[u8]) -> Decoded {
+fn read_as(format: ValueFormat, place: &Place<'_>, value: &[u8]) -> Decoded {
     match format {
-        Format::Plain | Format::GoZero => plain::read(place, value),
-        Format::Rpcx => rpcx::read(place, value),
+        ValueFormat::Plain | ValueFormat::GoZero => plain::read(place, value),
+        ValueFormat::Rpcx => rpcx::read(place, value),
         _ => match JSON_FORMATS.iter().find(|json| json.format == format) {
             Some(json) => (json.read)(place, object(value)?),
             None => read_recognized(place, value),
@@ -341,7 +341,7 @@ mod tests {
     use crate::balancer::ServiceInstance;
 
     /// What a key and a value register below a prefix, as `service: id=address*weight ...`.
-    pub(super) fn read(prefix: &str, format: Format, key: &str, value: &str) -> String {
+    pub(super) fn read(prefix: &str, format: ValueFormat, key: &str, value: &str) -> String {
         let prefix = Prefix::new(prefix).unwrap().with_format(format);
         assert!(prefix.covers(key.as_bytes()), "{key}");
         match prefix.read(key.as_bytes(), value.as_bytes()) {
@@ -358,7 +358,7 @@ mod tests {
     }
 
     /// The one instance that a key registers.
-    pub(super) fn instance(format: Format, key: &str, value: &str) -> ServiceInstance {
+    pub(super) fn instance(format: ValueFormat, key: &str, value: &str) -> ServiceInstance {
         let (start, _) = key.rsplit_once('/').unwrap();
         let prefix = Prefix::new(start).unwrap().with_format(format);
         let mut instances = prefix.read(key.as_bytes(), value.as_bytes()).unwrap().instances;
@@ -371,73 +371,73 @@ mod tests {
     }
 
     /// As the ecosystems write them: prefix, format, key, value, and the registration.
-    const EXAMPLES: [(&str, Format, &str, &str, &str); 10] = [
+    const EXAMPLES: [(&str, ValueFormat, &str, &str, &str); 10] = [
         (
             "foo/",
-            Format::Grpc,
+            ValueFormat::Grpc,
             "foo/bar/svc/10.0.0.5:8080",
             r#"{"Op":0,"Addr":"10.0.0.5:8080","Metadata":{"weight":10}}"#,
             "svc: 10.0.0.5:8080=10.0.0.5:8080*10",
         ),
         (
             "/microservices",
-            Format::Kratos,
+            ValueFormat::Kratos,
             "/microservices/helloworld/3f1c-a",
             r#"{"id":"3f1c-a","name":"helloworld","version":"v1.0.0","metadata":{"weight":"10"},"endpoints":["http://10.0.0.5:8000?isSecure=false","grpc://10.0.0.5:9000?isSecure=false"]}"#,
             "helloworld: 3f1c-a=10.0.0.5:8000*10",
         ),
         (
             "user.rpc",
-            Format::GoZero,
+            ValueFormat::GoZero,
             "user.rpc/7587870460981677828",
             "10.0.0.5:8080",
             "user.rpc: 7587870460981677828=10.0.0.5:8080*1",
         ),
         (
             "/micro/registry/",
-            Format::GoMicro,
+            ValueFormat::GoMicro,
             "/micro/registry/greeter/greeter-7f",
             r#"{"name":"greeter","version":"latest","metadata":null,"endpoints":[],"nodes":[{"id":"greeter-7f","address":"10.0.0.5:45123","metadata":{"protocol":"grpc"}}]}"#,
             "greeter: greeter-7f=10.0.0.5:45123*1",
         ),
         (
             "/micro-registry/",
-            Format::GoMicro,
+            ValueFormat::GoMicro,
             "/micro-registry/greeter/greeter-7f",
             r#"{"name":"greeter","version":"1","metadata":{},"endpoints":[],"nodes":[{"id":"greeter-7f","address":"10.0.0.5","port":45123,"metadata":{}}]}"#,
             "greeter: greeter-7f=10.0.0.5:45123*1",
         ),
         (
             "kitex/registry-etcd",
-            Format::Kitex,
+            ValueFormat::Kitex,
             "kitex/registry-etcd/echo/10.0.0.5:8888",
             r#"{"network":"tcp","address":"10.0.0.5:8888","weight":10,"tags":null}"#,
             "echo: 10.0.0.5:8888=10.0.0.5:8888*10",
         ),
         (
             "/rpcx",
-            Format::Rpcx,
+            ValueFormat::Rpcx,
             "/rpcx/Arith/tcp@10.0.0.5:8972",
             "weight=7&calls=12.00&connections=3.00",
             "Arith: tcp@10.0.0.5:8972=10.0.0.5:8972*7",
         ),
         (
             "/skydns/local/",
-            Format::SkyDns,
+            ValueFormat::SkyDns,
             "/skydns/local/skydns/x5",
             r#"{"host":"10.0.0.5","port":8080,"priority":10,"weight":100,"ttl":60}"#,
             "skydns: x5=10.0.0.5:8080*100",
         ),
         (
             "/services/",
-            Format::Plain,
+            ValueFormat::Plain,
             "/services/api/0",
             "10.0.0.5:9100",
             "api: 0=10.0.0.5:9100*1",
         ),
         (
             "/services/",
-            Format::Json,
+            ValueFormat::Json,
             "/services/api/1",
             r#"{"host":"10.0.0.5","port":9100,"weight":3}"#,
             "api: 1=10.0.0.5:9100*3",
@@ -454,7 +454,7 @@ mod tests {
     #[test]
     fn auto_recognizes_each_example() {
         for (prefix, _, key, value, expected) in EXAMPLES {
-            assert_eq!(read(prefix, Format::Auto, key, value), expected);
+            assert_eq!(read(prefix, ValueFormat::Auto, key, value), expected);
         }
     }
 
@@ -462,10 +462,10 @@ mod tests {
     fn auto_recognizes_skydns_by_each_of_its_own_fields() {
         for field in ["priority", "ttl", "text", "targetstrip"] {
             let value = format!(r#"{{"host":"10.0.0.5","port":80,"{field}":null}}"#);
-            let found = read("/s", Format::Auto, "/s/web/a", &value);
+            let found = read("/s", ValueFormat::Auto, "/s/web/a", &value);
             assert_eq!(found, "web: a=10.0.0.5:80*100", "{field}");
         }
-        let own = read("/s", Format::Auto, "/s/web/a", r#"{"host":"10.0.0.5","port":80}"#);
+        let own = read("/s", ValueFormat::Auto, "/s/web/a", r#"{"host":"10.0.0.5","port":80}"#);
         assert_eq!(own, "web: a=10.0.0.5:80*1");
     }
 
@@ -487,7 +487,7 @@ mod tests {
             br#"{"network":"tcp","address":"10.0.0.5"}"#,
             br#"{"nodes":[null]}"#,
         ];
-        for format in Format::ALL {
+        for format in ValueFormat::ALL {
             let prefix = Prefix::new("/s/").unwrap().with_format(format);
             for value in garbage {
                 let read = prefix.read(b"/s/web/a", value);
@@ -496,23 +496,26 @@ mod tests {
                     .as_ref()
                     .is_ok_and(|registration| registration.instances.is_empty());
                 assert!(
-                    read.is_err() || nothing && matches!(format, Format::Rpcx | Format::SkyDns),
+                    read.is_err() || nothing && matches!(format, ValueFormat::Rpcx | ValueFormat::SkyDns),
                     "{format}: {}: {read:?}",
                     String::from_utf8_lossy(value)
                 );
             }
             for key in [&b"/s/web/\xff"[..], b"/s/we b/a", b"/s//a", b"/s/web/"] {
                 let read = prefix.read(key, b"10.0.0.5:80");
-                assert!(read.is_err() || format == Format::Rpcx, "{format} {key:?}: {read:?}");
+                assert!(
+                    read.is_err() || format == ValueFormat::Rpcx,
+                    "{format} {key:?}: {read:?}"
+                );
             }
-            assert!(prefix.read(b"/s", b"").is_err() || format == Format::Rpcx);
+            assert!(prefix.read(b"/s", b"").is_err() || format == ValueFormat::Rpcx);
         }
     }
 
     #[test]
     fn any_bytes_are_read_or_refused() {
         let mut random = fastrand::Rng::with_seed(7);
-        for format in Format::ALL {
+        for format in ValueFormat::ALL {
             let prefix = Prefix::new("/s/").unwrap().with_format(format);
             for (_, _, key, value, _) in EXAMPLES {
                 for _ in 0..200 {
@@ -579,17 +582,17 @@ mod tests {
 
     #[test]
     fn formats_are_named_as_in_the_configuration() {
-        for format in Format::ALL {
+        for format in ValueFormat::ALL {
             assert_eq!(format.as_str().parse(), Ok(format));
-            let refusal = InvalidPrefix::Format { found: "x".to_owned() }.to_string();
+            let refusal = InvalidPrefix::ValueFormat { found: "x".to_owned() }.to_string();
             assert!(refusal.contains(format.as_str()), "{refusal} leaves out {format}");
         }
-        assert!("dubbo".parse::<Format>().is_err() && "JSON".parse::<Format>().is_err());
+        assert!("dubbo".parse::<ValueFormat>().is_err() && "JSON".parse::<ValueFormat>().is_err());
     }
 
     #[test]
     fn plain_accepts_names_ipv6_and_white_space() {
-        let plain = |value| read("/s", Format::Plain, "/s/api/0", value);
+        let plain = |value| read("/s", ValueFormat::Plain, "/s/api/0", value);
         assert_eq!(plain("db.local:5432"), "api: 0=db.local:5432*1");
         assert_eq!(plain(" [::1]:80\n"), "api: 0=[::1]:80*1");
         for refused in [

@@ -59,7 +59,7 @@ fn decoded(text: &str) -> Result<String, InvalidRegistration> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Format;
+    use super::super::ValueFormat;
     use super::super::tests::{instance, metadata, read};
     use crate::balancer::RegistryStatus;
 
@@ -67,13 +67,13 @@ mod tests {
 
     #[test]
     fn folders_are_no_instances() {
-        assert_eq!(read("/", Format::Rpcx, "/x/rpcx", "rpcx_path"), "x:");
-        assert_eq!(read("/rpcx", Format::Rpcx, "/rpcx/Arith", "Arith"), "rpcx:");
+        assert_eq!(read("/", ValueFormat::Rpcx, "/x/rpcx", "rpcx_path"), "x:");
+        assert_eq!(read("/rpcx", ValueFormat::Rpcx, "/rpcx/Arith", "Arith"), "rpcx:");
     }
 
     #[test]
     fn an_inactive_server_is_listed_and_not_picked() {
-        let status = |value| instance(Format::Rpcx, KEY, value).registry_status();
+        let status = |value| instance(ValueFormat::Rpcx, KEY, value).registry_status();
         assert_eq!(status("state=inactive&weight=2"), RegistryStatus::Maintenance);
         assert_eq!(status("state=active"), RegistryStatus::Unknown);
         assert_eq!(status(""), RegistryStatus::Unknown);
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn what_is_measured_changes_nothing() {
-        let read = |value| instance(Format::Rpcx, KEY, value);
+        let read = |value| instance(ValueFormat::Rpcx, KEY, value);
         assert_eq!(
             read("weight=7&calls=12.00&connections=3.00"),
             read("weight=7&calls=99.00&connections=8.00")
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn groups_are_tags_and_the_rest_is_metadata() {
-        let instance = instance(Format::Rpcx, KEY, "group=blue+green&version=1%2E2");
+        let instance = instance(ValueFormat::Rpcx, KEY, "group=blue+green&version=1%2E2");
         assert!(instance.has_tag("blue green"));
         assert_eq!(
             (metadata(&instance, "version"), metadata(&instance, "network")),
@@ -108,11 +108,11 @@ mod tests {
             ("tcp@10.0.0.5:80", "weight=-1"),
             ("tcp@10.0.0.5:80", "a=%ff"),
         ] {
-            let read = read("/rpcx", Format::Rpcx, &format!("/rpcx/Arith/{id}"), value);
+            let read = read("/rpcx", ValueFormat::Rpcx, &format!("/rpcx/Arith/{id}"), value);
             assert!(read.starts_with("error"), "{id} {value}: {read}");
         }
         assert_eq!(
-            read("/rpcx", Format::Rpcx, "/rpcx/Arith/quic@[::1]:80", "weight=2"),
+            read("/rpcx", ValueFormat::Rpcx, "/rpcx/Arith/quic@[::1]:80", "weight=2"),
             "Arith: quic@[::1]:80=[::1]:80*2"
         );
     }

@@ -73,7 +73,7 @@ fn numeric(value: &Value, otherwise: &'static str) -> Result<i64, InvalidRegistr
 
 #[cfg(test)]
 mod tests {
-    use super::super::Format;
+    use super::super::ValueFormat;
     use super::super::tests::{instance, metadata, read};
 
     const KEY: &str = "/skydns/local/web/x1";
@@ -82,7 +82,7 @@ mod tests {
     fn numbers_may_be_text() {
         let value = r#"{"host":"10.0.0.5","port":"8080","weight":"20","ttl":"60"}"#;
         assert_eq!(
-            read("/skydns/local", Format::SkyDns, KEY, value),
+            read("/skydns/local", ValueFormat::SkyDns, KEY, value),
             "web: x1=10.0.0.5:8080*20"
         );
     }
@@ -95,14 +95,18 @@ mod tests {
             r#"{"text":"v=1","ttl":60}"#,
             r#"{"host":"","port":80}"#,
         ] {
-            assert_eq!(read("/skydns/local", Format::SkyDns, KEY, value), "web:", "{value}");
+            assert_eq!(
+                read("/skydns/local", ValueFormat::SkyDns, KEY, value),
+                "web:",
+                "{value}"
+            );
         }
     }
 
     #[test]
     fn no_weight_is_a_hundred_as_in_coredns() {
         let value = r#"{"host":"db.local","port":1,"priority":10,"text":"hello","group":"g"}"#;
-        let instance = instance(Format::SkyDns, KEY, value);
+        let instance = instance(ValueFormat::SkyDns, KEY, value);
         assert_eq!(instance.weight().get(), 100);
         for (key, text) in [("priority", "10"), ("text", "hello"), ("group", "g")] {
             assert_eq!(metadata(&instance, key), Some(text));
@@ -120,7 +124,7 @@ mod tests {
             "[]",
         ] {
             assert!(
-                read("/skydns/local", Format::SkyDns, KEY, value).starts_with("error"),
+                read("/skydns/local", ValueFormat::SkyDns, KEY, value).starts_with("error"),
                 "{value}"
             );
         }
