@@ -340,3 +340,38 @@ fn a_test_name_of_71_characters_is_found() {
         .collect();
     assert_eq!(planted, [&format!("src/planted.rs: {long}")]);
 }
+
+/// The names that more than one public type of the crate has.
+fn names_of_several_public_types(source: &Path) -> Vec<String> {
+    let mut names: BTreeMap<String, usize> = BTreeMap::new();
+    for file in rust_files(source) {
+        let text = fs::read_to_string(&file).unwrap();
+        for line in text.lines() {
+            let kinds = ["pub struct ", "pub enum ", "pub trait "];
+            let Some(rest) = kinds.iter().find_map(|kind| line.strip_prefix(kind)) else {
+                continue;
+            };
+            let name: String = rest.chars().take_while(|c| c.is_alphanumeric()).collect();
+            *names.entry(name).or_default() += 1;
+        }
+    }
+    assert!(names.contains_key("LoadBalancer"));
+    let several = names.into_iter().filter(|(_, types)| *types > 1);
+    several.map(|(name, _)| name).collect()
+}
+
+#[test]
+fn no_two_public_types_have_one_name() {
+    assert_eq!(names_of_several_public_types(&root().join("src")), Vec::<String>::new());
+}
+
+#[test]
+fn a_second_public_type_of_one_name_is_found() {
+    let copy = copy();
+    fs::write(
+        copy.path().join("src/planted.rs"),
+        "pub struct Address {}\npub(crate) struct Pick {}\n",
+    )
+    .unwrap();
+    assert_eq!(names_of_several_public_types(&copy.path().join("src")), ["Address"]);
+}
