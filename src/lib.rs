@@ -71,9 +71,9 @@
 //!
 //! # Features
 //!
-//! `agent` (default): everything around the core, and the binary. With `default-features = false`
-//! the crate is [`balancer`] alone, and depends on `arc-swap`, `fastrand`, `siphasher`, `thiserror`
-//! and `xxhash-rust`.
+//! `agent` (default): everything around the core, and the binary. With `default-features = false` the
+//! crate is [`balancer`] alone, and
+//! depends on `arc-swap`, `fastrand`, `siphasher`, `thiserror` and `xxhash-rust`.
 
 #[cfg(feature = "agent")]
 pub mod agent;
