@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::clock::Timestamp;
@@ -25,6 +25,8 @@ pub(crate) struct Agenda {
     /// Nanoseconds of the next call, as returned by the last one. `u64::MAX` while a call is in
     /// progress.
     next: AtomicU64,
+    /// Whether a call is in progress: its end returns what was asked for during the call.
+    in_call: AtomicBool,
     woken: Mutex<HashSet<ServiceName>>,
     due: Mutex<Due>,
     told: Mutex<HashSet<ServiceName>>,
@@ -51,7 +53,8 @@ impl Agenda {
     /// Asks for a call of `advance` at this time or before.
     pub(crate) fn call_at(&self, at: Timestamp) {
         let at = at.as_nanos();
-        if at < self.next.load(Ordering::Acquire) && at < self.next.fetch_min(at, Ordering::AcqRel) {
+        let is_earlier = at < self.next.load(Ordering::SeqCst) && at < self.next.fetch_min(at, Ordering::SeqCst);
+        if is_earlier && !self.in_call.load(Ordering::SeqCst) {
             self.call();
         }
     }
@@ -64,7 +67,8 @@ impl Agenda {
 
     /// Begins a call of `advance`: the services to look at.
     pub(crate) fn begin(&self, now: Timestamp) -> HashSet<ServiceName> {
-        self.next.store(u64::MAX, Ordering::Release);
+        self.in_call.store(true, Ordering::SeqCst);
+        self.next.store(u64::MAX, Ordering::SeqCst);
         let mut services = mem::take(&mut *lock(&self.woken));
         lock(&self.told).extend(services.iter().cloned());
         services.extend(lock(&self.due).take(now));
@@ -84,10 +88,18 @@ impl Agenda {
     pub(crate) fn end(&self, other: Option<Timestamp>) -> Option<Timestamp> {
         let next = other.into_iter().chain(lock(&self.due).next()).min();
         let nanos = next.map_or(u64::MAX, Timestamp::as_nanos);
-        match nanos.min(self.next.fetch_min(nanos, Ordering::AcqRel)) {
+        // In this order: a time that comes before the flag is seen here, and a later one asks for a call.
+        self.in_call.store(false, Ordering::SeqCst);
+        match nanos.min(self.next.fetch_min(nanos, Ordering::SeqCst)) {
             u64::MAX => None,
             nanos => Some(Timestamp::from_nanos(nanos)),
         }
+    }
+
+    /// Drops a service that the directory forgets.
+    pub(crate) fn forget(&self, service: &ServiceName) {
+        lock(&self.due).set(service, None);
+        lock(&self.told).remove(service);
     }
 
     /// The services with news since the last call.
@@ -226,6 +238,9 @@ mod tests {
         // What is asked for during a call is not lost.
         agenda.begin(at(4));
         agenda.call_at(at(6));
-        assert_eq!((calls(), agenda.end(Some(at(20)))), (2, Some(at(6))));
+        assert_eq!((calls(), agenda.end(Some(at(20)))), (1, Some(at(6))));
+        agenda.call_at(at(7));
+        agenda.call_at(at(5));
+        assert_eq!(calls(), 2);
     }
 }

@@ -237,7 +237,9 @@ impl Directory {
         let most = pick.config().max_leases() as usize;
         let now = self.environment.clock.now();
         let lease = self.leases.take(balancer, most, ttl, now, || balancer.begin(&pick));
-        self.agenda.call_at(now + ttl);
+        if lease.is_ok() {
+            self.agenda.call_at(now + ttl);
+        }
         Ok((pick, lease))
     }
 
@@ -353,7 +355,12 @@ impl Directory {
     /// [`Environment`] asks for an earlier call.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         let services = self.agenda.begin(now);
-        let leases = self.leases.advance(now);
+        let leases = self
+            .leases
+            .advance(now)
+            .into_iter()
+            .chain(self.leases.forgets_at())
+            .min();
         for service in services {
             let Some(balancer) = self.get(service.as_str()) else {
                 continue;
@@ -376,27 +383,37 @@ impl Directory {
             .for_each(|balancer| self.agenda.wake(balancer.service()));
     }
 
-    /// When a service without instances may be forgotten. `None` while the service is configured,
-    /// has instances or an override.
+    /// When a service without instances may be forgotten. `None` while the service is configured, has
+    /// instances or an override. A writer may be busy with all services: then ask again in a second,
+    /// so that health never waits for a configuration.
     fn forgettable_at(&self, balancer: &LoadBalancer, now: Timestamp) -> Option<Timestamp> {
         let empty = balancer.empty_for(now)?;
-        let is_wanted = self.write().services.contains_key(balancer.service())
-            || balancer.override_counts() != OverrideCounts::default();
-        (!is_wanted).then(|| now + KNOWN_FOR.saturating_sub(empty))
+        match self.configs.try_lock() {
+            Ok(configs) => self
+                .is_forgettable(balancer, &configs)
+                .then(|| now + KNOWN_FOR.saturating_sub(empty)),
+            Err(_busy) => Some(now + Duration::from_secs(1)),
+        }
     }
 
-    /// Forgets a service, unless instances have joined it in the meantime.
+    fn is_forgettable(&self, balancer: &LoadBalancer, configs: &ServiceConfigs) -> bool {
+        !configs.services.contains_key(balancer.service()) && balancer.override_counts() == OverrideCounts::default()
+    }
+
+    /// Forgets a service, unless a configuration, an override or instances have come in the meantime.
     fn forget(&self, balancer: &LoadBalancer, now: Timestamp) -> bool {
-        let _writers = self.write();
-        let is_empty = balancer.empty_for(now).is_some();
-        if is_empty {
+        let configs = self.write();
+        let is_empty = balancer.empty_for(now).is_some_and(|empty| empty >= KNOWN_FOR);
+        let forgotten = is_empty && self.is_forgettable(balancer, &configs);
+        if forgotten {
             self.shard(balancer.service().as_str()).rcu(|shard| {
                 let mut shard = Shard::clone(shard);
                 shard.remove(balancer.service());
                 shard
             });
+            self.agenda.forget(balancer.service());
         }
-        is_empty
+        forgotten
     }
 
     /// The services with news since the last call: other instances,

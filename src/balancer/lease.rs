@@ -299,6 +299,12 @@ impl Leases {
         }
     }
 
+    /// When the next late lease is forgotten.
+    pub(crate) fn forgets_at(&self) -> Option<Timestamp> {
+        let table = self.lock();
+        table.late.front().map(|(expired_at, _)| *expired_at + REMEMBERED_FOR)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         // No critical section panics halfway through a change.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)

@@ -335,16 +335,20 @@ impl Overrides {
             }
             None => true,
         });
-        let (drains, weights) = (&self.drains, &self.weights);
-        self.departed.retain(|id, departed_at| {
-            now.since(*departed_at) <= KNOWN_FOR || drains.contains_key(id) || weights.contains_key(id)
-        });
         let any = !ended.is_empty();
         self.ended.extend(ended);
         while self.ended.len() > MAX_ENDED {
             self.ended.pop_front();
         }
         any
+    }
+
+    /// Forgets the ids that left more than an hour ago and have no override.
+    pub(crate) fn forget_departed(&mut self, now: Timestamp) {
+        let (drains, weights) = (&self.drains, &self.weights);
+        self.departed.retain(|id, departed_at| {
+            now.since(*departed_at) <= KNOWN_FOR || drains.contains_key(id) || weights.contains_key(id)
+        });
     }
 
     /// When the next order ends without being lifted.
@@ -426,6 +430,7 @@ mod tests {
         assert_eq!(overrides.next_end(), Some(at(86_400)));
         assert!(overrides.expire(at(86_400)));
         assert_eq!(overrides.take_ended()[0].because, EndedBecause::InstanceGone);
+        overrides.forget_departed(at(86_400));
         assert!(!overrides.remembers(&id("a"), at(86_400)) && overrides.departed.is_empty());
     }
 

@@ -370,7 +370,9 @@ impl LoadBalancer {
         if is_registered {
             self.republish(&mut writer);
         } else {
+            // The override may end earlier than anything else, or have been the last one.
             self.plan(&mut writer, now);
+            self.wake();
         }
         Ok(changed)
     }

@@ -169,6 +169,7 @@ impl LoadBalancer {
             let instances = self.shared.view.load().members.len();
             writer.drop_retired(&self.shared.load);
             writer.forget(now, instances);
+            writer.overrides.forget_departed(now);
             self.settle(writer);
             let departed = writer.departed.iter().map(|(_, _, live)| live);
             for live in writer.registered.values().chain(departed) {
