@@ -79,8 +79,8 @@ pub enum Score {
     Load(f64),
     /// Seconds of `response time x (in flight + 1) / effective weight`; the least is picked.
     Cost(f64),
-    /// Share of the points on the ring, 0..=1, before factors are applied and unavailable instances
-    /// are skipped.
+    /// Share of the ring, 0..=1, and so of evenly hashed keys, before factors are applied and
+    /// unavailable instances are skipped.
     RingShare(f64),
 }
 
@@ -176,13 +176,9 @@ impl Subject<'_> {
             .filter(picked)
             .map(|member| u64::from(member.units))
             .sum();
-        let points = self.view.ring().map(|ring| ring.points(members.len()));
-        let all_points: u64 = points.iter().flatten().map(|&points| u64::from(points)).sum();
+        let ring_shares = self.view.ring().map(|ring| ring.shares(members.len()));
         let explained = |(index, member): (usize, &Member)| {
-            let ring_share = points.as_ref().map(|points| {
-                let own = points.get(index).copied().unwrap_or_default();
-                f64::from(own) / all_points.max(1) as f64
-            });
+            let ring_share = ring_shares.as_ref().and_then(|shares| shares.get(index).copied());
             let share = f64::from(member.units) / all_units.max(1) as f64;
             self.instance(member, share, ring_share)
         };

@@ -63,6 +63,10 @@ fn keyed(balancer: &LoadBalancer, key: &str) -> String {
         .to_string()
 }
 
+fn score(balancer: &LoadBalancer, id: &str) -> Option<Score> {
+    balancer.explain_instance(&id.parse().unwrap()).unwrap().score
+}
+
 /// A balancer on a clock that the test moves.
 fn timed(
     config: LoadBalancerConfig,
@@ -319,6 +323,85 @@ fn hashed_alternates_are_the_next_instances_on_the_ring() {
             .id()
             .to_string();
         assert_eq!(next[..2], [second, third]);
+    }
+}
+
+#[test]
+fn short_ids_share_keys_and_explain_says_how() {
+    let numbered = |prefix: &str, numbers: std::ops::RangeInclusive<u32>, digits: usize| {
+        numbers
+            .map(|number| format!("{prefix}{number:0digits$}"))
+            .collect::<Vec<_>>()
+    };
+    for (ids, expected) in [
+        (numbered("db", 1..=3, 1), &[1749, 1582, 1669][..]),
+        (
+            numbered("i", 0..=9, 2),
+            &[524, 506, 507, 564, 470, 519, 541, 404, 505, 460],
+        ),
+        (numbered("a@", 1..=3, 1), &[1573, 1481, 1946]),
+    ] {
+        let balancer = balancer(
+            LoadBalancerConfig::new(ConsistentHash),
+            ids.iter().map(|id| instance(id, 1)),
+        );
+        let mut picks: HashMap<String, usize> = HashMap::new();
+        for key in 0..5_000 {
+            *picks.entry(keyed(&balancer, &format!("user-{key}"))).or_default() += 1;
+        }
+        let picks: Vec<usize> = ids.iter().map(|id| picks[id]).collect();
+        assert_eq!(picks, expected, "{ids:?}");
+        for (id, picks) in ids.iter().zip(picks) {
+            let share = score(&balancer, id).unwrap();
+            assert_eq!(share.kind(), "ring_share");
+            // Four standard deviations of 5,000 draws.
+            let draws = 4.0 * (5_000_f64 * share.value() * (1.0 - share.value())).sqrt();
+            assert!(
+                (picks as f64 - 5_000.0 * share.value()).abs() < draws,
+                "{id}: {picks} {share:?}"
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn a_part_of_a_pool_shares_keys_as_a_pool_of_its_own(
+        prefix in "[a-z]{0,2}[@-]?",
+        colours in prop::collection::vec(prop::sample::select(&["blue", "green"][..]), 1..16),
+    ) {
+        let id = |index: usize| format!("{prefix}{index}");
+        let coloured = |index: usize| instance(&id(index), 1).with_tags([colours[index]]).unwrap();
+        let pool = |part: &[usize]| balancer(without_slow_start(ConsistentHash), part.iter().map(|&index| coloured(index)));
+        let id_of = |balancer: &LoadBalancer, context: &Context<'_>| {
+            balancer.select_instance(context).ok().map(|pick| pick.id().to_string())
+        };
+        let whole = pool(&(0..colours.len()).collect::<Vec<_>>());
+        for colour in ["blue", "green"] {
+            let (inside, outside): (Vec<usize>, Vec<usize>) = (0..colours.len()).partition(|&index| colours[index] == colour);
+            let others: Vec<String> = outside.into_iter().map(id).collect();
+            let others: Vec<&str> = others.iter().map(String::as_str).collect();
+            let alone = pool(&inside);
+            let mut picks: HashMap<Option<String>, f64> = HashMap::new();
+            for key in 0..2_000 {
+                let key = format!("user-{key}");
+                let context = Context::new().with_key(&key);
+                let picked = id_of(&alone, &context);
+                prop_assert_eq!(&id_of(&whole, &context.with_tags(&[colour])), &picked);
+                prop_assert_eq!(&id_of(&whole, &context.with_exclude(&others)), &picked);
+                *picks.entry(picked).or_default() += 1.0;
+            }
+            // Eight standard deviations, of shares with 100 random points each and of 2,000 draws.
+            let count = inside.len().max(1) as f64;
+            let bound = 8.0 * ((count - 1.0) / (count * 100.0 + 1.0) + (count - 1.0) / 2_000.0).sqrt();
+            for (id, picks) in picks {
+                prop_assert_eq!(id.is_none(), inside.is_empty());
+                let error = picks / 2_000.0 * count - 1.0;
+                prop_assert!(error.abs() <= bound, "{:?} of {}: {} beyond {}", id, count, error, bound);
+            }
+        }
     }
 }
 
@@ -1272,7 +1355,6 @@ fn an_override_weight_renders_nothing_and_a_drain_renders_what_it_drains() {
 
 #[test]
 fn explain_tells_what_is_compared() {
-    let score = |balancer: &LoadBalancer, id: &str| balancer.explain_instance(&id.parse().unwrap()).unwrap().score;
     let close = |found: Option<Score>, kind: &str, value: f64| {
         let found = found.unwrap();
         assert_eq!(found.kind(), kind);

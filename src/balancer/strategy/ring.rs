@@ -1,9 +1,13 @@
 //! The hash ring: which instance owns a key, and which instances follow.
 //!
-//! Points are xxh3 hashes of the instance *id* (seeded with the point's number). The *registered*
-//! weight gives the number of points. No other input goes in: nodes with equal registry views have
-//! equal rings, whatever the health of an instance is on each node. xxh3 is frozen, so different
-//! versions of pickd agree, too.
+//! The points of an instance are the outputs of the generator SplitMix64 whose seed is the xxh3 hash
+//! of the instance *id*. The *registered* weight gives the number of points. No other input goes in:
+//! nodes with equal registry views have equal rings, whatever the health of an instance is on each
+//! node. Both functions are frozen, so different versions of pickd agree, too.
+//!
+//! The number of a point must not be the seed of xxh3. For ids of up to 3 bytes xxh3 combines seed
+//! and id by XOR before it mixes them, so that the points of `db2` are those of `db1` in another
+//! order.
 //!
 //! An instance of weight w has `virtual_nodes * w / reference` points (at least one). The
 //! reference is the mean weight rounded down to a power of two, so an instance of mean weight has
@@ -14,7 +18,7 @@
 //! A point takes 8 bytes, and an index of at most 2 bytes more a point leads a lookup to the right
 //! bucket in one step: a lookup in a large ring waits for memory twice.
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The largest number of points of one ring.
 const MAX_POINTS: u64 = 1 << 20;
@@ -23,6 +27,19 @@ const MAX_POINTS: u64 = 1 << 20;
 #[inline]
 pub(crate) fn hash_key(key: &[u8]) -> u64 {
     xxh3_64(key)
+}
+
+/// The full hashes of all points that the owner of this id could have.
+fn point_hashes(id: &str) -> impl Iterator<Item = u64> + use<> {
+    /// 2^64 divided by the golden ratio: the step of SplitMix64.
+    const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+    let mut state = hash_key(id.as_bytes());
+    std::iter::repeat_with(move || {
+        state = state.wrapping_add(STEP);
+        let mut mixed = (state ^ state >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ mixed >> 31
+    })
 }
 
 /// Whether an instance that is held back keeps this key: the instance keeps `factor` / 2^32 of its
@@ -38,7 +55,8 @@ pub(crate) fn keeps(key_hash: u64, id_hash: u64, factor: u32) -> bool {
 
 /// A point holds its hash in the upper 40 bits, which decide the order, and its owner in the lower
 /// 24: 16 million owners.
-const HASH_BITS: u64 = !0 << 24;
+const HASH_BITS: u64 = !0 << OWNER_BITS;
+const OWNER_BITS: u32 = 24;
 /// Number of points that a lookup compares at once.
 const LOOKUP_POINTS: usize = 6;
 
@@ -65,7 +83,7 @@ impl Ring {
 
         let mut points = Vec::with_capacity(total);
         for (owner, ((id, _), &count)) in owners.zip(&counts).enumerate() {
-            let hashes = (0..u64::from(count)).map(|point| xxh3_64_with_seed(id.as_bytes(), point));
+            let hashes = point_hashes(id).take(count as usize);
             points.extend(hashes.map(|hash| hash & HASH_BITS | owner as u64 & !HASH_BITS));
         }
         // Hashes are evenly distributed, so after one pass by leading bits only points within a
@@ -108,15 +126,21 @@ impl Ring {
         self.walk(hash_key(key))
     }
 
-    /// The number of points of each of `owners`.
-    pub(crate) fn points(&self, owners: usize) -> Vec<u32> {
-        let mut points = vec![0; owners];
-        for point in &self.points {
-            if let Some(count) = points.get_mut((point & !HASH_BITS) as usize) {
-                *count += 1;
+    /// The share of all keys that belongs to each of `owners`, 0..=1: the arcs that end in its points.
+    pub(crate) fn shares(&self, owners: usize) -> Vec<f64> {
+        const WHOLE: u64 = 1 << (u64::BITS - OWNER_BITS);
+        let mut arcs = vec![0; owners];
+        // The first arc begins at the last point, on the other side of zero.
+        let mut behind = self.points.last().map_or(0, |&last| last >> OWNER_BITS);
+        let mut round = WHOLE;
+        for &point in &self.points {
+            let hash = point >> OWNER_BITS;
+            if let Some(arc) = arcs.get_mut((point & !HASH_BITS) as usize) {
+                *arc += hash + round - behind;
             }
+            (behind, round) = (hash, 0);
         }
-        points
+        arcs.into_iter().map(|arc| arc as f64 / WHOLE as f64).collect()
     }
 
     #[inline]
@@ -168,8 +192,11 @@ fn point_counts(weights: impl Iterator<Item = u16> + Clone, virtual_nodes: u32) 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use proptest::prelude::*;
+    use proptest::sample::Index;
 
     fn owner_of(ring: &Ring, key: u64) -> Option<usize> {
         ring.walk(key).next()
@@ -179,9 +206,125 @@ mod tests {
         (0..count).map(|index| format!("cache-{index}")).collect()
     }
 
+    fn even_ring(ids: &[String], virtual_nodes: u32) -> Ring {
+        Ring::new(ids.iter().map(|id| (id.as_str(), 1)), virtual_nodes)
+    }
+
+    fn uuid(number: u128) -> String {
+        let hex = format!("{number:032x}");
+        format!(
+            "{}-{}-{}-{}-{}",
+            &hex[..8],
+            &hex[8..12],
+            &hex[12..16],
+            &hex[16..20],
+            &hex[20..]
+        )
+    }
+
+    /// Ids of 1 to 64 bytes that are alike in the ways in which the ids of a service are.
+    fn family() -> impl Strategy<Value = Vec<String>> {
+        prop_oneof![
+            ("[a-zA-Z0-9@:._-]{1,64}", any::<Index>()).prop_map(|(id, at)| {
+                let at = at.index(id.len());
+                let put = |byte: char| format!("{}{byte}{}", &id[..at], &id[at + 1..]);
+                ('0'..='9').chain('a'..='z').map(put).collect()
+            }),
+            "[a-zA-Z0-9@:._-]{64}".prop_map(|id| (1..=64).map(|len| id[..len].to_owned()).collect()),
+            "[a-z]".prop_map(|letter| (1..=64).map(|len| letter.repeat(len)).collect()),
+            "[a-z]{5,64}".prop_map(|id| {
+                let upper = |cases: usize| {
+                    let cased = |(at, letter): (usize, char)| match cases >> (at % 5) & 1 {
+                        0 => letter,
+                        _ => letter.to_ascii_uppercase(),
+                    };
+                    id.chars().enumerate().map(cased).collect()
+                };
+                (0..32).map(upper).collect()
+            }),
+            ("[a-z]{0,8}[@:._-]?", 2..100_usize)
+                .prop_map(|(prefix, count)| (0..count).map(|number| format!("{prefix}{number}")).collect()),
+            (any::<[u8; 3]>(), any::<u16>(), 2..100_u8).prop_map(|([a, b, c], port, count)| {
+                (0..count).map(|d| format!("{a}.{b}.{c}.{d}:{port}")).collect()
+            }),
+            (any::<[u8; 4]>(), 1..60_000_u16, 2..100_u16).prop_map(|([a, b, c, d], port, count)| {
+                (port..port + count)
+                    .map(|port| format!("{a}.{b}.{c}.{d}:{port}"))
+                    .collect()
+            }),
+            (any::<u128>(), 0..120_u32, 2..100_u128)
+                .prop_map(|(first, shift, count)| (0..count).map(|number| uuid(first ^ number << shift)).collect()),
+        ]
+    }
+
+    /// The relative standard deviation of the share of an owner, if `owners` owners have `points`
+    /// random points each: the share of m out of N random points follows Beta(m, N - m).
+    fn deviation(owners: usize, points: u32) -> f64 {
+        let owners = owners as f64;
+        ((owners - 1.0) / (owners * f64::from(points) + 1.0)).sqrt()
+    }
+
+    /// How far the share of each owner is from an equal share, relative to it.
+    fn errors(ring: &Ring, owners: usize) -> Vec<f64> {
+        let relative = |share: f64| share * owners as f64 - 1.0;
+        ring.shares(owners).into_iter().map(relative).collect()
+    }
+
     #[test]
     fn the_hash_of_the_empty_key_is_that_of_frozen_xxh3() {
         assert_eq!(hash_key(b""), 0x2d06_8005_38d3_94c2);
+    }
+
+    #[test]
+    fn the_points_of_an_id_are_those_of_splitmix64_from_its_hash() {
+        let points: Vec<u64> = point_hashes("").take(3).collect();
+        assert_eq!(
+            points,
+            [0x59b0_ed71_0b28_abee, 0x97fc_ceb2_3526_f9ec, 0xd58c_06b1_3484_28fd]
+        );
+    }
+
+    #[test]
+    fn the_shares_of_a_hundred_alike_ids_spread_as_those_of_random_points() {
+        type Named = fn(u32) -> String;
+        let families: [(&str, Named); 8] = [
+            ("names", |number| format!("web-{number}")),
+            ("two bytes", |number| format!("{number:02}")),
+            ("three bytes", |number| format!("i{number:02}")),
+            ("three bytes with @", |number| {
+                format!("{}@{}", char::from(b'a' + (number / 10) as u8), number % 10)
+            }),
+            ("addresses", |number| format!("10.0.0.{number}:8080")),
+            ("ports", |number| format!("10.0.0.1:{}", 20_000 + number)),
+            ("UUIDs", |number| {
+                uuid(0x9f1c_3f0a_7b5e_4c11_8d2a_0242_ac12_0000 + u128::from(number))
+            }),
+            ("case", |number| {
+                let cased = |bit: u32| if number >> bit & 1 == 1 { 'X' } else { 'x' };
+                (0..7).map(cased).collect()
+            }),
+        ];
+        for (name, id) in families {
+            let ids: Vec<String> = (0..100).map(id).collect();
+            let errors = errors(&even_ring(&ids, 100), 100);
+            let spread = (errors.iter().map(|error| error * error).sum::<f64>() / 100.0).sqrt();
+            let expected = deviation(100, 100);
+            assert!(
+                (spread / expected - 1.0).abs() < 0.25,
+                "{name}: {spread} for {expected}"
+            );
+            assert!(
+                errors.iter().all(|error| error.abs() < 4.5 * expected),
+                "{name}: {errors:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_only_owner_has_the_whole_ring_and_one_without_points_has_nothing() {
+        assert_eq!(Ring::new([("a", 1)].into_iter(), 1).shares(1), [1.0]);
+        assert_eq!(Ring::new([("a", 1), ("b", 0)].into_iter(), 100).shares(2), [1.0, 0.0]);
+        assert_eq!(Ring::new([("a", 0)].into_iter(), 100).shares(1), [0.0]);
     }
 
     #[test]
@@ -223,8 +366,7 @@ mod tests {
 
         #[test]
         fn a_lookup_finds_the_first_point_at_or_after_the_key(count in 1_usize..40, key: u64) {
-            let ids = ids(count);
-            let ring = Ring::new(ids.iter().map(|id| (id.as_str(), 1)), 20);
+            let ring = even_ring(&ids(count), 20);
             prop_assert!(ring.points.is_sorted());
             let place = ring.points.partition_point(|&point| point & HASH_BITS < key & HASH_BITS) % ring.len();
             prop_assert_eq!(owner_of(&ring, key), Some((ring.points[place] & !HASH_BITS) as usize));
@@ -232,16 +374,50 @@ mod tests {
         }
 
         #[test]
-        fn an_owner_that_leaves_moves_only_its_own_keys_and_gets_them_back(count in 2_usize..30, leaver in 0_usize..30) {
-            let all = ids(count);
-            let leaver = leaver % count;
-            let rest: Vec<&String> = all.iter().enumerate().filter(|(index, _)| *index != leaver).map(|(_, id)| id).collect();
-            let before = Ring::new(all.iter().map(|id| (id.as_str(), 3)), 100);
-            let after = Ring::new(rest.iter().map(|id| (id.as_str(), 3)), 100);
+        fn no_two_points_of_alike_ids_are_equal(ids in family()) {
+            let points: HashSet<u64> = ids.iter().flat_map(|id| point_hashes(id).take(100)).collect();
+            prop_assert_eq!(points.len(), ids.len() * 100);
+        }
+
+        // A share beyond eight standard deviations has a chance of less than one in a billion.
+        #[test]
+        fn alike_ids_have_fair_shares(ids in family()) {
+            let bound = 8.0 * deviation(ids.len(), 100);
+            for (id, error) in ids.iter().zip(errors(&even_ring(&ids, 100), ids.len())) {
+                prop_assert!(error.abs() < bound, "{} of {} ids: {} beyond {}", id, ids.len(), error, bound);
+            }
+        }
+
+        #[test]
+        fn the_share_of_an_owner_is_its_part_of_evenly_spaced_keys(weights in prop::collection::vec(0_u16..5, 1..12)) {
+            let ids = ids(weights.len());
+            let ring = Ring::new(ids.iter().map(String::as_str).zip(weights.iter().copied()), 20);
+            let mut owned = vec![0_u32; weights.len()];
+            for key in 0..1_u64 << 16 {
+                if let Some(owner) = owner_of(&ring, key << 48) {
+                    owned[owner] += 1;
+                }
+            }
+            let shares = ring.shares(weights.len());
+            for (owner, (share, owned)) in shares.iter().zip(owned).enumerate() {
+                // An arc holds at most one key more or less than its length.
+                let arcs = ring.points.iter().filter(|&point| point & !HASH_BITS == owner as u64).count();
+                prop_assert!((share * 65_536.0 - f64::from(owned)).abs() <= arcs as f64, "{} {}", share, owned);
+            }
+            let all: f64 = if ring.len() > 0 { 1.0 } else { 0.0 };
+            prop_assert!((shares.iter().sum::<f64>() - all).abs() < 1e-9);
+        }
+
+        #[test]
+        fn an_owner_that_leaves_moves_only_its_own_keys_and_gets_them_back(all in family(), leaver: Index) {
+            let leaver = leaver.index(all.len());
+            let mut rest = all.clone();
+            rest.remove(leaver);
+            let (before, after) = (even_ring(&all, 100), even_ring(&rest, 100));
             for key in 0..2_000_u32 {
                 let key = hash_key(&key.to_le_bytes());
                 let was = owner_of(&before, key).map(|owner| &all[owner]);
-                let is = owner_of(&after, key).map(|owner| rest[owner]);
+                let is = owner_of(&after, key).map(|owner| &rest[owner]);
                 if was != Some(&all[leaver]) {
                     prop_assert_eq!(was, is);
                 }
