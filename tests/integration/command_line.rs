@@ -330,7 +330,8 @@ fn help_opens_with_examples() {
     assert_eq!(command::<&str>([]).status.code(), Some(2));
 }
 
-/// What bash offers for the last of these words, with the script that `pickd completions bash` prints.
+/// What bash offers for the last of these words, with the script that `pickd completions bash`
+/// prints.
 fn completed(words: &[&str]) -> Vec<String> {
     let script = r#"
         source <("$PROGRAM" completions bash)

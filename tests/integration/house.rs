@@ -1,5 +1,5 @@
-//! Rules of the code as a whole: dependencies of the core, direction of imports (`tools/imports`), names of tests,
-//! and the list of fault scenarios.
+//! Rules of the code as a whole: dependencies of the core, direction of imports (`tools/imports`),
+//! names of tests, and the list of fault scenarios.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

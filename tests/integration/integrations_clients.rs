@@ -1,4 +1,5 @@
-//! `integrations/clients`: the shell function, and nginx and HAProxy that take their servers from pickd, with real backends.
+//! `integrations/clients`: the shell function, and nginx and HAProxy that take their servers from
+//! pickd, with real backends.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,7 +23,8 @@ const SERVICE: &str = "user-service";
 /// For programs to start, and for slow start to let a new instance have its first requests.
 const LATER: Duration = Duration::from_secs(45);
 
-/// Backends, a file registry that lists some of them, and an agent that reads it. Ids are `host:port`.
+/// Backends, a file registry that lists some of them, and an agent that reads it. Ids are
+/// `host:port`.
 struct Site {
     // Ended before the folder that it watches is removed.
     agent: Agent,
@@ -96,7 +98,8 @@ impl Site {
     }
 }
 
-/// Requests to a proxy, each on a connection of its own, until it is stopped. None of them may fail.
+/// Requests to a proxy, each on a connection of its own, until it is stopped. None of them may
+/// fail.
 struct Traffic {
     stop: Arc<AtomicBool>,
     requests: Arc<AtomicU64>,
@@ -182,7 +185,8 @@ fn a_shell_call_succeeds_beside_a_dead_instance_and_is_reported() {
     assert!(seconds > 0.0 && seconds < 1.0, "{seconds}");
 }
 
-/// What one call reports, its exit code and how many backends it asks, with all backends made to do so.
+/// What one call reports, its exit code and how many backends it asks, with all backends made to do
+/// so.
 fn one_call(arguments: &str, prepare: impl Fn(&Backend)) -> (String, bool, usize) {
     let site = Site::new(&[0, 1, 2]);
     for backend in &site.backends {
@@ -233,7 +237,8 @@ fn until_answers(proxy: SocketAddr, status: u16) {
     });
 }
 
-/// What nginx does to a site: its port, the file of servers, and the arguments that name its configuration.
+/// What nginx does to a site: its port, the file of servers, and the arguments that name its
+/// configuration.
 struct Nginx {
     program: Program,
     proxy: SocketAddr,
@@ -430,7 +435,8 @@ fn follow_haproxy(site: &Site) -> Program {
     Program::start(&mut site.script(&format!("exec {line}")))
 }
 
-/// State and weight of each slot that has an address: `srv_admin_state` and `srv_uweight` by address.
+/// State and weight of each slot that has an address: `srv_admin_state` and `srv_uweight` by
+/// address.
 fn slots(site: &Site) -> Vec<(String, u8, u16)> {
     use std::io::{Read, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(site.path("admin.sock")).unwrap();

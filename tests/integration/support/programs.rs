@@ -1,4 +1,5 @@
-//! The files of `integrations/`, run as a reader would: by a shell that finds the real programs under their names.
+//! The files of `integrations/`, run as a reader would: by a shell that finds the real programs
+//! under their names.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -48,7 +49,8 @@ pub(crate) fn read_integration(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// A bash with this script, in a folder of `integrations/`, with nothing from the environment that pickd, Consul or etcd heed.
+/// A bash with this script, in a folder of `integrations/`, with nothing from the environment that
+/// pickd, Consul or etcd heed.
 pub(crate) fn bash(folder: &Path, script: &str) -> Command {
     let mut command = Command::new("bash");
     // What `pickd()` takes out of the environment.
