@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -388,12 +388,13 @@ impl Directory {
     /// so that health never waits for a configuration.
     fn forgettable_at(&self, balancer: &LoadBalancer, now: Timestamp) -> Option<Timestamp> {
         let empty = balancer.empty_for(now)?;
-        match self.configs.try_lock() {
-            Ok(configs) => self
-                .is_forgettable(balancer, &configs)
-                .then(|| now + KNOWN_FOR.saturating_sub(empty)),
-            Err(_busy) => Some(now + Duration::from_secs(1)),
-        }
+        let configs = match self.configs.try_lock() {
+            Ok(configs) => configs,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Some(now + Duration::from_secs(1)),
+        };
+        self.is_forgettable(balancer, &configs)
+            .then(|| now + KNOWN_FOR.saturating_sub(empty))
     }
 
     fn is_forgettable(&self, balancer: &LoadBalancer, configs: &ServiceConfigs) -> bool {
