@@ -21,6 +21,7 @@
 //! parses, and `watch`, which follows the path.
 
 mod format;
+mod targets;
 mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -60,6 +61,7 @@ const LARGEST_FILE: u64 = 64 << 20;
 /// Watches one file.
 pub struct FileWatcher {
     path: PathBuf,
+    default_service: Option<ServiceName>,
     status: Arc<SourceStatus>,
     clock: Arc<dyn Clock>,
     signals: Arc<Signals>,
@@ -128,6 +130,7 @@ impl FileWatcher {
             watch: Some(PathWatch::new(&path, Arc::clone(&signals))),
             signals,
             path,
+            default_service: None,
             status,
             clock,
             due: Due::at(Instant::now()),
@@ -140,6 +143,13 @@ impl FileWatcher {
             synced: false,
             pending: VecDeque::new(),
         }
+    }
+
+    /// Sets the service of targets without the label `job`.
+    #[must_use]
+    pub fn with_default_service(mut self, service: Option<ServiceName>) -> Self {
+        self.default_service = service;
+        self
     }
 
     async fn until_due(&mut self) {
@@ -170,7 +180,8 @@ impl FileWatcher {
             Trigger::Poll
         };
         self.due = Due::at(Instant::now() + POLL_EVERY);
-        let (path, clock) = (self.path.clone(), Arc::clone(&self.clock));
+        let (path, default_service) = (self.path.clone(), self.default_service.clone());
+        let clock = Arc::clone(&self.clock);
         let refused = match self.problem {
             Some(Problem::Refused(digest)) => Some(digest),
             _ => None,
@@ -181,7 +192,7 @@ impl FileWatcher {
         let read = tokio::task::spawn_blocking(move || {
             // First the watch, then the read, so that no change falls between them.
             let is_watched = watch.place();
-            let found = read_file(&path, known, &*clock);
+            let found = read_file(&path, default_service.as_ref(), known, &*clock);
             (watch, is_watched, found)
         });
         (trigger, read)
@@ -328,7 +339,12 @@ impl Watcher for FileWatcher {
 }
 
 /// Reads the file, and parses it unless its content is known. Blocks.
-fn read_file(path: &Path, known: [Option<Digest>; 2], clock: &dyn Clock) -> FileRead {
+fn read_file(
+    path: &Path,
+    default_service: Option<&ServiceName>,
+    known: [Option<Digest>; 2],
+    clock: &dyn Clock,
+) -> FileRead {
     let bytes = match read(path) {
         Ok(bytes) => bytes,
         Err(error) => return FileRead::Unreadable(error),
@@ -344,7 +360,7 @@ fn read_file(path: &Path, known: [Option<Digest>; 2], clock: &dyn Clock) -> File
     FileRead::New {
         digest,
         read_at,
-        services: parse(path, &bytes),
+        services: parse(path, &bytes, default_service),
     }
 }
 
