@@ -132,7 +132,8 @@ impl Running {
             }
             SourceConfig::File(settings) => {
                 let status = Arc::new(SourceStatus::new(file::SOURCE, settings.required, Box::new(|_| true)));
-                let watcher = FileWatcher::new(settings.path.clone(), Arc::clone(&status), clock);
+                let watcher = FileWatcher::new(settings.path.clone(), Arc::clone(&status), clock)
+                    .with_default_service(settings.service.clone());
                 (status, AnyWatcher::File(Box::new(watcher)))
             }
         };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Exit;
 use super::output::{self, bare_message};
+use crate::balancer::ServiceName;
 use crate::config::{Config, ConfigError, ConfigSources, SourceConfig};
 use crate::discovery::file;
 
@@ -39,7 +40,7 @@ fn checked(path: &Path) -> Result<String, String> {
     let shown = path.display();
     let bytes = read(path)?;
     if is_registry(path, &bytes) {
-        return Ok(format!("{shown}: fine, {}", registry(path, &bytes)?));
+        return Ok(format!("{shown}: fine, {}", registry(path, &bytes, None)?));
     }
     let config = match Config::parse(path, &bytes, &ConfigSources::default()) {
         Ok(config) => config,
@@ -55,7 +56,7 @@ fn checked(path: &Path) -> Result<String, String> {
         SourceConfig::Consul(consul) => Ok(format!("Consul at {}", consul.address)),
         SourceConfig::Etcd(etcd) => Ok(format!("etcd at {}", etcd.endpoints.join(", "))),
         SourceConfig::File(file) => {
-            let summary = registry(&file.path, &read(&file.path)?)?;
+            let summary = registry(&file.path, &read(&file.path)?, file.service.as_ref())?;
             Ok(format!("{} with {summary}", file.path.display()))
         }
     });
@@ -83,8 +84,8 @@ fn is_registry(path: &Path, bytes: &[u8]) -> bool {
     }
 }
 
-fn registry(path: &Path, bytes: &[u8]) -> Result<String, String> {
-    let services = file::parse(path, bytes).map_err(|error| error.to_string())?;
+fn registry(path: &Path, bytes: &[u8], default_service: Option<&ServiceName>) -> Result<String, String> {
+    let services = file::parse(path, bytes, default_service).map_err(|error| error.to_string())?;
     let instances = services.iter().map(|(_, instances)| instances.len()).sum();
     Ok(format!(
         "{} with {}",

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::checker::Checker;
+use crate::balancer::ServiceName;
 
 /// `[file]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct FileConfig {
     pub path: PathBuf,
     /// Whether readiness waits for the file registry.
     pub required: bool,
+    /// The service of Prometheus targets without the label `job`.
+    pub service: Option<ServiceName>,
 }
 
 /// `[file]`
@@ -23,6 +26,7 @@ pub struct FileConfig {
 pub(super) struct RawFile {
     path: Spanned<String>,
     required: Option<bool>,
+    service: Option<Spanned<String>>,
 }
 
 impl Checker<'_> {
@@ -34,10 +38,21 @@ impl Checker<'_> {
         {
             self.refuse(raw.path.span(), "file.path \"\": expected the path of a file");
         }
+        let service = raw
+            .and_then(|raw| raw.service.as_ref())
+            .filter(|written| !written.get_ref().is_empty())
+            .and_then(|written| match written.get_ref().parse() {
+                Ok(name) => Some(name),
+                Err(error) => {
+                    self.refuse(written.span(), format!("file.service: {error}"));
+                    None
+                }
+            });
         let written = raw.map(|raw| self.path(raw.path.get_ref()));
         let path = flag.cloned().or(written)?;
         Some(FileConfig {
             path,
+            service,
             required: raw.and_then(|raw| raw.required).unwrap_or(true),
         })
     }

@@ -89,6 +89,7 @@ fn every_key_is_read() {
         [file]
         path = "services.toml"
         required = false
+        service = "node"
 
         [consul]
         address = "consul.local:8501"
@@ -130,6 +131,7 @@ fn every_key_is_read() {
     let file = FileConfig {
         path: "/etc/pickd/services.toml".into(),
         required: false,
+        service: Some("node".parse().unwrap()),
     };
     let mut settings = consul::ConsulSettings::new("http://consul.local:8501");
     settings.services = consul::Names::new::<&str, &str>(&["user-*", "orders"], &[]).unwrap();
@@ -342,6 +344,7 @@ fn flags_replace_lists_and_set_defaults() {
     let file = FileConfig {
         path: "b.toml".into(),
         required: false,
+        service: None,
     };
     assert_eq!(config.sources[1], SourceConfig::File(file));
     assert_eq!(
@@ -400,6 +403,7 @@ fn relative_paths_start_at_the_file_that_names_them() {
     let expected = FileConfig {
         path: folder.path().join("services.toml"),
         required: true,
+        service: None,
     };
     assert_eq!(config.sources, [SourceConfig::File(expected)]);
 }

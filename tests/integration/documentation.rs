@@ -632,7 +632,7 @@ fn every_snippet_is_what_it_says_it_is() {
     for Snippet { page, language, text } in snippets() {
         let registry = |extension: &str| {
             let path = format!("{page}.{extension}");
-            let services = file::parse(Path::new(&path), text.as_bytes()).unwrap();
+            let services = file::parse(Path::new(&path), text.as_bytes(), None).unwrap();
             assert!(!services.is_empty(), "{page}");
         };
         match language.as_str() {
@@ -645,7 +645,7 @@ fn every_snippet_is_what_it_says_it_is() {
                     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{page}: {error}\n{text}"));
                 assert!(value.is_object());
             }
-            "yaml" if text.starts_with("service:") => registry("yaml"),
+            "yaml" if text.starts_with("service:") || text.starts_with("- targets:") => registry("yaml"),
             // `rust` is tested as documentation; other tests check `sh` and `console`.
             "rust" | "sh" | "console" | "hcl" | "ini" | "text" => {}
             other => panic!("{page}: no check for {other:?}"),

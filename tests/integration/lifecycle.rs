@@ -1,6 +1,6 @@
 //! The life of an agent: the start and its errors, reloads while the agent serves, and the end.
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -302,6 +302,68 @@ fn another_registry_file_takes_over_without_an_empty_moment() {
         });
     more_picks();
     picker.check("registry file changed under load", 500);
+}
+
+#[test]
+fn a_registry_file_that_is_half_written_or_says_nothing_loses_no_pick() {
+    let (before, after) = (addresses(2), vec!["10.0.1.1:80".to_owned()]);
+    let folder = Folder::new();
+    let path = folder.path("services.yaml");
+    let registry = |addresses: &[String]| {
+        let instances = addresses.iter().map(|address| {
+            let (host, port) = address.split_once(':').unwrap();
+            format!("  - {{host: {host}, port: {port}}}\n")
+        });
+        format!("service:\n- name: web\n  instance:\n{}", instances.collect::<String>())
+    };
+    std::fs::write(&path, registry(&before)).unwrap();
+    let agent = Agent::run(["--file", path.to_str().unwrap()]).ready();
+    let oracle = Oracle::new(Duration::from_secs(1), before.clone());
+    let picker = Picker::start(agent.address, "/pick/web", 400, &oracle);
+    let more_picks = || {
+        let picks = picker.picks();
+        until(SOON, "a hundred more picks", || {
+            (picker.picks() >= picks + 100).then_some(())
+        });
+    };
+
+    // Each part is a valid file that lists less.
+    let text = registry(&after);
+    let mut open = std::fs::File::create(&path).unwrap();
+    for part in ["service: []\n#", "\n---\n"] {
+        open.write_all(part.as_bytes()).unwrap();
+        more_picks();
+    }
+    open.set_len(0).unwrap();
+    open.rewind().unwrap();
+    open.write_all(text.as_bytes()).unwrap();
+    more_picks();
+    after.iter().for_each(|address| oracle.add(address));
+    drop(open);
+    until(SOON, "the whole file is served", || {
+        agent.get("/pick/web").text().contains("10.0.1.1:80").then_some(())
+    });
+    before.iter().for_each(|address| oracle.remove(address));
+
+    for (refused, nothing) in ["# rendered: none\n", "---\n", "service:\n", "null\n", "{}\n"]
+        .iter()
+        .enumerate()
+    {
+        std::fs::write(&path, nothing).unwrap();
+        until(SOON, "the file is refused", || {
+            let refusals = agent.metric("pickd_source_errors_total{source=\"file\",reason=\"invalid_file\"}");
+            (refusals == Some((refused + 1) as f64)).then_some(())
+        });
+        more_picks();
+    }
+    picker.check("registry file half-written, and rendered from nothing", 500);
+
+    std::fs::write(&path, "service: []\n").unwrap();
+    until(
+        SOON,
+        "a registry without services is served when it is written out",
+        || (agent.get("/pick/web").status != 200).then_some(()),
+    );
 }
 
 #[test]

@@ -14,10 +14,15 @@
 //! status = "passing"         # warning, critical, maintenance; default: unknown
 //! ```
 //!
+//! A list in place of the table is a list of target groups, as Prometheus reads them from files:
+//! see [`targets`](super::targets).
+//!
 //! An operator writes the file, so nothing is guessed and nothing skipped: the first mistake
 //! refuses the whole file, with line and column. So every rule is checked *inside*
-//! deserialization, where each format knows the line and column, and none afterwards. Pure: does
-//! not know where the bytes come from.
+//! deserialization, where each format knows the line and column, and none afterwards. A file
+//! without services says so by an empty list: a template that found nothing leaves a comment, a
+//! `null` or an empty table, and must not empty every pool. Pure: does not know where the bytes
+//! come from.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display};
@@ -29,10 +34,14 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+use super::targets;
 use crate::balancer::{
     Address, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
 use crate::discovery::shared::status_named;
+
+/// What a file must say that lists nothing on purpose.
+const NO_SERVICES: &str = "a registry without services has an empty list under `service`";
 
 /// The name of this registry.
 pub const SOURCE: Source = Source::new("file");
@@ -62,13 +71,18 @@ impl Display for FileError {
 impl std::error::Error for FileError {}
 
 /// Reads a file registry. The extension names the format: `.toml`, `.json`, `.yaml` or `.yml`.
+/// Targets without the label `job` belong to the default service.
 ///
 /// # Errors
 ///
 /// On the first mistake: syntax, an unknown key, a value out of range, a service or an id that is
-/// listed twice. A file without any text is refused too, because it looks like a file that is
-/// being written.
-pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(ServiceName, Vec<ServiceInstance>)>, FileError> {
+/// listed twice. A file that does not say what it lists is refused too: without any text, with
+/// comments alone, `null`, or a table without the key `service`.
+pub fn parse(
+    path: &Path,
+    bytes: &[u8],
+    default_service: Option<&ServiceName>,
+) -> Result<Vec<(ServiceName, Vec<ServiceInstance>)>, FileError> {
     let refused = |place, message: String| FileError {
         path: path.to_owned(),
         place,
@@ -83,28 +97,32 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(ServiceName, Vec<ServiceI
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if is_blank(text.as_bytes()) {
-        return Err(refused(
-            None,
-            "empty; a registry without services has an empty list under `service`".to_owned(),
-        ));
+        return Err(refused(None, format!("empty; {NO_SERVICES}")));
     }
+    let whole = Whole { default_service };
     let extension = path
         .extension()
         .and_then(|extension| extension.to_str())
         .unwrap_or_default();
-    let services = match extension.to_ascii_lowercase().as_str() {
-        "toml" => toml::from_str::<Services>(text).map_err(|wrong| {
-            let place = wrong.span().map(|span| place(text, span.start));
-            refused(place, wrong.message().to_owned())
-        }),
-        "json" => serde_json::from_str::<Services>(text).map_err(|wrong| {
-            let told = format!(" at line {} column {}", wrong.line(), wrong.column());
-            let message = wrong.to_string().replacen(&told, "", 1);
-            refused(Some(place(text, json_offset(text, &wrong))), message)
-        }),
-        // A document of comments alone is null in YAML, and an empty table in TOML.
-        "yaml" | "yml" => yaml_serde::from_str::<Option<Services>>(text)
-            .map(Option::unwrap_or_default)
+    match extension.to_ascii_lowercase().as_str() {
+        "toml" => toml::Deserializer::parse(text)
+            .and_then(|document| whole.deserialize(document))
+            .map_err(|wrong| {
+                let place = wrong.span().map(|span| place(text, span.start));
+                refused(place, wrong.message().to_owned())
+            }),
+        "json" => {
+            let mut document = serde_json::Deserializer::from_str(text);
+            let read = whole.deserialize(&mut document);
+            read.and_then(|services| document.end().map(|()| services))
+                .map_err(|wrong| {
+                    let told = format!(" at line {} column {}", wrong.line(), wrong.column());
+                    let message = wrong.to_string().replacen(&told, "", 1);
+                    refused(Some(place(text, json_offset(text, &wrong))), message)
+                })
+        }
+        "yaml" | "yml" => whole
+            .deserialize(yaml_serde::Deserializer::from_str(text))
             .map_err(|wrong| {
                 let place = wrong.location().map(|found| (found.line(), found.column()));
                 let told = place
@@ -112,19 +130,11 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(ServiceName, Vec<ServiceI
                     .unwrap_or_default();
                 refused(place, wrong.to_string().replacen(&told, "", 1))
             }),
-        _ => {
-            return Err(refused(
-                None,
-                "expected a name that ends in .toml, .json, .yaml or .yml".to_owned(),
-            ));
-        }
-    };
-    Ok(services?
-        .0
-        .0
-        .into_iter()
-        .map(|Service { name, instances }| (name, instances))
-        .collect())
+        _ => Err(refused(
+            None,
+            "expected a name that ends in .toml, .json, .yaml or .yml".to_owned(),
+        )),
+    }
 }
 
 /// Whether there is only white space.
@@ -175,35 +185,43 @@ fn json_offset(text: &str, wrong: &serde_json::Error) -> usize {
     start
 }
 
-/// The whole file.
-#[derive(Default)]
-struct Services(Unique<Service>);
+/// The whole file: a table of services, or a list of target groups.
+struct Whole<'a> {
+    default_service: Option<&'a ServiceName>,
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawFile {
-    #[serde(default)]
-    service: Unique<Service>,
+    service: Option<Unique<Service>>,
 }
 
-// By hand, because a derived struct would also accept a list in place of a table.
-impl<'de> Deserialize<'de> for Services {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct File;
+impl<'de> DeserializeSeed<'de> for Whole<'_> {
+    type Value = Vec<(ServiceName, Vec<ServiceInstance>)>;
 
-        impl<'de> Visitor<'de> for File {
-            type Value = Services;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a table with the key `service`")
-            }
+impl<'de> Visitor<'de> for Whole<'_> {
+    type Value = Vec<(ServiceName, Vec<ServiceInstance>)>;
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Services, A::Error> {
-                RawFile::deserialize(MapAccessDeserializer::new(map)).map(|file| Services(file.service))
-            }
-        }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table with the key `service`, or a list of target groups")
+    }
 
-        deserializer.deserialize_map(File)
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        let file = RawFile::deserialize(MapAccessDeserializer::new(map))?;
+        let Some(Unique(services)) = file.service else {
+            return Err(A::Error::custom(NO_SERVICES));
+        };
+        let services = services.into_iter();
+        Ok(services.map(|Service { name, instances }| (name, instances)).collect())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, groups: A) -> Result<Self::Value, A::Error> {
+        targets::read(groups, self.default_service)
     }
 }
 
@@ -319,7 +337,8 @@ impl<'de, T: Entry> Deserialize<'de> for Unique<T> {
             }
         }
 
-        deserializer.deserialize_seq(List(PhantomData))
+        // YAML's `deserialize_seq` would take a null for an empty list.
+        deserializer.deserialize_any(List(PhantomData))
     }
 }
 
@@ -359,9 +378,9 @@ impl<'de, T: Entry> Visitor<'de> for Distinct<'_, T> {
 }
 
 /// A value written as text, checked where it is read.
-struct Text<T>(T);
+pub(super) struct Text<T>(pub(super) T);
 
-trait FromText: Sized {
+pub(super) trait FromText: Sized {
     const EXPECTED: &str;
 
     fn from_text(text: &str) -> Result<Self, impl Display>;
@@ -496,7 +515,7 @@ impl FromNumber for Weight {
 /// Texts by name; no name may occur twice. (With a derived map the last would win without an
 /// error.)
 #[derive(Default)]
-struct Metadata(BTreeMap<String, String>);
+pub(super) struct Metadata(pub(super) BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -576,7 +595,7 @@ service:
       - host: "::1"
         port: 8081
   - name: empty
-    instance:
+    instance: []
 "#;
 
     /// Expects an error at the mark `«`, which stands before the mistake.
@@ -585,7 +604,7 @@ service:
         let path = PathBuf::from(format!("services.{extension}"));
         let text = marked.replacen('«', "", 1);
         assert_ne!(text, marked, "no mark");
-        let error = parse(&path, text.as_bytes()).expect_err(marked);
+        let error = parse(&path, text.as_bytes(), None).expect_err(marked);
         assert!(error.message.contains(message), "{error}");
         assert!(
             !error.message.contains("column") && !error.message.contains('\n'),
@@ -635,13 +654,13 @@ service:
         ];
         for (name, text) in [("a.toml", TOML), ("a.json", JSON), ("a.yaml", YAML), ("a.YML", YAML)] {
             assert_eq!(
-                parse(Path::new(name), text.as_bytes()).as_ref(),
+                parse(Path::new(name), text.as_bytes(), None).as_ref(),
                 Ok(&expected),
                 "{name}"
             );
             let with_mark = format!("\u{feff}{text}");
             assert_eq!(
-                parse(Path::new(name), with_mark.as_bytes()).as_ref(),
+                parse(Path::new(name), with_mark.as_bytes(), None).as_ref(),
                 Ok(&expected),
                 "{name} with a byte order mark"
             );
@@ -652,22 +671,43 @@ service:
     fn an_empty_registry_must_be_written() {
         for (name, text) in [
             ("a.toml", "service = []"),
-            ("a.toml", "# none"),
-            ("a.json", "{}"),
-            ("a.yaml", "# none\n"),
+            ("a.json", "{\"service\": []}"),
+            ("a.json", "[]"),
+            ("a.yaml", "service: []"),
+            ("a.yaml", "# none\n[]\n"),
         ] {
-            assert_eq!(parse(Path::new(name), text.as_bytes()), Ok(vec![]), "{name}");
+            assert_eq!(parse(Path::new(name), text.as_bytes(), None), Ok(vec![]), "{name}");
         }
-        for name in ["a.toml", "a.json", "a.yaml"] {
-            for text in ["", " \n\t\r\n"] {
-                assert!(
-                    parse(Path::new(name), text.as_bytes())
-                        .unwrap_err()
-                        .message
-                        .starts_with("empty"),
-                    "{name}"
-                );
-            }
+    }
+
+    #[test]
+    fn a_file_that_does_not_say_what_it_lists_is_refused() {
+        for (name, text) in [
+            ("a.toml", ""),
+            ("a.toml", " \n\t\r\n"),
+            ("a.toml", "# rendered: none\n"),
+            ("a.json", ""),
+            ("a.json", "null"),
+            ("a.json", "{}"),
+            ("a.json", "{\"service\": null}"),
+            ("a.json", "{\"service\": [{\"name\": \"a\", \"instance\": null}]}"),
+            ("a.yaml", " \n"),
+            ("a.yaml", "# rendered: none\n"),
+            ("a.yaml", "---\n"),
+            ("a.yaml", "---\n# none\n...\n"),
+            ("a.yaml", "null\n"),
+            ("a.yaml", "~"),
+            ("a.yaml", "{}\n"),
+            ("a.yaml", "service:\n"),
+            ("a.yaml", "service: null\n"),
+            ("a.yaml", "service:\n  - name: a\n    instance:\n"),
+        ] {
+            let error = parse(Path::new(name), text.as_bytes(), None).expect_err(text);
+            let named = ["service", "a list with a table for each instance"];
+            assert!(
+                named.iter().any(|named| error.message.contains(named)),
+                "{text:?}: {error}"
+            );
         }
     }
 
@@ -831,7 +871,7 @@ service:
         );
         let other = format!("{toml}\n[[service]]\nname = \"b\"\n[[service.instance]]\nhost = \"h\"\nport = 1\n");
         assert!(
-            parse(Path::new("a.toml"), other.as_bytes()).is_ok(),
+            parse(Path::new("a.toml"), other.as_bytes(), None).is_ok(),
             "another service is another matter"
         );
     }
@@ -883,14 +923,8 @@ service:
 
     #[test]
     fn a_shape_that_is_not_a_registry_is_refused() {
-        for (name, text) in [
-            ("a.json", "[]"),
-            ("a.json", "null"),
-            ("a.json", "3"),
-            ("a.yaml", "- a"),
-            ("a.yaml", "x"),
-        ] {
-            let error = parse(Path::new(name), text.as_bytes()).unwrap_err();
+        for (name, text) in [("a.json", "null"), ("a.json", "3"), ("a.yaml", "x")] {
+            let error = parse(Path::new(name), text.as_bytes(), None).unwrap_err();
             assert!(error.message.contains("a table with the key `service`"), "{error}");
         }
         let list = "a list with a table for each service";
@@ -901,20 +935,20 @@ service:
         refuses("toml", "service = [«3]", service);
         refuses("json", "{\"service\": [«3]}", service);
         refuses("yaml", "service: [«3]", service);
-        let two = parse(Path::new("a.yaml"), b"service: []\n---\nservice: []\n").unwrap_err();
+        let two = parse(Path::new("a.yaml"), b"service: []\n---\nservice: []\n", None).unwrap_err();
         assert!(two.message.contains("more than one document"), "{two}");
     }
 
     #[test]
     fn bytes_that_are_not_text_have_their_place() {
-        let error = parse(Path::new("a.toml"), b"# \xc3\xa4\nname = \"\xff\"").unwrap_err();
+        let error = parse(Path::new("a.toml"), b"# \xc3\xa4\nname = \"\xff\"", None).unwrap_err();
         assert_eq!(error.to_string(), "a.toml:2:9: this is not UTF-8 text");
     }
 
     #[test]
     fn the_extension_names_the_format() {
         for name in ["services", "services.ini", "toml"] {
-            let error = parse(Path::new(name), TOML.as_bytes()).unwrap_err();
+            let error = parse(Path::new(name), TOML.as_bytes(), None).unwrap_err();
             assert_eq!(
                 error.to_string(),
                 format!("{name}: expected a name that ends in .toml, .json, .yaml or .yml")

@@ -1,43 +1,43 @@
 //! The file registry: services in a TOML, JSON or YAML file, read again whenever it changes.
 //!
 //! ```text
-//! directory ──events──► Signals ──┐
-//!                                 ├──► due ──► read, parse ──► compare with what was sent
-//! every 30 s, in any case ────────┘                                   └──► updates
+//! directories ──events──► Signals ──┐
+//!                                   ├──► due ──► read, parse ──► compare with what was sent
+//! every 30 s, in any case ──────────┘                                   └──► updates
 //! ```
 //!
-//! The *directory* is watched, not the file: editors write a new file and rename it over the old
-//! one, and Kubernetes replaces the link `..data` that is part of the path. A file that was closed
-//! or renamed is read at once. A file that is being written, or is missing for the moment, is read
-//! when there was no event for a few milliseconds. Some changes trigger no event (NFS, a link into
-//! another directory, a directory that is mounted later). The periodic read finds those.
+//! *Directories* are watched, not the file: editors write a new file and rename it over the old
+//! one, and deployments swap a link that is part of the path. Every directory on the way to the
+//! file in which a change can lead to another file is watched. A file that was closed or renamed is
+//! read at once. A file that is open for writing is left alone until it is closed. Some changes
+//! trigger no event (NFS, a directory that is mounted later). The periodic read finds those, and
+//! counts a content only if a second read a second later finds the same.
 //!
 //! A file is written by an operator, so a file is accepted as a whole ([`Trust::Steady`]) or
 //! refused as a whole. If it is refused, the last valid version stays in force. A file without any
 //! text counts as one that is being written.
 //!
 //! Does not know what the updates are for, and writes nothing. `mod` imports `format`, which
-//! parses.
+//! parses, and `watch`, which follows the path.
 
 mod format;
+mod targets;
+mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{self, Instant};
 use xxhash_rust::xxh3::xxh3_128;
 
 pub use format::{FileError, SOURCE, parse};
 
+use self::watch::{CLOSE_IS_TOLD, PathWatch, Signal, Signals};
 use super::watcher::{Reading, Reason, Trust, Update, WatchError, Watcher};
 use crate::balancer::{Clock, ServiceInstance, ServiceName, Source, SourceStatus, Timestamp};
 
@@ -45,10 +45,14 @@ use crate::balancer::{Clock, ServiceInstance, ServiceName, Source, SourceStatus,
 const POLL_EVERY: Duration = Duration::from_secs(30);
 /// The same while its directory cannot be watched, or the file is empty.
 const POLL_EVERY_UNWATCHED: Duration = Duration::from_secs(1);
-/// A file that is being written is read when there was no event for this long ...
+/// A path that is being changed is followed when there was no event for this long ...
 const DEBOUNCE: Duration = Duration::from_millis(30);
 /// ... or this long after the first event.
 const DEBOUNCE_AT_MOST: Duration = Duration::from_millis(500);
+/// A file that is open for writing is read when it was not written for this long.
+const OPEN_AT_MOST: Duration = Duration::from_secs(60);
+/// A content that no event announced counts if a second read after this long finds the same.
+const CONFIRM_AFTER: Duration = Duration::from_secs(1);
 /// A file that is empty for longer than this no longer counts as one that is being written.
 const EMPTY_AT_MOST: Duration = Duration::from_secs(5);
 /// The largest file that is read: half a million instances.
@@ -57,14 +61,19 @@ const LARGEST_FILE: u64 = 64 << 20;
 /// Watches one file.
 pub struct FileWatcher {
     path: PathBuf,
+    default_service: Option<ServiceName>,
     status: Arc<SourceStatus>,
     clock: Arc<dyn Clock>,
-    directory: Directory,
+    signals: Arc<Signals>,
+    /// `None` while a read is in progress, which has it.
+    watch: Option<PathWatch>,
     due: Due,
     /// The read in progress: a field, so that a cancelled `next` does not lose it.
-    reading: Option<(Trigger, JoinHandle<FileRead>)>,
+    reading: Option<(Trigger, Read)>,
     /// The content in force.
     accepted: Option<Digest>,
+    /// A content that one read found and no event announced.
+    unconfirmed: Option<Digest>,
     /// Why the file could not be used when it was read last.
     problem: Option<Problem>,
     empty_since: Option<Instant>,
@@ -75,6 +84,8 @@ pub struct FileWatcher {
 }
 
 type Digest = u128;
+/// Gives the watch back, and says whether it tells of every change.
+type Read = JoinHandle<(PathWatch, bool, FileRead)>;
 type Services = Vec<(ServiceName, Vec<ServiceInstance>)>;
 
 /// Why a file cannot be used. Each problem is reported once, and again only after another one or a
@@ -89,7 +100,9 @@ enum Problem {
 /// Why the file is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trigger {
-    Event,
+    /// The system told that the file is another, and complete.
+    Complete,
+    /// Any other event, or none.
     Poll,
 }
 
@@ -112,17 +125,18 @@ impl FileWatcher {
     /// Nothing is read before the first `next`.
     #[must_use]
     pub fn new(path: PathBuf, status: Arc<SourceStatus>, clock: Arc<dyn Clock>) -> Self {
+        let signals = Arc::new(Signals::default());
         Self {
-            directory: Directory::of(&path),
+            watch: Some(PathWatch::new(&path, Arc::clone(&signals))),
+            signals,
             path,
+            default_service: None,
             status,
             clock,
-            due: Due {
-                at: Instant::now(),
-                first_event: None,
-            },
+            due: Due::at(Instant::now()),
             reading: None,
             accepted: None,
+            unconfirmed: None,
             problem: None,
             empty_since: None,
             sent: BTreeMap::new(),
@@ -131,14 +145,21 @@ impl FileWatcher {
         }
     }
 
+    /// Sets the service of targets without the label `job`.
+    #[must_use]
+    pub fn with_default_service(mut self, service: Option<ServiceName>) -> Self {
+        self.default_service = service;
+        self
+    }
+
     async fn until_due(&mut self) {
         loop {
             tokio::select! {
                 biased;
                 () = time::sleep_until(self.due.at) => return,
-                signal = self.directory.signals.next() => {
+                signal = self.signals.next() => {
                     if signal == Signal::Lost {
-                        self.directory.forget();
+                        self.place_anew();
                     }
                     self.due.signal(signal, Instant::now());
                 }
@@ -146,28 +167,35 @@ impl FileWatcher {
         }
     }
 
-    fn start_read(&mut self) -> (Trigger, JoinHandle<FileRead>) {
-        let trigger = if self.due.first_event.is_some() {
-            Trigger::Event
+    fn place_anew(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.forget();
+        }
+    }
+
+    fn start_read(&mut self) -> (Trigger, Read) {
+        let trigger = if CLOSE_IS_TOLD && self.due.first_event.is_some() && !self.due.is_open {
+            Trigger::Complete
         } else {
             Trigger::Poll
         };
-        // First the watch, then the read, so that no change falls between them.
-        let watched = self.directory.watch();
-        self.due = Due {
-            at: Instant::now() + if watched { POLL_EVERY } else { POLL_EVERY_UNWATCHED },
-            first_event: None,
-        };
-        let (path, clock) = (self.path.clone(), Arc::clone(&self.clock));
+        self.due = Due::at(Instant::now() + POLL_EVERY);
+        let (path, default_service) = (self.path.clone(), self.default_service.clone());
+        let clock = Arc::clone(&self.clock);
         let refused = match self.problem {
             Some(Problem::Refused(digest)) => Some(digest),
             _ => None,
         };
         let known = [self.accepted, refused];
-        (
-            trigger,
-            tokio::task::spawn_blocking(move || read_file(&path, known, &*clock)),
-        )
+        let new = || PathWatch::new(&self.path, Arc::clone(&self.signals));
+        let mut watch = self.watch.take().unwrap_or_else(new);
+        let read = tokio::task::spawn_blocking(move || {
+            // First the watch, then the read, so that no change falls between them.
+            let is_watched = watch.place();
+            let found = read_file(&path, default_service.as_ref(), known, &*clock);
+            (watch, is_watched, found)
+        });
+        (trigger, read)
     }
 
     /// Handles what was read. Returns an error if there is a new problem to report.
@@ -191,31 +219,38 @@ impl FileWatcher {
                 self.refuse(Problem::Empty, detail)
             }
             FileRead::Known(digest) => {
+                self.unconfirmed = None;
                 if self.accepted == Some(digest) {
                     self.accept();
                 }
                 Ok(())
             }
-            FileRead::New {
-                digest,
-                services: Err(error),
-                ..
-            } => self.refuse(Problem::Refused(digest), error.to_string()),
+            // A write began during the read. The file is read again when it ends.
+            FileRead::New { .. } if self.synced && self.signals.is_writing() => Ok(()),
+            FileRead::New { digest, .. }
+                if self.synced && trigger == Trigger::Poll && self.unconfirmed != Some(digest) =>
+            {
+                // The watch may be on another directory by now.
+                self.place_anew();
+                self.unconfirmed = Some(digest);
+                self.due.at = self.due.at.min(Instant::now() + CONFIRM_AFTER);
+                Ok(())
+            }
             FileRead::New {
                 digest,
                 read_at,
-                services: Ok(services),
+                services,
             } => {
-                if trigger == Trigger::Poll && self.synced {
-                    // The periodic read found a change without an event: the watch is on another
-                    // directory by now.
-                    self.directory.forget();
-                    self.due.at = Instant::now();
+                self.unconfirmed = None;
+                match services {
+                    Err(error) => self.refuse(Problem::Refused(digest), error.to_string()),
+                    Ok(services) => {
+                        self.accepted = Some(digest);
+                        self.accept();
+                        self.send(services, read_at);
+                        Ok(())
+                    }
                 }
-                self.accepted = Some(digest);
-                self.accept();
-                self.send(services, read_at);
-                Ok(())
             }
         }
     }
@@ -284,7 +319,13 @@ impl Watcher for FileWatcher {
             let (trigger, reading) = (*trigger, reading.await);
             self.reading = None;
             match reading {
-                Ok(found) => self.take(trigger, found)?,
+                Ok((watch, is_watched, found)) => {
+                    self.watch = Some(watch);
+                    if !is_watched {
+                        self.due.at = self.due.at.min(Instant::now() + POLL_EVERY_UNWATCHED);
+                    }
+                    self.take(trigger, found)?;
+                }
                 Err(error) => {
                     let detail = format!("{}: the task that reads it failed: {error}", self.path.display());
                     return Err(WatchError {
@@ -298,7 +339,12 @@ impl Watcher for FileWatcher {
 }
 
 /// Reads the file, and parses it unless its content is known. Blocks.
-fn read_file(path: &Path, known: [Option<Digest>; 2], clock: &dyn Clock) -> FileRead {
+fn read_file(
+    path: &Path,
+    default_service: Option<&ServiceName>,
+    known: [Option<Digest>; 2],
+    clock: &dyn Clock,
+) -> FileRead {
     let bytes = match read(path) {
         Ok(bytes) => bytes,
         Err(error) => return FileRead::Unreadable(error),
@@ -314,7 +360,7 @@ fn read_file(path: &Path, known: [Option<Digest>; 2], clock: &dyn Clock) -> File
     FileRead::New {
         digest,
         read_at,
-        services: parse(path, &bytes),
+        services: parse(path, &bytes, default_service),
     }
 }
 
@@ -337,156 +383,37 @@ struct Due {
     at: Instant,
     /// The time of the first event since the last read.
     first_event: Option<Instant>,
+    /// Whether the last event says that the file is open for writing.
+    is_open: bool,
 }
 
 impl Due {
+    fn at(at: Instant) -> Self {
+        Self {
+            at,
+            first_event: None,
+            is_open: false,
+        }
+    }
+
     fn signal(&mut self, signal: Signal, now: Instant) {
         let first = *self.first_event.get_or_insert(now);
+        self.is_open = signal == Signal::Writing;
         self.at = match signal {
-            Signal::Soon => (now + DEBOUNCE).min(first + DEBOUNCE_AT_MOST),
-            Signal::Now | Signal::Lost => now,
+            Signal::Writing => now + OPEN_AT_MOST,
+            Signal::Changed => (now + DEBOUNCE).min(first + DEBOUNCE_AT_MOST),
+            Signal::Complete | Signal::Lost => now,
         };
     }
-}
-
-/// What an event means for the file, the stronger signals last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Signal {
-    /// The file is being changed.
-    Soon,
-    /// A new version is complete.
-    Now,
-    /// The watch does not work any more.
-    Lost,
-}
-
-/// Carries signals from notify's thread. Holds only the strongest signal, so the size is constant.
-#[derive(Debug, Default)]
-struct Signals {
-    strongest: AtomicU8,
-    given: Notify,
-    #[cfg(test)]
-    count: std::sync::atomic::AtomicUsize,
-}
-
-impl Signals {
-    fn give(&self, signal: Signal) {
-        #[cfg(test)]
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.strongest.fetch_max(signal as u8 + 1, Ordering::AcqRel);
-        self.given.notify_one();
-    }
-
-    /// Cancel safe: a signal is taken in the same step in which this returns.
-    async fn next(&self) -> Signal {
-        loop {
-            self.given.notified().await;
-            match self.strongest.swap(0, Ordering::AcqRel) {
-                // This signal was taken together with an earlier one.
-                0 => {}
-                1 => return Signal::Soon,
-                2 => return Signal::Now,
-                _ => return Signal::Lost,
-            }
-        }
-    }
-}
-
-/// The directory of the file, watched if possible.
-#[derive(Debug)]
-struct Directory {
-    path: PathBuf,
-    file: PathBuf,
-    signals: Arc<Signals>,
-    watch: Option<RecommendedWatcher>,
-    /// Whether a failure to watch the directory was logged.
-    failure_logged: bool,
-}
-
-impl Directory {
-    fn of(file: &Path) -> Self {
-        let path = match file.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        Self {
-            path,
-            file: file.to_owned(),
-            signals: Arc::default(),
-            watch: None,
-            failure_logged: false,
-        }
-    }
-
-    /// Watches the directory if it is not watched yet, and returns whether it is.
-    fn watch(&mut self) -> bool {
-        if self.watch.is_none() {
-            match self.try_watch() {
-                Ok(watch) => {
-                    self.watch = Some(watch);
-                    self.failure_logged = false;
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut self.failure_logged, true) {
-                        let directory = self.path.display();
-                        tracing::warn!(%directory, %error, "cannot watch the directory, reading the file every second");
-                    }
-                }
-            }
-        }
-        self.watch.is_some()
-    }
-
-    fn try_watch(&self) -> notify::Result<RecommendedWatcher> {
-        let (directory, file, signals) = (self.path.clone(), self.file.clone(), Arc::clone(&self.signals));
-        let mut watch = notify::recommended_watcher(move |event| {
-            if let Some(signal) = signal_of(event, &directory, &file) {
-                signals.give(signal);
-            }
-        })?;
-        watch.watch(&self.path, RecursiveMode::NonRecursive)?;
-        Ok(watch)
-    }
-
-    fn forget(&mut self) {
-        self.watch = None;
-    }
-}
-
-/// What an event in the directory means for the file.
-fn signal_of(event: notify::Result<Event>, directory: &Path, file: &Path) -> Option<Signal> {
-    let Ok(event) = event else { return Some(Signal::Lost) };
-    if event.need_rescan() {
-        return Some(Signal::Soon);
-    }
-    let signal = match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write))
-        | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Signal::Now,
-        // pickd itself reads the file, and that must not lead to another read. A change of
-        // permissions or times does not change the content.
-        EventKind::Access(_) | EventKind::Modify(ModifyKind::Metadata(_)) | EventKind::Other => return None,
-        EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) | EventKind::Any => Signal::Soon,
-    };
-    let is_gone = matches!(
-        event.kind,
-        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
-    );
-    if is_gone && event.paths.iter().any(|path| path == directory) {
-        return Some(Signal::Lost);
-    }
-    if event.paths.iter().any(|path| path.file_name() == file.file_name()) {
-        return Some(signal);
-    }
-    // Another file. It matters if the file is a link that leads through it: `services.toml ->
-    // ..data/services.toml`.
-    file.is_symlink().then_some(Signal::Soon)
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use notify::event::{CreateKind, DataChange, MetadataKind, RemoveKind};
+    use std::io::Write as _;
+    use std::sync::atomic::Ordering;
+
     use tempfile::TempDir;
 
     use super::*;
@@ -553,8 +480,18 @@ mod tests {
             }
         }
 
+        fn is_watched(&self) -> bool {
+            self.watcher.watch.as_ref().is_some_and(PathWatch::is_placed_on_a_file)
+        }
+
+        /// No event comes before the next read.
+        fn lose_events(&mut self) {
+            self.watcher.watch = None;
+            self.watcher.signals = Arc::default();
+        }
+
         fn signals(&self) -> usize {
-            self.watcher.directory.signals.count.load(Ordering::Relaxed)
+            self.watcher.signals.count.load(Ordering::Relaxed)
         }
     }
 
@@ -685,7 +622,7 @@ mod tests {
         let before = bench.signals();
         fs::write(&bench.path, "[[service]]\nname = \"web\"\nweight = 3\n").unwrap();
         bench
-            .until(|watcher| watcher.directory.signals.count.load(Ordering::Relaxed) > before)
+            .until(|watcher| watcher.signals.count.load(Ordering::Relaxed) > before)
             .await;
         fs::write(&bench.path, "[[service]]\n").unwrap();
         assert!(bench.next().await.contains("services.toml:1:1: missing field `name`"));
@@ -737,14 +674,14 @@ mod tests {
         bench.path = directory.join("services.toml");
         (bench.status, bench.watcher) = watcher(&bench.path);
         assert!(bench.next().await.contains("No such file"));
-        assert!(bench.watcher.directory.watch.is_none());
+        assert!(!bench.is_watched());
         fs::create_dir(&directory).unwrap();
         bench.write("web: a");
         assert_eq!(
             (bench.next().await.as_str(), bench.next().await.as_str()),
             ("web: a", "synced")
         );
-        assert!(bench.watcher.directory.watch.is_some());
+        assert!(bench.is_watched());
 
         fs::remove_dir_all(&directory).unwrap();
         assert!(bench.next().await.contains("No such file"));
@@ -758,8 +695,7 @@ mod tests {
         let mut bench = Bench::synced("web: a").await;
         let until_net = bench.watcher.due.at.duration_since(Instant::now());
         assert!(until_net > POLL_EVERY / 2 && until_net <= POLL_EVERY, "{until_net:?}");
-        // The watcher gets no events from here on.
-        bench.watcher.directory.signals = Arc::default();
+        bench.lose_events();
         bench.write("web: b");
         bench.watcher.due.at = Instant::now();
         assert_eq!(bench.next().await, "web: b");
@@ -785,56 +721,117 @@ mod tests {
     }
 
     #[test]
-    fn only_what_can_change_the_content_is_acted_on() {
-        let (directory, file) = (Path::new("/d"), Path::new("/d/services.toml"));
-        let of = |kind, path: &str| signal_of(Ok(Event::new(kind).add_path(path.into())), directory, file);
-        let own = |kind| of(kind, "/d/services.toml");
-        use EventKind::{Access, Create, Modify, Remove};
-        assert_eq!(own(Access(AccessKind::Close(AccessMode::Write))), Some(Signal::Now));
-        assert_eq!(own(Modify(ModifyKind::Name(RenameMode::To))), Some(Signal::Now));
-        for kind in [
-            Create(CreateKind::File),
-            Modify(ModifyKind::Data(DataChange::Any)),
-            Modify(ModifyKind::Name(RenameMode::From)),
-            Modify(ModifyKind::Name(RenameMode::Both)),
-            Modify(ModifyKind::Any),
-            Remove(RemoveKind::File),
-            EventKind::Any,
-        ] {
-            assert_eq!(own(kind), Some(Signal::Soon), "{kind:?}");
-            assert_eq!(of(kind, "/d/neighbour"), None, "{kind:?}");
-        }
-        for kind in [
-            Access(AccessKind::Open(AccessMode::Any)),
-            Access(AccessKind::Read),
-            Access(AccessKind::Close(AccessMode::Read)),
-            Modify(ModifyKind::Metadata(MetadataKind::Any)),
-            EventKind::Other,
-        ] {
-            assert_eq!(own(kind), None, "{kind:?}");
-        }
-        assert_eq!(of(Remove(RemoveKind::Folder), "/d"), Some(Signal::Lost));
-        assert_eq!(
-            signal_of(Err(notify::Error::generic("overrun")), directory, file),
-            Some(Signal::Lost)
-        );
-    }
-
-    #[test]
-    fn a_long_write_is_read_in_the_end() {
+    fn events_without_end_do_not_put_off_the_read() {
         let start = Instant::now();
-        let mut due = Due {
-            at: start + POLL_EVERY,
-            first_event: None,
-        };
+        let mut due = Due::at(start + POLL_EVERY);
         for step in 0..100 {
             let now = start + step * Duration::from_millis(10);
-            due.signal(Signal::Soon, now);
+            due.signal(Signal::Changed, now);
             assert!(due.at <= start + DEBOUNCE_AT_MOST);
             assert!(due.at >= (now + DEBOUNCE).min(start + DEBOUNCE_AT_MOST));
         }
-        due.signal(Signal::Now, start);
+        due.signal(Signal::Complete, start);
         assert_eq!(due.at, start);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_file_that_is_open_for_writing_is_left_alone_until_it_is_closed() {
+        let mut bench = Bench::synced("web: a; db: b").await;
+        let (half, rest) = (toml("web: a"), toml("db: c").replace("# services\n", ""));
+        let mut open = File::create(&bench.path).unwrap();
+        for text in [half.as_str(), rest.as_str()] {
+            open.write_all(text.as_bytes()).unwrap();
+            let written = bench.signals();
+            bench
+                .until(|watcher| watcher.due.is_open && watcher.signals.count.load(Ordering::Relaxed) >= written)
+                .await;
+            assert!(bench.watcher.due.at > Instant::now() + OPEN_AT_MOST / 2);
+        }
+        drop(open);
+        assert_eq!(bench.next().await, "db: c", "the half without db was never in force");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_file_that_stays_open_counts_when_it_no_longer_changes() {
+        let mut bench = Bench::synced("web: a").await;
+        let mut open = File::create(&bench.path).unwrap();
+        open.write_all(toml("web: b").as_bytes()).unwrap();
+        bench.until(|watcher| watcher.due.is_open).await;
+        bench.watcher.due.at = Instant::now();
+        bench.until(|watcher| watcher.unconfirmed.is_some()).await;
+        assert_eq!(bench.next().await, "web: b");
+        drop(open);
+    }
+
+    #[tokio::test]
+    async fn half_a_file_that_no_event_announced_is_read_twice() {
+        let mut bench = Bench::synced("web: a; db: b").await;
+        bench.lose_events();
+        bench.write("web: a");
+        bench.watcher.due.at = Instant::now();
+        bench.until(|watcher| watcher.unconfirmed.is_some()).await;
+        bench.lose_events();
+        bench.write("web: a; db: c");
+        assert_eq!(bench.next().await, "db: c");
+        assert_eq!(bench.watcher.unconfirmed, None);
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_file_behind_links_is_seen_at_once_wherever_the_change_is() {
+        use std::os::unix::fs::symlink;
+
+        let mut bench = Bench::new();
+        let root = bench.directory.path().to_owned();
+        for (release, host) in [("1", "a"), ("2", "d")] {
+            let shared = root.join("releases").join(release);
+            fs::create_dir_all(&shared).unwrap();
+            fs::write(shared.join("real.toml"), toml(&format!("web: {host}"))).unwrap();
+        }
+        fs::create_dir(root.join("etc")).unwrap();
+        symlink("releases/1", root.join("current")).unwrap();
+        symlink("../current/real.toml", root.join("etc/services.toml")).unwrap();
+        bench.path = root.join("etc/services.toml");
+        (bench.status, bench.watcher) = watcher(&bench.path);
+        assert_eq!(
+            (bench.next().await.as_str(), bench.next().await.as_str()),
+            ("web: a", "synced")
+        );
+        // Far away, so that only an event can lead to a read.
+        let put_off = |bench: &mut Bench| bench.watcher.due.at = Instant::now() + POLL_EVERY * 10;
+
+        put_off(&mut bench);
+        fs::write(root.join("releases/1/real.toml"), toml("web: b")).unwrap();
+        assert_eq!(bench.next().await, "web: b", "written in place, in the other directory");
+
+        put_off(&mut bench);
+        fs::write(root.join("releases/1/new"), toml("web: c")).unwrap();
+        fs::rename(root.join("releases/1/new"), root.join("releases/1/real.toml")).unwrap();
+        assert_eq!(bench.next().await, "web: c", "renamed over, in the other directory");
+
+        put_off(&mut bench);
+        symlink("releases/2", root.join("next")).unwrap();
+        fs::rename(root.join("next"), root.join("current")).unwrap();
+        assert_eq!(bench.next().await, "web: d", "a directory on the way is another");
+
+        put_off(&mut bench);
+        fs::remove_file(root.join("current")).unwrap();
+        assert!(bench.next().await.contains("No such file"));
+        put_off(&mut bench);
+        symlink("releases/1", root.join("current")).unwrap();
+        assert_eq!(
+            bench.next().await,
+            "web: c",
+            "the link is there again, to another directory"
+        );
+
+        put_off(&mut bench);
+        fs::write(root.join("elsewhere.toml"), toml("web: e")).unwrap();
+        symlink(root.join("elsewhere.toml"), root.join("etc/new")).unwrap();
+        fs::rename(root.join("etc/new"), &bench.path).unwrap();
+        assert_eq!(bench.next().await, "web: e", "the last link leads elsewhere");
     }
 
     #[tokio::test]
