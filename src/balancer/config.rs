@@ -228,7 +228,7 @@ macro_rules! balancer_settings {
                 "Factor on the weight of an instance while its registry warns or its outcomes are bad. Rounded to \
 sixteenths, at least 1/16 if above 0; with 0 a degraded instance is not picked.";
             virtual_nodes, with_virtual_nodes: u32 = (100) in [1 to 10_000],
-                "Points on the hash ring for an instance of mean weight.";
+                "Virtual nodes, of four points each, on the hash ring for an instance of mean weight.";
             hash_balance_factor, with_hash_balance_factor: f64 = (0.0) in [0 (off) or 1.0 to 100.0],
                 "Bound on the requests in flight of an instance under `consistent_hash`, as a multiple of its fair \
 share (1.25: 25 % above); keys beyond the bound go to the next instance on the ring.";

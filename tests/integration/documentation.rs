@@ -864,7 +864,7 @@ fn the_examples_run_on_the_core_alone_and_print_what_they_promise() {
         (
             "consistent_hashing",
             &[
-                "user3: cache-2 -> cache-3 (moved)",
+                "user3: cache-2 -> cache-1 (moved)",
                 "Moved users: 2/5 (40.0%)",
                 "Users elsewhere than before, after cache-1 returned: 0/10000 (0.0%)",
             ],
