@@ -150,6 +150,11 @@ const LEASES_DENIED: Series = counter(
     SERVICE,
     "Picks that got no lease, because too many were open.",
 );
+const RETRIES: Series = counter(
+    "pickd_retries_total",
+    &["service", "result"],
+    "Retries of calls: allowed, or denied because the budget was spent or no attempt was left.",
+);
 const REPORTS: Series = counter(
     "pickd_reports_total",
     &["service", "result"],
@@ -388,6 +393,10 @@ fn add_leases(table: &mut Table, balancer: &LoadBalancer) {
     let (leases, reports) = (balancer.leases(), balancer.reports());
     table.add(&LEASES_EXPIRED, &[service], leases.expired as f64);
     table.add(&LEASES_DENIED, &[service], leases.denied as f64);
+    let retries = balancer.retries();
+    for (result, count) in [("allowed", retries.allowed), ("denied", retries.denied)] {
+        table.add(&RETRIES, &[service, result], count as f64);
+    }
     for (result, count) in [
         ("accepted", reports.accepted),
         ("unknown_instance", reports.unknown_instance),
@@ -571,6 +580,8 @@ mod tests {
             "pickd_leases_capacity 0",
             "pickd_leases_expired_total{service=\"web\"} 0",
             "pickd_leases_denied_total{service=\"web\"} 0",
+            "pickd_retries_total{result=\"allowed\",service=\"web\"} 0",
+            "pickd_retries_total{result=\"denied\",service=\"web\"} 0",
             "pickd_reports_total{result=\"accepted\",service=\"web\"} 0",
             "pickd_reports_total{result=\"no_credit\",service=\"web\"} 0",
             "pickd_reports_total{result=\"unknown_lease\",service=\"(unknown)\"} 0",

@@ -21,6 +21,8 @@ const GET_PARAMETERS: &str = "key, n, exclude, tag, format";
 const POST_PARAMETERS: &str = "key, n, exclude, tag, format, ttl";
 /// The header that carries the lease of a text answer.
 const LEASE_HEADER: HeaderName = HeaderName::from_static("x-pickd-lease");
+/// The header of a text answer that says whether the caller may send a retry.
+const RETRY_HEADER: HeaderName = HeaderName::from_static("x-pickd-retry-allowed");
 /// The most instances in one answer, including the first.
 const MAX_INSTANCES: usize = 16;
 
@@ -148,6 +150,8 @@ pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request)
             (pick, Some(lease))
         }
     };
+    // A pick that excludes instances is a retry, after an attempt at each of them.
+    let retry_allowed = (!exclude.is_empty()).then(|| balancer.may_retry(exclude.len()));
     let alternates = request
         .instances
         .filter(|&instances| instances > 1)
@@ -158,6 +162,7 @@ pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request)
         context: &context,
         alternates,
         lease,
+        retry_allowed,
     };
     Ok(match request.format {
         Some(Format::Text) => {
@@ -166,6 +171,10 @@ pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request)
                 && let Ok(id) = HeaderValue::try_from(lease.id.to_string())
             {
                 response.headers_mut().insert(LEASE_HEADER, id);
+            }
+            if let Some(allowed) = retry_allowed {
+                let allowed = HeaderValue::from_static(if allowed { "true" } else { "false" });
+                response.headers_mut().insert(RETRY_HEADER, allowed);
             }
             response
         }
@@ -190,6 +199,8 @@ struct Answer<'a> {
     alternates: Option<usize>,
     /// The lease, or its refusal. `None` for picks without a lease.
     lease: Option<Result<Lease, LeaseDenied>>,
+    /// Whether the caller may send the request to this instance. `None` for picks that are no retry.
+    retry_allowed: Option<bool>,
 }
 
 impl Answer<'_> {
@@ -214,6 +225,9 @@ impl Answer<'_> {
                 let _ok = write!(body, ",\"lease\":\"{}\",\"lease_ttl_ms\":{milliseconds}", lease.id);
             }
             Some(Err(LeaseDenied)) => body.extend_from_slice(b",\"lease_denied\":true"),
+        }
+        if let Some(allowed) = self.retry_allowed {
+            let _ok = write!(body, ",\"retry_allowed\":{allowed}");
         }
         if let Some(count) = self.alternates {
             body.extend_from_slice(b",\"alternates\":[");

@@ -26,6 +26,9 @@ const MAX_BYTES: usize = 1 << 20;
 /// A larger latency is a mistake, such as microseconds or a point in time.
 const MAX_LATENCY_MS: f64 = 3_600_000.0;
 
+/// The longest `retry_after`, in seconds: a day. The open time of a breaker bounds its effect.
+const MAX_RETRY_AFTER: f64 = 86_400.0;
+
 /// A report as it stands in the body.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +38,8 @@ struct RawReport {
     instance: Option<String>,
     outcome: RawOutcome,
     latency_ms: Option<f64>,
+    /// Seconds, with `rejected` only.
+    retry_after: Option<f64>,
 }
 
 /// The outcome as it stands in the body.
@@ -172,12 +177,20 @@ impl RawReport {
             Some(latency) if !(0.0..=MAX_LATENCY_MS).contains(&latency) => return None,
             latency => latency.map(|latency| Duration::from_secs_f64(latency / 1e3)),
         };
+        if let Some(seconds) = self.retry_after
+            && !(matches!(self.outcome, RawOutcome::Rejected) && (0.0..=MAX_RETRY_AFTER).contains(&seconds))
+        {
+            return None;
+        }
         let outcome = match self.outcome {
             RawOutcome::Success => Outcome::Success,
             RawOutcome::Failure => Outcome::Failure,
             RawOutcome::Timeout => Outcome::Timeout,
             RawOutcome::ConnectError => Outcome::ConnectError,
-            RawOutcome::Rejected => Outcome::Rejected,
+            RawOutcome::Rejected => match self.retry_after {
+                None => Outcome::Rejected,
+                Some(seconds) => Outcome::RejectedFor(Duration::from_secs_f64(seconds)),
+            },
             RawOutcome::Cancelled => Outcome::Cancelled,
             RawOutcome::Open => {
                 let Subject::Lease(lease) = subject else { return None };
@@ -235,6 +248,9 @@ mod tests {
             r#""outcome":"connect_error","latency_ms":0"#,
             r#""outcome":"rejected","latency_ms":3600000"#,
             r#""outcome":"open""#,
+            r#""outcome":"rejected","retry_after":0.5"#,
+            r#""outcome":"rejected","retry_after":86400,"latency_ms":1"#,
+            r#""outcome":"success","retry_after":null"#,
         ] {
             assert!(with(good), "{good}");
         }
@@ -248,6 +264,11 @@ mod tests {
             r#""outcome":"success","latency_ms":1e999"#,
             r#""outcome":"success","latency_ms":"12""#,
             r#""outcome":"success","latency":12"#,
+            r#""outcome":"success","retry_after":1"#,
+            r#""outcome":"open","retry_after":1"#,
+            r#""outcome":"rejected","retry_after":-1"#,
+            r#""outcome":"rejected","retry_after":86401"#,
+            r#""outcome":"rejected","retry_after":"1""#,
             r#""outcome":"success","outcome":"failure""#,
             r#""outcome":"success","service":"a""#,
             r#""outcome":"success","service":"a","instance":"b""#,

@@ -252,6 +252,12 @@ share (1.25: 25 % above); keys beyond the bound go to the next instance on the r
                 "Whether an ejected instance returns through a trial (true), or after 30 s times the number of \
 consecutive ejections (false).";
             breaker, with_breaker: BreakerConfig = (default), "Thresholds of the breaker, and ejection times.";
+            retry_enabled, with_retry_enabled: bool = (true),
+                "Whether a failed call may be tried again, by `call` of the library or by a pick with `exclude`.";
+            max_retries, with_max_retries: u32 = (2) in [0 to 15],
+                "Attempts of one call beyond the first.";
+            retry_budget, with_retry_budget: f64 = (0.2) in [0.0 to 1.0],
+                "Retries that each call allows, over the last ten seconds, beside 3 a second.";
             max_ejection, with_max_ejection: f64 = (0.5) in [0.0 to 1.0],
                 "Largest share of a pool that outcomes may eject. One instance may always be ejected, the last usable \
 instance never.";

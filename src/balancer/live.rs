@@ -284,7 +284,11 @@ impl Live {
                     self.ewma.observe(latency, now);
                 }
             }
-            Outcome::Failure | Outcome::Timeout | Outcome::ConnectError | Outcome::Rejected => {
+            Outcome::Failure
+            | Outcome::Timeout
+            | Outcome::ConnectError
+            | Outcome::Rejected
+            | Outcome::RejectedFor(_) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
                 self.consecutive_failures
                     .fetch_add(outcome.failures_in_a_row(), Ordering::Relaxed);

@@ -51,6 +51,7 @@ pub(crate) mod outcome;
 pub(crate) mod overrides;
 pub(crate) mod render;
 pub(crate) mod report_credit;
+pub(crate) mod retry;
 pub(crate) mod settings;
 pub(crate) mod share;
 pub(crate) mod sources;
@@ -73,12 +74,14 @@ pub use health::grade::{DegradedReason, PassiveState};
 pub use health::layers::{Layers, UnavailableReason};
 pub use instance::{Address, InvalidInstance, RegistryStatus, Source};
 pub use lease::{InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey};
+pub use load_balancer::call::{Attempt, Call, CallError, Failure};
 pub use load_balancer::pick::Alternate;
 pub use load_balancer::transitions::{Transition, Transitioned};
 pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, StandingOrder, WeightOrder,
 };
 pub use render::{Bodies, Described, NoBodies, Render};
+pub use retry::RetryStatistics;
 pub use settings::{InvalidConfig, Setting};
 pub use share::Factors;
 pub use sources::{Scope, SourceStatus, Sources};

@@ -217,7 +217,7 @@ fn an_unknown_key_is_refused_where_it_stands() {
         ("[state]\ndirectory = \"\"", "p.toml:1:2: ", "`state`"),
         ("[alerts]", "p.toml:1:2: ", "`alerts`"),
         ("[file]\npath = \"a\"\nwatch = true", "p.toml:3:1: ", "`watch`"),
-        ("[defaults]\nretry_budget = 0.2", "p.toml:2:1: ", "`retry_budget`"),
+        ("[defaults]\nretry_limit = 0.2", "p.toml:2:1: ", "`retry_limit`"),
         (
             "[services.a]\nsticky_sessions = true",
             "p.toml:2:1: ",

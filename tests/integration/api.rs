@@ -98,7 +98,7 @@ fn a_pick_is_one_instance_as_its_registry_describes_it() {
         answer.text(),
         r#"{"service":"user-service","id":"user-1","host":"10.0.1.10","port":8080,"address":"10.0.1.10:8080","weight":1,"#
             .to_owned()
-            + r#""status":"healthy","tags":["eu","v1"],"metadata":{"zone":"us-\"west\""},"source":"file"}"#
+            + r#""status":"healthy","tags":["eu","v1"],"metadata":{"zone":"us-\"west\""},"source":"file","retry_allowed":true}"#
     );
     let statuses: BTreeMap<String, String> = (0..50)
         .map(|_| agent.get("/pick/user-service").json())
@@ -200,6 +200,71 @@ fn exclusions_and_tags_are_honoured_and_decoded_after_they_are_split() {
     assert_eq!(picked("tag=v1&exclude=user-1"), ids(&["user,2"]));
     let alternates = agent.get("/pick/user-service?n=3&tag=v1&exclude=user-1").json();
     assert_eq!((id(&alternates), &alternates["alternates"]), ("user,2", &json!([])));
+}
+
+#[test]
+fn a_retry_is_allowed_within_the_settings_and_the_budget() {
+    let folder = Folder::new();
+    folder.registry(
+        "services.toml",
+        "web",
+        &["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80"],
+    );
+    let text = "[file]\npath = \"services.toml\"\n[services.once]\nretry_enabled = false\n";
+    let config = folder.write("pickd.toml", text);
+    let agent = Agent::run(["--config", config.to_str().unwrap()]).ready();
+    let allowed = |query: &str| agent.get(&format!("/pick/web{query}")).json()["retry_allowed"].clone();
+    assert_eq!(allowed(""), Value::Null, "no retry");
+    assert_eq!(allowed("?exclude=10.0.0.1:80"), true);
+    assert_eq!(allowed("?exclude=10.0.0.1:80,10.0.0.2:80"), true);
+    assert_eq!(
+        allowed("?exclude=10.0.0.1:80,10.0.0.2:80,10.0.0.3:80"),
+        false,
+        "max_retries is 2"
+    );
+    let header = |query: &str| {
+        let answer = agent.get(&format!("/pick/web?format=text{query}"));
+        answer.header("x-pickd-retry-allowed").map(str::to_owned)
+    };
+    assert_eq!(header("").as_deref(), None);
+    assert_eq!(header("&exclude=10.0.0.1:80").as_deref(), Some("true"));
+    let leased = ask(agent.address, "POST", "/pick/web?exclude=10.0.0.1:80", &[]).json();
+    assert_eq!(leased["retry_allowed"], true);
+    assert!(leased["lease"].is_string());
+
+    // 4 of 30 are spent, and a second brings 3. The bound is that of a slow machine.
+    let refused = (0..400).position(|_| allowed("?exclude=10.0.0.1:80") == false);
+    assert!(refused.is_some_and(|refused| refused >= 20), "{refused:?}");
+    assert_eq!(header("&exclude=10.0.0.1:80").as_deref(), Some("false"));
+    let series = |result: &str| agent.metric(&format!("pickd_retries_total{{service=\"web\",result=\"{result}\"}}"));
+    assert!(series("allowed") >= Some(24.0) && series("denied") >= Some(3.0));
+}
+
+#[test]
+fn a_leased_instance_stays_out_for_the_time_of_retry_after() {
+    let folder = Folder::new();
+    let path = folder.registry("services.toml", "web", &["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
+    let agent = Agent::run(["--file", path.to_str().unwrap()]).ready();
+    let report = |body: Value| {
+        let mut connection = Connection::open(agent.address).unwrap();
+        connection.post("/report", &body.to_string()).unwrap().json()
+    };
+    let id = |pick: &Value| pick["id"].as_str().unwrap().to_owned();
+    let without = id(&agent.get("/pick/web").json());
+    let body = json!({"service": "web", "instance": without, "outcome": "rejected", "retry_after": 30});
+    assert_eq!(report(body)["accepted"], 1);
+    let picks = || (0..9).map(|_| id(&agent.get("/pick/web").json())).collect::<Vec<_>>();
+    assert!(picks().contains(&without), "without a lease, the time has no effect");
+
+    let pick = ask(agent.address, "POST", "/pick/web", &[]).json();
+    let body = json!({"lease": pick["lease"], "outcome": "rejected", "retry_after": 30});
+    assert_eq!(report(body)["accepted"], 1);
+    assert!(!picks().contains(&id(&pick)));
+    let explained = agent.get("/explain/web").json();
+    assert!(
+        explained.to_string().contains("asked not to be called for 30 s"),
+        "{explained}"
+    );
 }
 
 #[test]

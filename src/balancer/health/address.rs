@@ -71,6 +71,7 @@ impl AddressHealth {
             Outcome::Cancelled => return [None, None],
             Outcome::Success => Evidence::Success,
             Outcome::Rejected => Evidence::Rejected,
+            Outcome::RejectedFor(time) => Evidence::RejectedFor(time),
             Outcome::Failure | Outcome::Timeout | Outcome::ConnectError => {
                 Evidence::Failure(outcome.failures_in_a_row())
             }
@@ -204,6 +205,8 @@ mod tests {
         half_open: bool,
         unknown_trials: u8,
         openings: Vec<Timestamp>,
+        /// The breaker is open for the time that the address asked for.
+        asked: bool,
         closings: Vec<Timestamp>,
     }
 
@@ -251,6 +254,7 @@ mod tests {
             1 => Just(Outcome::Timeout),
             1 => Just(Outcome::ConnectError),
             1 => Just(Outcome::Rejected),
+            1 => (0_u64..90).prop_map(|seconds| Outcome::RejectedFor(Duration::from_secs(seconds))),
             1 => Just(Outcome::Cancelled),
         ];
         prop_oneof![
@@ -307,7 +311,21 @@ mod tests {
                         let [_, step] = health.record(outcome, None, trial, None, &config, entropy, now);
                         let has_trial = trial != Trial::None || naive.unknown_trials > 0;
                         let mut opens = false;
-                        if outcome == Outcome::Cancelled || naive.open.is_some() {
+                        let asked_for = match outcome {
+                            Outcome::RejectedFor(time) if !time.is_zero() => Some(time.min(Duration::from_secs(60))),
+                            _ => None,
+                        };
+                        if outcome == Outcome::Cancelled {
+                        } else if let Some((since, until)) = naive.open {
+                            if let (true, Some(time)) = (naive.asked, asked_for) {
+                                naive.open = Some((since, until.max(now + time)));
+                            }
+                        } else if let (Some(time), false) = (asked_for, naive.half_open && !has_trial) {
+                            if !naive.half_open {
+                                naive.outcomes.push((now, outcome));
+                            }
+                            naive.open = Some((now, now + time));
+                            (naive.half_open, naive.unknown_trials, naive.asked) = (false, 0, true);
                         } else if naive.half_open {
                             match outcome {
                                 _ if !has_trial => {}
@@ -332,7 +350,7 @@ mod tests {
                                 f64::from(30 * times).min(300.0)
                             };
                             naive.open = Some((now, now + Duration::from_secs_f64(seconds)));
-                            (naive.half_open, naive.unknown_trials) = (false, 0);
+                            (naive.half_open, naive.unknown_trials, naive.asked) = (false, 0, false);
                         }
                         if step.is_some() {
                             trial = Trial::None;

@@ -21,6 +21,9 @@
 //! outcome is unknown, and three unknown trials in a row close the breaker. Outcomes that arrive
 //! while the breaker is open belong to earlier requests and are ignored.
 //!
+//! An address that rejects a request with the time after which it may be called again opens its
+//! breaker for that time, at most for `open_max`.
+//!
 //! With `circuit_breaker_enabled = false` there are no trials: the address is ejected for 30 s
 //! times the number of openings in a row, at most 300 s (Envoy's outlier detection).
 //!
@@ -100,6 +103,8 @@ pub enum TripReason {
     },
     /// A trial failed.
     TrialFailed,
+    /// The instance asked not to be called for this time.
+    RetryAfter(Duration),
 }
 
 /// As in answers and logs: `3 failures in a row`.
@@ -109,6 +114,7 @@ impl fmt::Display for TripReason {
             Self::ConsecutiveFailures(failures) => write!(f, "{failures} failures in a row"),
             Self::FailureRatio { failed, total } => write!(f, "{failed} of {total} outcomes failed"),
             Self::TrialFailed => f.write_str("the trial failed"),
+            Self::RetryAfter(time) => write!(f, "asked not to be called for {} s", time.as_secs_f64()),
         }
     }
 }
@@ -156,6 +162,8 @@ pub(crate) enum Evidence {
     Failure(u32),
     /// A failed outcome that is not a consecutive failure.
     Rejected,
+    /// The same from an address that asks not to be called for this time.
+    RejectedFor(Duration),
 }
 
 /// Which picks are let through while a breaker is half open.
@@ -243,18 +251,29 @@ impl Breaker {
                 self.failures_in_a_row = 0;
                 None
             }
-            (State::Closed, Evidence::Failure(_) | Evidence::Rejected) => {
+            (State::Open { until, because }, Evidence::RejectedFor(time)) => {
+                // Of requests that were rejected together, the longest time counts.
+                if let TripReason::RetryAfter(_) = because {
+                    let until = until.max(now + time.min(config.breaker().open_max()));
+                    self.state = State::Open { until, because };
+                }
+                None
+            }
+            (State::Open { .. }, _) => None,
+            // The request began before the breaker opened.
+            (State::HalfOpen { unknown_trials: 0, .. }, _) if trial == Trial::None => None,
+            (State::Closed | State::HalfOpen { .. }, Evidence::RejectedFor(time)) if !time.is_zero() => {
+                Some(self.open(TripReason::RetryAfter(time), totals, config, entropy, now))
+            }
+            (State::Closed, Evidence::Failure(_) | Evidence::Rejected | Evidence::RejectedFor(_)) => {
                 if let Evidence::Failure(count) = evidence {
                     self.failures_in_a_row = self.failures_in_a_row.saturating_add(count);
                 }
                 let because = self.trip_reason(totals, config)?;
                 Some(self.open(because, totals, config, entropy, now))
             }
-            (State::Open { .. }, _) => None,
-            // The request began before the breaker opened.
-            (State::HalfOpen { unknown_trials: 0, .. }, _) if trial == Trial::None => None,
             (State::HalfOpen { .. }, Evidence::Success) => Some(self.close(CloseReason::TrialSucceeded, now)),
-            (State::HalfOpen { .. }, Evidence::Failure(_) | Evidence::Rejected) => {
+            (State::HalfOpen { .. }, Evidence::Failure(_) | Evidence::Rejected | Evidence::RejectedFor(_)) => {
                 Some(self.open(TripReason::TrialFailed, totals, config, entropy, now))
             }
         }
@@ -327,13 +346,18 @@ impl Breaker {
         entropy: f64,
         now: Timestamp,
     ) -> BreakerStep {
-        let in_a_row = match self.closed_at {
-            _ if because == TripReason::TrialFailed => true,
-            Some(closed_at) => now.since(closed_at) < config.breaker().window(),
-            None => false,
+        let until = if let TripReason::RetryAfter(time) = because {
+            // The time is the instance's own, so neither the series of openings nor chance counts.
+            now + time.min(config.breaker().open_max())
+        } else {
+            let in_a_row = match self.closed_at {
+                _ if because == TripReason::TrialFailed => true,
+                Some(closed_at) => now.since(closed_at) < config.breaker().window(),
+                None => false,
+            };
+            self.openings = if in_a_row { self.openings.saturating_add(1) } else { 1 };
+            now + open_time(self.openings, config, entropy)
         };
-        self.openings = if in_a_row { self.openings.saturating_add(1) } else { 1 };
-        let until = now + open_time(self.openings, config, entropy);
         self.state = State::Open { until, because };
         self.since = now;
         if because != TripReason::TrialFailed {

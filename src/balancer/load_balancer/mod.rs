@@ -25,6 +25,7 @@ use super::live::{Live, Load};
 use super::member::{Member, unavailable_reasons};
 use super::outcome::Outcome;
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, StandingOrder, WeightOrder};
+use super::retry::RetryBudget;
 use super::statistics::{
     CheckStatistics, InstanceStatistics, LeaseCounts, LeaseStatistics, Refusals, ReportStatistics, Statistics,
 };
@@ -32,6 +33,7 @@ use super::strategy::draw::Mode;
 use super::strategy::schedule::Turn;
 use super::view::{View, ViewParts};
 
+pub(crate) mod call;
 pub(crate) mod pick;
 mod publish;
 pub(crate) mod transitions;
@@ -81,6 +83,7 @@ pub(crate) struct Shared {
     checks_failed: AtomicU64,
     /// Nanoseconds that building the present view took.
     pub(crate) build_time: AtomicU64,
+    pub(crate) retries: RetryBudget,
     writer: Mutex<Writer>,
 }
 
@@ -113,6 +116,7 @@ impl LoadBalancer {
         seed: u64,
         is_driven: bool,
     ) -> Self {
+        let now = environment.clock.now();
         let turn = Arc::new(Turn::starting_at(seed));
         let load = Arc::new(Load::new(Arc::clone(&environment.clock)));
         let made = ViewParts {
@@ -131,7 +135,7 @@ impl LoadBalancer {
             departed_lives: HashMap::new(),
             forgotten: Counted::default(),
             retired: Vec::new(),
-            empty_since: Some(environment.clock.now()),
+            empty_since: Some(now),
             overrides: Overrides::default(),
             ejections: Ejections::default(),
             upkeep: Upkeep::default(),
@@ -151,6 +155,7 @@ impl LoadBalancer {
             checks_passed: AtomicU64::new(0),
             checks_failed: AtomicU64::new(0),
             build_time: AtomicU64::new(0),
+            retries: RetryBudget::new(now),
             writer: Mutex::new(writer),
         };
         Self {
@@ -227,6 +232,11 @@ impl LoadBalancer {
         if !credited {
             return Err(ReportError::NoCredit);
         }
+        // Only the caller that was let through to the instance says for how long it stays out.
+        let outcome = match outcome {
+            Outcome::RejectedFor(_) => Outcome::Rejected,
+            outcome => outcome,
+        };
         self.learn(live, outcome, latency);
         Ok(())
     }

@@ -194,6 +194,12 @@ impl Acquired {
         self.balancer.learn(&self.live, outcome, Some(latency));
     }
 
+    /// The instance. (Dereferencing gives the same.)
+    #[must_use]
+    pub fn instance(&self) -> &Arc<ServiceInstance> {
+        &self.instance
+    }
+
     pub(crate) fn balancer(&self) -> &LoadBalancer {
         &self.balancer
     }
