@@ -1,7 +1,7 @@
 //! From updates of watchers to views of pools.
 //!
 //! ```text
-//! Update ─► Guard (of its source) ─► Merge ─► Coalesce ─► Directory::apply
+//! Update ─► joined, Guard (of its source) ─► Merge ─► Coalesce ─► Directory::apply
 //! ```
 //!
 //! A reconciler has one owner, the agent, which feeds it: updates in, views out. Knows no task,
@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::coalesce::Coalesce;
 use super::guard::{Decision, Guard};
 use super::merge::Merge;
+use super::registrations::joined;
 use super::watcher::Update;
 use crate::balancer::{Address, Directory, ServiceName, Source, SourceStatus, Timestamp};
 
@@ -55,9 +56,12 @@ impl Reconciler {
 
     /// Takes an update of the watcher with this record, and publishes what can be published now.
     /// Updates of a watcher that was replaced or dropped meanwhile are ignored.
-    pub fn receive(&mut self, status: &Arc<SourceStatus>, update: Update, now: Timestamp) {
-        let read_at = match &update {
-            Update::Service(reading) => reading.read_at,
+    pub fn receive(&mut self, status: &Arc<SourceStatus>, mut update: Update, now: Timestamp) {
+        let read_at = match &mut update {
+            Update::Service(reading) => {
+                reading.instances = joined(std::mem::take(&mut reading.instances));
+                reading.read_at
+            }
             Update::Gone { read_at, .. } => *read_at,
             Update::Synced => now,
         };
