@@ -63,8 +63,8 @@
 //!   the last instance. When checks take out the rest, the pool is in panic mode: all instances are
 //!   candidates, and the answer says so. An ejection applies to the very next pick.
 //! - **An override stands beside the data of the registry**, and overwrites none of it. It belongs
-//!   to the id, ends when an operator lifts it or when its time is over, and keeps its origin and
-//!   reason.
+//!   to the id, follows a machine to a new id, and never passes to another machine. It ends when an
+//!   operator lifts it or when its time is over, and keeps its origin and reason.
 //! - **Values are valid.** A [`Weight`], a [`ServiceName`] or a configuration that exists is in
 //!   range. The edge refuses invalid input, with its place.
 //! - **Constructors start nothing.** Tasks belong to the agent, which stops and joins them.

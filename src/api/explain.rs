@@ -13,8 +13,8 @@ use super::layers::{LayersState, OrderState, OrderedWeight};
 use super::query;
 use super::state::Api;
 use crate::balancer::{
-    DegradedReason, ExplainedInstance, Explanation, InstanceId, Layers, LoadBalancer, PassiveState, RegistryStatus,
-    Score, ServiceName, Timestamp, UnavailableReason,
+    DegradedReason, ExplainedInstance, Explanation, InstanceId, Layers, LoadBalancer, PassiveState, RegistryEntry,
+    RegistryStatus, Score, ServiceName, Timestamp, UnavailableReason,
 };
 
 /// The route. With the query parameter `key`, the answer says which instance the key leads to.
@@ -109,6 +109,17 @@ struct InstanceState {
     /// The value that the strategy compares. Null for an instance that cannot be picked.
     score: Option<ScoreState>,
     layers: LayersState,
+    /// Every registration of the address, first the one that gave the id and the attributes.
+    registrations: Vec<RegistrationState>,
+}
+
+#[derive(Serialize)]
+struct RegistrationState {
+    /// The registered id, which may differ from the id of the instance.
+    id: String,
+    source: &'static str,
+    /// The status of this registration alone.
+    status: &'static str,
 }
 
 #[derive(Serialize)]
@@ -161,6 +172,22 @@ impl InstanceState {
             },
             score: explained.score.map(score),
             layers: LayersState::of(&explained.layers, now),
+            registrations: explained
+                .instance
+                .registrations()
+                .iter()
+                .map(RegistrationState::of)
+                .collect(),
+        }
+    }
+}
+
+impl RegistrationState {
+    fn of(entry: &RegistryEntry) -> Self {
+        Self {
+            id: entry.id.to_string(),
+            source: entry.source.as_str(),
+            status: entry.status.as_str(),
         }
     }
 }
@@ -222,6 +249,8 @@ impl OverriddenInstance {
     pub(super) fn of(balancer: &LoadBalancer, id: &InstanceId, now: Timestamp) -> Self {
         let orders = balancer.overrides_of(id);
         let explained = balancer.explain_instance(id);
+        // The operator may have named the instance by another of its registered ids.
+        let id = explained.as_ref().map_or(id, |explained| explained.instance.id());
         Self {
             service: balancer.service().to_string(),
             id: id.to_string(),

@@ -1,6 +1,8 @@
 //! Why there is no pick, and why a report does not count. Each variant is another answer to the
 //! caller.
 
+use std::fmt;
+
 use super::instance::{InstanceId, ServiceName, Source};
 
 /// Why no instance was picked.
@@ -38,15 +40,34 @@ pub enum PickError {
     },
 }
 
-/// An id that a service does not list, and has not listed within the last hour.
+/// An id that a service does not list, and has not listed within the last hour; or an id that
+/// registries list at several addresses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("service {service} has no instance {id:?}, and had none in the last hour", id = .id.as_str())]
 #[non_exhaustive]
 pub struct UnknownInstance {
     /// The requested service.
     pub service: ServiceName,
     /// The requested id.
     pub id: InstanceId,
+    /// The instances that are registered under this id. Mostly none.
+    pub registered_as: Vec<InstanceId>,
+}
+
+impl fmt::Display for UnknownInstance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (service, id) = (&self.service, self.id.as_str());
+        if self.registered_as.is_empty() {
+            return write!(
+                f,
+                "service {service} has no instance {id:?}, and had none in the last hour"
+            );
+        }
+        let instances: Vec<_> = self.registered_as.iter().map(InstanceId::as_str).collect();
+        write!(
+            f,
+            "service {service} lists {id:?} at several addresses: expected one of {instances:?}"
+        )
+    }
 }
 
 /// Why a report does not count.

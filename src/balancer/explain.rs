@@ -141,11 +141,13 @@ impl LoadBalancer {
         }
     }
 
-    /// Explains one instance. `None` if it is not registered.
+    /// Explains one instance. `None` if it is not registered. A registered id that the pool does
+    /// not use finds its instance, as in [`drain`](LoadBalancer::drain).
     #[must_use]
     pub fn explain_instance(&self, id: &InstanceId) -> Option<ExplainedInstance> {
         let view = self.shared.view.load_full();
-        self.subject(&view).instances(Some(id)).pop()
+        let [registered_as] = *view.ids_of(id) else { return None };
+        self.subject(&view).instances(Some(registered_as)).pop()
     }
 
     fn subject<'a>(&'a self, view: &'a View) -> Subject<'a> {

@@ -5,7 +5,7 @@
 //! on one line. Load, latency and failures are learned later and belong to the live state: see
 //! `view`.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -406,7 +406,21 @@ pub struct ServiceInstance {
     metadata: Option<Arc<BTreeMap<Box<str>, Box<str>>>>,
     status: RegistryStatus,
     source: Source,
-    also_in: Box<[Source]>,
+    /// `None` for the only registration of an address under its own id, as most are.
+    registrations: Option<Arc<[RegistryEntry]>>,
+}
+
+/// One registration of an address. Registries may list an address several times, and several
+/// registries may list the same address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct RegistryEntry {
+    /// The id under which the registry lists the address.
+    pub id: InstanceId,
+    /// The registry.
+    pub source: Source,
+    /// The health status of this registration alone.
+    pub status: RegistryStatus,
 }
 
 static NO_METADATA: BTreeMap<Box<str>, Box<str>> = BTreeMap::new();
@@ -434,7 +448,7 @@ impl ServiceInstance {
             metadata: None,
             status: RegistryStatus::Unknown,
             source: Source::LIBRARY,
-            also_in: Box::default(),
+            registrations: None,
         }
     }
 
@@ -498,11 +512,20 @@ impl ServiceInstance {
         self
     }
 
-    /// Sets the other sources that list the address of the instance, in order of priority. The
-    /// other sources contribute only to its health status.
+    /// Sets all registrations of the address, first the one that gave the id and the attributes.
     #[must_use]
-    pub fn with_other_sources(mut self, sources: impl Into<Box<[Source]>>) -> Self {
-        self.also_in = sources.into();
+    pub fn with_registrations(mut self, registrations: impl Into<Arc<[RegistryEntry]>>) -> Self {
+        self.registrations = Some(registrations.into());
+        self
+    }
+
+    /// The same registrations under another id in the pool. The registered ids stay known.
+    #[must_use]
+    pub fn renamed(mut self, id: InstanceId) -> Self {
+        if self.registrations.is_none() {
+            self.registrations = Some([self.own_registration()].into());
+        }
+        self.id = id;
         self
     }
 
@@ -579,9 +602,57 @@ impl ServiceInstance {
         self.source
     }
 
-    /// Every source that lists the address of the instance, in order of priority.
+    /// All registrations of the address, first the one that gave the id and the attributes.
+    #[must_use]
+    pub fn registrations(&self) -> Cow<'_, [RegistryEntry]> {
+        match &self.registrations {
+            Some(registrations) => Cow::Borrowed(registrations),
+            None => Cow::Owned(vec![self.own_registration()]),
+        }
+    }
+
+    fn own_registration(&self) -> RegistryEntry {
+        RegistryEntry {
+            id: self.id.clone(),
+            source: self.source,
+            status: self.status,
+        }
+    }
+
+    /// Every source that lists the address of the instance, each once, first the one that gave
+    /// the attributes.
     pub fn sources(&self) -> impl Iterator<Item = Source> {
-        std::iter::once(self.source).chain(self.also_in.iter().copied())
+        let all = self.registrations.as_deref().unwrap_or_default();
+        let first_of_source = move |(place, registration): (usize, &RegistryEntry)| {
+            let is_first = all
+                .iter()
+                .take(place)
+                .all(|earlier| earlier.source != registration.source);
+            is_first.then_some(registration.source)
+        };
+        let alone = all.is_empty().then_some(self.source);
+        alone
+            .into_iter()
+            .chain(all.iter().enumerate().filter_map(first_of_source))
+    }
+
+    /// Whether a registry lists the address under this id.
+    #[must_use]
+    pub fn is_registered_as(&self, id: &InstanceId) -> bool {
+        match &self.registrations {
+            Some(registrations) => registrations.iter().any(|registration| registration.id == *id),
+            None => self.id == *id,
+        }
+    }
+
+    /// Whether both are the same address and have a registration in common, by id and source.
+    #[must_use]
+    pub fn is_same_machine(&self, other: &Self) -> bool {
+        let in_both = |one: &RegistryEntry| {
+            let mut others = other.registrations().into_owned().into_iter();
+            others.any(|other| (one.source, &one.id) == (other.source, &other.id))
+        };
+        self.address == other.address && self.registrations().iter().any(in_both)
     }
 }
 
@@ -652,6 +723,33 @@ mod tests {
         assert_eq!(Weight::new(10_000).unwrap(), Weight::MAX);
         assert_eq!(Weight::new(10_001), Err(InvalidInstance::Weight { found: 10_001 }));
         assert_eq!(Weight::new(-1), Err(InvalidInstance::Weight { found: -1 }));
+    }
+
+    #[test]
+    fn a_renamed_instance_stays_known_by_its_registered_id() {
+        let registered = ServiceInstance::new("a", "h", 1).unwrap();
+        let id = |text: &str| text.parse::<InstanceId>().unwrap();
+        let renamed = registered.clone().renamed(id("b")).renamed(id("c"));
+        assert_eq!(renamed.id().as_str(), "c");
+        assert!(renamed.is_registered_as(&id("a")) && !renamed.is_registered_as(&id("b")));
+        assert!(renamed.is_same_machine(&registered) && registered.is_same_machine(&renamed));
+        let elsewhere = ServiceInstance::new("a", "h", 2).unwrap();
+        let replaced = ServiceInstance::new("d", "h", 1).unwrap();
+        assert!(!renamed.is_same_machine(&elsewhere) && !renamed.is_same_machine(&replaced));
+    }
+
+    #[test]
+    fn sources_are_named_once_each_in_order() {
+        let of = |source| RegistryEntry {
+            id: "a".parse().unwrap(),
+            source: Source::new(source),
+            status: RegistryStatus::Passing,
+        };
+        let instance = ServiceInstance::new("a", "h", 1).unwrap();
+        assert_eq!(instance.sources().collect::<Vec<_>>(), [Source::LIBRARY]);
+        let listed = instance.with_registrations(["etcd", "etcd", "file", "etcd"].map(of));
+        let names: Vec<_> = listed.sources().map(Source::as_str).collect();
+        assert_eq!(names, ["etcd", "file"]);
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub use health::breaker::{BreakerState, CloseReason, TripReason};
 pub use health::checks::{ActiveState, Check, CheckFailure};
 pub use health::grade::{DegradedReason, PassiveState};
 pub use health::layers::{Layers, UnavailableReason};
-pub use instance::{Address, InvalidInstance, RegistryStatus, Source};
+pub use instance::{Address, InvalidInstance, RegistryEntry, RegistryStatus, Source};
 pub use lease::{InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey};
 pub use load_balancer::call::{Attempt, Call, CallError, Failure};
 pub use load_balancer::pick::Alternate;

@@ -5,6 +5,11 @@
 //! time to live ends, or a day after its id was last registered. Orders are accepted only for ids
 //! that are registered, or were registered within the last hour: a mistyped id is refused.
 //!
+//! If the id of an instance changes while its address stays registered, its orders go with it: an
+//! address that is registered under several ids may get another of them, and ids that registries
+//! list at several addresses are told apart. An order never passes to another address that takes
+//! over the id meanwhile.
+//!
 //! This module does not check which operators may give orders. Each order records the name of its
 //! operator.
 
@@ -272,6 +277,25 @@ impl Overrides {
         self.weights.remove(id)
     }
 
+    /// The ids with orders.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &InstanceId> {
+        let only_weights = self.weights.keys().filter(|id| !self.drains.contains_key(*id));
+        self.drains.keys().chain(only_weights)
+    }
+
+    /// Moves orders from the first id of each pair to the second. All pairs change at once, so
+    /// that ids may also be exchanged.
+    pub(crate) fn rename(&mut self, ids: Vec<(InstanceId, InstanceId)>) {
+        let moved: Vec<_> = ids
+            .into_iter()
+            .map(|(from, to)| (to, self.drains.remove(&from), self.weights.remove(&from)))
+            .collect();
+        for (to, drain, weight) in moved {
+            self.drains.extend(drain.map(|standing| (to.clone(), standing)));
+            self.weights.extend(weight.map(|order| (to, order)));
+        }
+    }
+
     pub(crate) fn arrived(&mut self, ids: &[InstanceId]) {
         for id in ids {
             self.departed.remove(id);
@@ -417,6 +441,17 @@ mod tests {
             "b has no end"
         );
         assert_eq!(overrides.next_end(), None);
+    }
+
+    #[test]
+    fn renamed_orders_may_exchange_their_ids() {
+        let mut overrides = Overrides::default();
+        overrides.drain(&id("a"), order(None), at(0));
+        overrides.set_weight(&id("b"), Weight::MAX, order(None), at(0));
+        overrides.rename(vec![(id("a"), id("b")), (id("b"), id("a"))]);
+        assert!(overrides.of(&id("b")).drain.is_some() && overrides.of(&id("b")).weight.is_none());
+        assert!(overrides.of(&id("a")).drain.is_none() && overrides.of(&id("a")).weight.is_some());
+        assert_eq!(overrides.ids().count(), 2);
     }
 
     #[test]

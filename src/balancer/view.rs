@@ -28,6 +28,7 @@ use std::sync::{Arc, OnceLock};
 use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::context::Context;
 use super::health::ejection::{Admission, PoolHealth};
+use super::instance::InstanceId;
 use super::live::Load;
 use super::member::{Member, Slot};
 use super::statistics::PickCounts;
@@ -128,6 +129,23 @@ impl fmt::Debug for View {
 }
 
 impl View {
+    /// The instance of this id; without one, the instances that a registry lists under this id.
+    pub(crate) fn ids_of(&self, id: &InstanceId) -> Vec<&InstanceId> {
+        if let Ok(found) = self.members.binary_search_by(|member| member.instance.id().cmp(id)) {
+            return self
+                .members
+                .get(found)
+                .map(|member| member.instance.id())
+                .into_iter()
+                .collect();
+        }
+        let registered = self
+            .members
+            .iter()
+            .filter(|member| member.instance.is_registered_as(id));
+        registered.map(|member| member.instance.id()).collect()
+    }
+
     /// Prepares a view of `members`, sorted by id. Reuses the previous view's ring if owners and
     /// weights are the same.
     pub(crate) fn new(config: LoadBalancerConfig, members: Box<[Member]>, parts: ViewParts<'_>) -> Self {

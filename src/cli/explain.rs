@@ -79,6 +79,7 @@ fn text(answer: &Value, with_key: bool) -> String {
     let instances = answer["instances"].as_array().into_iter().flatten();
     let rows: Vec<_> = instances.map(row).collect();
     text.push_str(&aligned(columns, &rows));
+    text.push_str(&shared_addresses(answer));
     if with_key {
         text.push('\n');
         text.push_str(&match &answer["key"] {
@@ -101,6 +102,39 @@ fn text(answer: &Value, with_key: bool) -> String {
         });
     }
     text
+}
+
+/// A table of the registrations of each address that has several, or whose id in the pool is not
+/// the registered one. Empty if there are none.
+fn shared_addresses(answer: &Value) -> String {
+    let mut rows = Vec::new();
+    for instance in answer["instances"].as_array().into_iter().flatten() {
+        let registrations = instance["registrations"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let renamed = |registration: &Value| registration["id"] != instance["id"];
+        if registrations.len() > 1 || registrations.iter().any(renamed) {
+            rows.extend(registrations.iter().map(|registration| {
+                [
+                    word(&instance["address"]),
+                    word(&registration["id"]),
+                    word(&registration["source"]),
+                    word(&registration["status"]),
+                ]
+            }));
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let columns = [
+        Column::Left("ADDRESS"),
+        Column::Left("REGISTERED AS"),
+        Column::Left("SOURCE"),
+        Column::Left("STATUS"),
+    ];
+    format!("\n{}", aligned(columns, &rows))
 }
 
 fn row(instance: &Value) -> [String; 10] {
@@ -175,6 +209,19 @@ mod tests {
              b   unhealthy       1         3         1           1          0       -  -           drained, registry_critical (update)\n\
              \nthe key leads to a; ring order: b, a\n"
         );
+        let answer = json!({"service": "web", "instances": [
+            {"id": "a", "address": "10.0.0.1:80", "registrations": [{"id": "a", "source": "file", "status": "unknown"}]},
+            {"id": "b@n2", "address": "10.0.0.2:80", "registrations": [
+                {"id": "b@n2", "source": "consul", "status": "passing"},
+                {"id": "b@n1", "source": "consul", "status": "critical"}]},
+            {"id": "c~file", "address": "10.0.0.3:80", "registrations": [{"id": "c", "source": "file", "status": "unknown"}]},
+        ]});
+        let shared = "\n\
+            ADDRESS      REGISTERED AS  SOURCE  STATUS\n\
+            10.0.0.2:80  b@n2           consul  passing\n\
+            10.0.0.2:80  b@n1           consul  critical\n\
+            10.0.0.3:80  c              file    unknown\n";
+        assert!(text(&answer, false).ends_with(shared), "{}", text(&answer, false));
         let answer = json!({"service": "web", "key": null});
         assert!(text(&answer, true).ends_with("this strategy ignores keys\n"));
         assert!(!text(&answer, false).contains("key"));

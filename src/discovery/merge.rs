@@ -1,22 +1,26 @@
 //! Joins several registries into one view of each service.
 //!
 //! ```text
-//! consul  a@10.0.0.1  passing  ──┐             a@10.0.0.1  weight, tags of consul, status of both
-//! etcd    x@10.0.0.1  unknown  ──┼─ desired ─► a~etcd@10.0.0.2
-//! etcd    a@10.0.0.2  unknown  ──┘
+//! etcd  a at 10.0.0.1  passing  ──┐             a at 10.0.0.1       attributes of etcd, all statuses
+//! file  x at 10.0.0.1  unknown  ──┼─ desired ─► a~file at 10.0.0.2
+//! file  a at 10.0.0.2  unknown  ──┘
 //! ```
 //!
 //! - **An address is one instance**, however often it is listed. The first source by priority that
-//!   lists the address gives id, weight, tags and metadata; within a source, the first by id. The
-//!   instance leaves with the last listing. (nginx-upsync drops a server when one of its two
-//!   registrations goes: a mistake to avoid.)
-//! - **An id is used once.** If a later source lists the same id at another address, that id gets
-//!   the suffix `~<source>`.
+//!   lists the address gives id, weight, tags and metadata. The instance leaves with the last
+//!   listing. (nginx-upsync drops a server when one of its two registrations goes: a mistake to
+//!   avoid.)
+//! - **An id does not depend on what else is listed.** Ids of Consul end in the node. Of the other
+//!   sources, the first by priority keeps its ids, and each id of the others ends in `~<source>`,
+//!   whether the first lists the same id or not: otherwise an id would pass to another machine when
+//!   that machine is listed. Should an id be in use all the same (a file may list `a@node`, or
+//!   `a~file`), the later source by priority gets another one.
 //! - **Status**: maintenance in any source wins, because an operator asked for it. `unknown` does
 //!   not count. Otherwise the first status by priority counts. The status of a stale source counts
-//!   only if no other source has one.
-//! - **Provenance**: an instance names every source that lists its address, first the one that
-//!   gave its attributes.
+//!   only if no other source has one. Within a source another rule holds, since its registrations
+//!   are of equal rank: any usable one counts. See [`registrations`](super::registrations).
+//! - **Provenance**: an instance names every registration of its address, first the one that gave
+//!   its attributes.
 //! - **A stale source keeps its listings**: what it listed last stays listed until its next
 //!   answer.
 //!
@@ -28,7 +32,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::balancer::{Address, InstanceId, RegistryStatus, ServiceInstance, ServiceName, Source};
+use crate::balancer::{Address, InstanceId, RegistryEntry, RegistryStatus, ServiceInstance, ServiceName, Source};
+
+/// The source whose ids end in the node, so that no other source has the same ids.
+const WITH_NODES: Source = Source::new("consul");
 
 /// The instances of one service as one source lists them, shared between their readers.
 pub type Instances = Arc<[Arc<ServiceInstance>]>;
@@ -52,7 +59,8 @@ struct Listing {
 struct Entry<'a> {
     registration: &'a Arc<ServiceInstance>,
     registered_by: Source,
-    also_in: Vec<Source>,
+    /// The other sources that list the address.
+    others: Vec<&'a Arc<ServiceInstance>>,
     status: StatusVote,
 }
 
@@ -162,15 +170,23 @@ impl Merge {
             .into_iter()
             .map(|entry| {
                 let registered = entry.registration;
-                let id = free_id(registered, entry.registered_by, &taken);
+                let id = self.free_id(registered, entry.registered_by, &taken);
                 taken.insert(id.clone());
                 let status = entry.status.verdict();
-                if id == *registered.id() && status == registered.registry_status() && entry.also_in.is_empty() {
-                    Arc::clone(registered)
-                } else {
-                    let merged = ServiceInstance::clone(registered).with_id(id).with_status(status);
-                    Arc::new(merged.with_other_sources(entry.also_in))
+                if id == *registered.id() && status == registered.registry_status() && entry.others.is_empty() {
+                    return Arc::clone(registered);
                 }
+                let mut merged = ServiceInstance::clone(registered);
+                if !entry.others.is_empty() {
+                    let all = std::iter::once(registered).chain(entry.others);
+                    let registrations: Vec<RegistryEntry> =
+                        all.flat_map(|one| one.registrations().into_owned()).collect();
+                    merged = merged.with_registrations(registrations);
+                }
+                if id != *registered.id() {
+                    merged = merged.renamed(id);
+                }
+                Arc::new(merged.with_status(status))
             })
             .collect();
         desired.sort_unstable_by(|a, b| a.id().cmp(b.id()));
@@ -200,19 +216,42 @@ impl Merge {
                     entries.push(Entry {
                         registration: instance,
                         registered_by: listing.source,
-                        also_in: Vec::new(),
+                        others: Vec::new(),
                         status: StatusVote::default(),
                     });
+                } else if let Some(entry) = entries.get_mut(place) {
+                    entry.others.push(instance);
                 }
                 if let Some(entry) = entries.get_mut(place) {
-                    if listing.source != *entry.also_in.last().unwrap_or(&entry.registered_by) {
-                        entry.also_in.push(listing.source);
-                    }
                     entry.status.add(instance.registry_status(), is_stale);
                 }
             }
         }
         entries
+    }
+
+    /// The instance's own id, or `<id>~<source>` if another source may have the same ids. If that
+    /// id is taken or too long, the id is made of the address, which no other instance of the view
+    /// has, and a number if need be.
+    fn free_id(&self, instance: &ServiceInstance, source: Source, taken: &HashSet<InstanceId>) -> InstanceId {
+        let own = instance.id();
+        let may_be_shared = self.may_share_ids(source);
+        if !may_be_shared && !taken.contains(own) {
+            return own.clone();
+        }
+        let numbered = (2u64..).map(|number| format!("{}~{source}~{number}", instance.address()));
+        [format!("{own}~{source}"), format!("{}~{source}", instance.address())]
+            .into_iter()
+            .chain(numbered)
+            .filter_map(|text| text.parse::<InstanceId>().ok())
+            .find(|id| !taken.contains(id))
+            .unwrap_or_else(|| own.clone())
+    }
+
+    /// Whether a source before this one may have the same ids.
+    fn may_share_ids(&self, source: Source) -> bool {
+        let mut before = self.priority.iter().take_while(|other| **other != source);
+        source != WITH_NODES && before.any(|other| *other != WITH_NODES)
     }
 }
 
@@ -248,22 +287,6 @@ impl StatusVote {
     }
 }
 
-/// The instance's own id if it is free, else `<id>~<source>`. If that id is taken or too long, the
-/// id is made of the address, which no other instance of the view has, and a number if need be.
-fn free_id(instance: &ServiceInstance, source: Source, taken: &HashSet<InstanceId>) -> InstanceId {
-    let own = instance.id();
-    if !taken.contains(own) {
-        return own.clone();
-    }
-    let numbered = (2u64..).map(|number| format!("{}~{source}~{number}", instance.address()));
-    [format!("{own}~{source}"), format!("{}~{source}", instance.address())]
-        .into_iter()
-        .chain(numbered)
-        .filter_map(|text| text.parse::<InstanceId>().ok())
-        .find(|id| !taken.contains(id))
-        .unwrap_or_else(|| own.clone())
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -285,7 +308,7 @@ mod tests {
         list.iter()
             .map(|text| {
                 let (name, status) = text.split_once(' ').unwrap_or((text, "unknown"));
-                let (id, host) = name.split_once('@').unwrap();
+                let (id, host) = name.rsplit_once('@').unwrap();
                 let status = [
                     RegistryStatus::Unknown,
                     RegistryStatus::Passing,
@@ -301,6 +324,11 @@ mod tests {
             .collect()
     }
 
+    fn of_source(source: Source, list: &[&str]) -> Vec<Arc<ServiceInstance>> {
+        let owned = |it: Arc<ServiceInstance>| Arc::new(Arc::unwrap_or_clone(it).with_source(source));
+        instances(list).into_iter().map(owned).collect()
+    }
+
     fn shown(merge: &Merge) -> Vec<String> {
         let show = |instance: Arc<ServiceInstance>| match instance.registry_status() {
             RegistryStatus::Unknown => format!("{}@{}", instance.id(), instance.host()),
@@ -312,7 +340,7 @@ mod tests {
     fn merged(listings: &[(Source, &[&str])]) -> Merge {
         let mut merge = Merge::new(ALL.to_vec());
         for (source, list) in listings {
-            merge.set(*source, &web(), instances(list));
+            merge.set(*source, &web(), of_source(*source, list));
         }
         merge
     }
@@ -364,6 +392,51 @@ mod tests {
     fn an_id_that_is_taken_gets_the_source_as_suffix() {
         let merge = merged(&[(CONSUL, &["a@h1"]), (ETCD, &["a@h2"]), (FILE, &["a@h3", "a@h1"])]);
         assert_eq!(shown(&merge), ["a@h1", "a~etcd@h2", "a~file@h3"]);
+    }
+
+    #[test]
+    fn a_later_source_has_its_suffix_whether_its_id_is_taken_or_not() {
+        let mut merge = merged(&[(FILE, &["web-0@h2"])]);
+        assert_eq!(shown(&merge), ["web-0~file@h2"]);
+        merge.set(ETCD, &web(), instances(&["web-0@h1"]));
+        merge.set(CONSUL, &web(), instances(&["web-0@n1@h3"]));
+        assert_eq!(shown(&merge), ["web-0@h1", "web-0@n1@h3", "web-0~file@h2"]);
+        merge.remove(ETCD, &web());
+        assert_eq!(shown(&merge), ["web-0@n1@h3", "web-0~file@h2"]);
+    }
+
+    #[test]
+    fn ids_of_consul_and_of_a_source_beside_it_stay_as_registered() {
+        assert_eq!(WITH_NODES, crate::discovery::consul::SOURCE);
+        for (priority, other) in [([CONSUL, FILE], FILE), ([FILE, CONSUL], FILE), ([ETCD, CONSUL], ETCD)] {
+            let mut merge = Merge::new(priority.to_vec());
+            merge.set(CONSUL, &web(), instances(&["web-0@n1@h1"]));
+            merge.set(other, &web(), instances(&["web-0@h2"]));
+            assert_eq!(shown(&merge), ["web-0@h2", "web-0@n1@h1"], "{priority:?}");
+        }
+    }
+
+    #[test]
+    fn every_registration_of_an_address_is_named() {
+        let joined = crate::discovery::registrations::joined(
+            instances(&["a@n1@h critical", "b@n1@h passing"])
+                .iter()
+                .map(|it| ServiceInstance::clone(it))
+                .collect(),
+        );
+        let mut merge = merged(&[(FILE, &["f@h maintenance", "g@i"])]);
+        merge.set(CONSUL, &web(), joined.into_iter().map(Arc::new).collect::<Vec<_>>());
+        let desired = merge.desired(&web());
+        let ids = |it: &ServiceInstance| {
+            let one = |it: &RegistryEntry| format!("{} {}", it.id, it.status);
+            it.registrations().iter().map(one).collect::<Vec<_>>().join(", ")
+        };
+        let shared = "b@n1 passing, a@n1 critical, f maintenance";
+        assert_eq!(
+            (shown(&merge)[0].as_str(), &*ids(&desired[0])),
+            ("b@n1@h maintenance", shared)
+        );
+        assert_eq!((desired[1].id().as_str(), &*ids(&desired[1])), ("g~file", "g unknown"));
     }
 
     #[test]
@@ -421,7 +494,7 @@ mod tests {
         let mut touched = merge.remove_source(CONSUL);
         touched.sort();
         assert_eq!(touched, ["db".parse().unwrap(), web()]);
-        assert_eq!(shown(&merge), ["b@i"]);
+        assert_eq!(shown(&merge), ["b~file@i"]);
         assert_eq!(merge.services().collect::<Vec<_>>(), [&web()]);
     }
 
@@ -486,7 +559,7 @@ mod tests {
         match step {
             Step::Set(source, list) => {
                 let list: Vec<_> = list.iter().map(String::as_str).collect();
-                merge.set(ALL[*source], &web(), instances(&list));
+                merge.set(ALL[*source], &web(), of_source(ALL[*source], &list));
             }
             Step::Remove(source) => merge.remove(ALL[*source], &web()),
             Step::Stale(source, stale) => {
@@ -523,6 +596,34 @@ mod tests {
                     prop_assert_eq!(instance.sources().count(), listing);
                 }
             }
+        }
+
+        #[test]
+        fn an_id_does_not_depend_on_other_addresses(
+            // By source and host: the id.
+            listed in prop::collection::btree_map((0..3usize, 0..4usize), 0..3usize, 0..10),
+            priority in Just(ALL.to_vec()).prop_shuffle(),
+        ) {
+            let mut taken = HashSet::new();
+            let mut of_hosts = |hosts: std::ops::Range<usize>| {
+                let mut merge = Merge::new(priority.clone());
+                for (number, source) in ALL.into_iter().enumerate() {
+                    taken.clear();
+                    let id = |id: &usize| if source == CONSUL { format!("i{id}@n") } else { format!("i{id}") };
+                    let list: Vec<_> = (0..4)
+                        .filter_map(|host| Some((host, id(listed.get(&(number, host))?))))
+                        .filter(|(host, id)| taken.insert(id.clone()) && hosts.contains(host))
+                        .map(|(host, id)| format!("{id}@h{host}"))
+                        .collect();
+                    merge.set(source, &web(), instances(&list.iter().map(String::as_str).collect::<Vec<_>>()));
+                }
+                shown(&merge)
+            };
+            let mut alone: Vec<_> = (0..4).flat_map(|host| of_hosts(host..host + 1)).collect();
+            alone.sort();
+            let mut together = of_hosts(0..4);
+            together.sort();
+            prop_assert_eq!(alone, together);
         }
 
         #[test]

@@ -10,14 +10,15 @@
 //! A [`Watcher`] is level-triggered: an update says what a service *is*, never what changed. One
 //! pure [`diff`](crate::balancer::diff()) in the core finds the changes. A watcher knows the
 //! protocol of its registry and nothing else: [`supervise`] retries, [`guard`] holds large drops,
-//! and [`merge`] joins the registries.
+//! [`registrations`] joins what one registry lists for one address, and [`merge`] joins the
+//! registries.
 //!
 //! The files import only downwards:
 //!
 //! ```text
 //! consul  etcd  file    reconcile
 //! supervise             guard  coalesce
-//!                       merge
+//!                       merge  registrations
 //! watcher   what a watcher is, and what it sends
 //! shared    what several registries read or print in the same way
 //! ```
@@ -41,6 +42,7 @@ pub mod file;
 pub mod guard;
 pub mod merge;
 pub mod reconcile;
+pub mod registrations;
 mod shared;
 pub mod supervise;
 mod watcher;

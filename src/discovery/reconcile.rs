@@ -1,7 +1,7 @@
 //! From updates of watchers to views of pools.
 //!
 //! ```text
-//! Update ─► Guard (of its source) ─► Merge ─► Coalesce ─► Directory::apply
+//! Update ─► joined, Guard (of its source) ─► Merge ─► Coalesce ─► Directory::apply
 //! ```
 //!
 //! A reconciler has one owner, the agent, which feeds it: updates in, views out. Knows no task,
@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::coalesce::Coalesce;
 use super::guard::{Decision, Guard};
 use super::merge::Merge;
+use super::registrations::joined;
 use super::watcher::Update;
 use crate::balancer::{Address, Directory, ServiceName, Source, SourceStatus, Timestamp};
 
@@ -55,9 +56,12 @@ impl Reconciler {
 
     /// Takes an update of the watcher with this record, and publishes what can be published now.
     /// Updates of a watcher that was replaced or dropped meanwhile are ignored.
-    pub fn receive(&mut self, status: &Arc<SourceStatus>, update: Update, now: Timestamp) {
-        let read_at = match &update {
-            Update::Service(reading) => reading.read_at,
+    pub fn receive(&mut self, status: &Arc<SourceStatus>, mut update: Update, now: Timestamp) {
+        let read_at = match &mut update {
+            Update::Service(reading) => {
+                reading.instances = joined(std::mem::take(&mut reading.instances));
+                reading.read_at
+            }
             Update::Gone { read_at, .. } => *read_at,
             Update::Synced => now,
         };
@@ -259,7 +263,7 @@ impl SourceState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balancer::{Environment, Manual, RegistryStatus, ServiceConfigs, ServiceInstance, Sources};
+    use crate::balancer::{Environment, Manual, Order, RegistryStatus, ServiceConfigs, ServiceInstance, Sources};
     use crate::discovery::watcher::{Reading, Trust};
 
     const CONSUL: Source = Source::new("consul");
@@ -413,6 +417,34 @@ mod tests {
         assert_eq!(setting.web(), "");
         assert_eq!(setting.directory.get("mail").unwrap().instances().len(), 1);
         assert!(statuses[0].is_synced() && !replaced[0].is_synced());
+    }
+
+    #[test]
+    fn an_override_follows_an_id_that_changes_with_the_configuration() {
+        const ETCD: Source = Source::new("etcd");
+        let mut setting = setting();
+        let instance = |host: &str, source| {
+            let instance = ServiceInstance::new("a", host, 1).unwrap().with_source(source);
+            Update::Service(Reading {
+                service: "web".parse().unwrap(),
+                instances: vec![instance],
+                read_at: at(0),
+                trust: Trust::Steady,
+            })
+        };
+        setting.receive(1, instance("h", FILE), at(0));
+        let web = setting.directory.get("web").unwrap();
+        web.drain(&"a".parse().unwrap(), Order::by("ops")).unwrap();
+        // etcd is configured before the file, and lists the same id.
+        setting.statuses[0] = status(ETCD);
+        setting.reconciler.set_sources(&setting.statuses, at(10));
+        setting.receive(0, instance("i", ETCD), at(20));
+        assert_eq!(setting.web(), "a a~file");
+        let drained = |id: &str| web.overrides_of(&id.parse().unwrap()).drain.is_some();
+        assert!(drained("a~file") && !drained("a"));
+        setting.reconciler.set_sources(&setting.statuses[1..], at(30));
+        assert_eq!(setting.web(), "a");
+        assert!(drained("a"));
     }
 
     #[test]

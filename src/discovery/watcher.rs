@@ -50,7 +50,8 @@ pub enum Update {
 pub struct Reading {
     /// The service.
     pub service: ServiceName,
-    /// The instances, in any order. Invalid registrations are left out, and counted.
+    /// The registrations. Several may have one address: those are in the order in which they were
+    /// written, the last write last. Invalid registrations are left out, and counted.
     pub instances: Vec<ServiceInstance>,
     /// When the registry's answer was read.
     pub read_at: Timestamp,

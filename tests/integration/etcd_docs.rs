@@ -96,9 +96,9 @@ fn its_commands_register_in_every_format() {
         ("helloworld", "3f1c=10.0.1.40:8000*10"),
         ("greeter", "greeter-7f=10.0.1.50:45123*1"),
         ("greeter-old", "greeter-8a=10.0.1.51:45123*1"),
-        ("echo", "10.0.1.60:8888=10.0.1.60:8888*10"),
+        ("echo", "registry-etcd/10.0.1.60:8888=10.0.1.60:8888*10"),
         ("Arith", "tcp@10.0.1.70:8972=10.0.1.70:8972*7"),
-        ("dns-web", "x5=10.0.1.80:8080*100"),
+        ("dns-web", "local/x5=10.0.1.80:8080*100"),
     ] {
         until(SOON, &format!("{service}: {expected}"), || {
             let answer = agent.get(&format!("/services/{service}")).json();

@@ -30,6 +30,7 @@ mod leases;
 mod lifecycle;
 mod monitoring;
 mod overrides;
+mod registrations;
 mod service_manager;
 mod slow_clients;
 mod support;

@@ -317,14 +317,18 @@ impl LoadBalancer {
     /// Drains an instance: no pick chooses it from now on. Replaces an earlier drain of the
     /// instance.
     ///
+    /// The id may also be a registered id that the pool does not use, if it means one instance: see
+    /// [`ServiceInstance::registrations`].
+    ///
     /// The drain ends when it is lifted, or with the first [`advance`](Self::advance) (or change of
     /// the service) after its time to live.
     ///
     /// # Errors
     ///
-    /// When the id is not registered, and was not registered within the last hour.
+    /// When the id is not registered, and was not registered within the last hour; or when it is
+    /// registered at several addresses, of which none has this id in the pool.
     pub fn drain(&self, id: &InstanceId, order: Order) -> Result<(), UnknownInstance> {
-        self.order(id, |overrides, now| overrides.drain(id, order, now))
+        self.order(id, |overrides, id, now| overrides.drain(id, order, now))
     }
 
     /// Lifts the drain of an instance, and returns it.
@@ -333,7 +337,7 @@ impl LoadBalancer {
     ///
     /// As for [`drain`](Self::drain).
     pub fn undrain(&self, id: &InstanceId) -> Result<Option<Arc<StandingOrder>>, UnknownInstance> {
-        self.order(id, |overrides, _| overrides.undrain(id))
+        self.order(id, |overrides, id, _| overrides.undrain(id))
     }
 
     /// Replaces the registered weight of an instance from the next pick on; 0 drains the instance.
@@ -345,7 +349,7 @@ impl LoadBalancer {
     ///
     /// As for [`drain`](Self::drain).
     pub fn set_weight(&self, id: &InstanceId, weight: Weight, order: Order) -> Result<(), UnknownInstance> {
-        self.order(id, |overrides, now| overrides.set_weight(id, weight, order, now))
+        self.order(id, |overrides, id, now| overrides.set_weight(id, weight, order, now))
     }
 
     /// Restores the registered weight of an instance, and returns the lifted override.
@@ -354,29 +358,30 @@ impl LoadBalancer {
     ///
     /// As for [`drain`](Self::drain).
     pub fn clear_weight(&self, id: &InstanceId) -> Result<Option<WeightOrder>, UnknownInstance> {
-        self.order(id, |overrides, _| overrides.clear_weight(id))
+        self.order(id, |overrides, id, _| overrides.clear_weight(id))
     }
 
     /// Changes an override, and publishes the view that follows from it.
     fn order<T>(
         &self,
         id: &InstanceId,
-        change: impl FnOnce(&mut Overrides, Timestamp) -> T,
+        change: impl FnOnce(&mut Overrides, &InstanceId, Timestamp) -> T,
     ) -> Result<T, UnknownInstance> {
         let mut writer = self.write();
         let view = self.shared.view.load_full();
         let now = self.shared.environment.clock.now();
-        let is_registered = view
-            .members
-            .binary_search_by(|member| member.instance.id().cmp(id))
-            .is_ok();
-        if !is_registered && !writer.overrides.remembers(id, now) {
-            return Err(UnknownInstance {
-                service: self.shared.service.clone(),
-                id: id.clone(),
-            });
-        }
-        let changed = change(&mut writer.overrides, now);
+        let (registered_as, is_registered) = match &*view.ids_of(id) {
+            [] if writer.overrides.remembers(id, now) => (id.clone(), false),
+            [registered_as] => (InstanceId::clone(registered_as), true),
+            several => {
+                return Err(UnknownInstance {
+                    service: self.shared.service.clone(),
+                    id: id.clone(),
+                    registered_as: several.iter().copied().cloned().collect(),
+                });
+            }
+        };
+        let changed = change(&mut writer.overrides, &registered_as, now);
         if is_registered {
             self.republish(&mut writer);
         } else {
@@ -387,10 +392,16 @@ impl LoadBalancer {
         Ok(changed)
     }
 
-    /// The overrides of an id.
+    /// The overrides of an id. A registered id that the pool does not use finds its instance, as
+    /// in [`drain`](Self::drain).
     #[must_use]
     pub fn overrides_of(&self, id: &InstanceId) -> InstanceOverrides {
-        self.write().overrides.of(id)
+        let writer = self.write();
+        let view = self.shared.view.load_full();
+        match &*view.ids_of(id) {
+            [registered_as] => writer.overrides.of(registered_as),
+            _ => writer.overrides.of(id),
+        }
     }
 
     /// The number of active overrides.

@@ -22,10 +22,10 @@ use crate::balancer::health::address::Tripped;
 use crate::balancer::health::ejection::{AddressStatus, Ejections};
 use crate::balancer::health::layers::Layers;
 use crate::balancer::health::slow_start;
-use crate::balancer::instance::{RegistryStatus, ServiceInstance, Weight};
+use crate::balancer::instance::{InstanceId, RegistryStatus, ServiceInstance, Weight};
 use crate::balancer::live::{Live, address_key};
 use crate::balancer::member::{Member, MemberState};
-use crate::balancer::overrides::StandingOrder;
+use crate::balancer::overrides::{Overrides, StandingOrder};
 use crate::balancer::render::Described;
 use crate::balancer::share::Factors;
 use crate::balancer::view::{View, ViewParts};
@@ -46,6 +46,7 @@ impl LoadBalancer {
         let changes = diff(view.members.iter().map(Member::instance), all.iter().map(Deref::deref));
         if !changes.is_empty() {
             let now = self.shared.environment.clock.now();
+            writer.overrides.rename(renamed(&writer.overrides, &view.members, &all));
             writer.overrides.departed(&changes.removed, now, all.len());
             writer.overrides.arrived(&changes.added);
             let config = view.config.clone();
@@ -217,6 +218,24 @@ impl LoadBalancer {
             state,
         }
     }
+}
+
+/// The ids with orders whose instance goes on under another id, with that other id.
+fn renamed(overrides: &Overrides, old: &[Member], new: &[Arc<ServiceInstance>]) -> Vec<(InstanceId, InstanceId)> {
+    let before = |id: &InstanceId| {
+        let found = old.binary_search_by(|member| member.instance.id().cmp(id));
+        found.ok().and_then(|place| old.get(place)).map(Member::instance)
+    };
+    let goes_on = |id: &InstanceId| {
+        let before = before(id)?;
+        let mut same = new.iter().filter(|instance| instance.is_same_machine(before));
+        let now = same
+            .clone()
+            .find(|instance| instance.id() == id)
+            .or_else(|| same.next())?;
+        (now.id() != id).then(|| (id.clone(), now.id().clone()))
+    };
+    overrides.ids().filter_map(goes_on).collect()
 }
 
 /// A member of the next view, before ejections are decided.

@@ -71,7 +71,7 @@ pub(super) fn fingerprint(body: &[u8]) -> u64 {
 /// One service in the answer of `/v1/health/service/:name`.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Listing {
-    /// The valid instances, sorted by id.
+    /// The valid instances in the order of their last writes (by `ModifyIndex`), and by id.
     pub(super) instances: Vec<ServiceInstance>,
     /// Why other entries were skipped, one line each.
     pub(super) skipped: Vec<String>,
@@ -93,18 +93,25 @@ pub(super) fn health(body: &[u8], service: &ServiceName) -> Result<Listing, serd
         ..Listing::default()
     };
     let mut seen = HashSet::with_capacity(entries.len());
+    let mut instances = Vec::with_capacity(entries.len());
     for entry in entries {
         match instance(entry, service, &mut listing.ignored) {
-            Ok(instance) if seen.insert(instance.id().clone()) => listing.instances.push(instance),
-            Ok(instance) => listing.skipped.push(format!("{}: listed twice", instance.id())),
+            Ok(found) if seen.insert(found.1.id().clone()) => instances.push(found),
+            Ok((_, instance)) => listing.skipped.push(format!("{}: listed twice", instance.id())),
             Err(reason) => listing.skipped.push(reason),
         }
     }
-    listing.instances.sort_unstable_by(|a, b| a.id().cmp(b.id()));
+    instances.sort_unstable_by(|(written, a), (other, b)| (written, a.id()).cmp(&(other, b.id())));
+    listing.instances = instances.into_iter().map(|(_, instance)| instance).collect();
     Ok(listing)
 }
 
-fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) -> Result<ServiceInstance, String> {
+/// The instance of an entry, and the index of the entry's last write.
+fn instance(
+    entry: &RawValue,
+    asked: &ServiceName,
+    ignored: &mut Vec<String>,
+) -> Result<(u64, ServiceInstance), String> {
     let Entry { node, service, checks } = serde_json::from_str(entry.get()).map_err(|error| error.to_string())?;
     if !service.name.eq_ignore_ascii_case(asked.as_str()) {
         return Err(format!(
@@ -146,12 +153,13 @@ fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) ->
         .tags
         .iter()
         .filter(|tag| !tag.is_empty() && !tag.chars().any(char::is_control));
-    Ok(instance
+    let instance = instance
         .with_tags(tags)
         .map_err(refused)?
         .with_metadata(&service.meta)
         .with_status(status(&checks))
-        .with_source(SOURCE))
+        .with_source(SOURCE);
+    Ok((service.modify_index, instance))
 }
 
 /// The worst of all checks, those of the node included. Without checks: an external service, which
@@ -209,6 +217,8 @@ struct Service {
     meta: BTreeMap<String, String>,
     #[serde(default, deserialize_with = "or_default")]
     weights: Weights,
+    #[serde(default, deserialize_with = "or_default")]
+    modify_index: u64,
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
@@ -318,6 +328,32 @@ mod tests {
             RegistryStatus::Maintenance
         );
         assert_eq!(one("", "null").registry_status(), RegistryStatus::Passing);
+    }
+
+    #[test]
+    fn instances_are_in_the_order_of_their_writes() {
+        let entry = |id: &str, index: &str| {
+            format!(
+                r#"{{"Node":{{"Node":"n","Address":"10.0.0.1"}},"Service":{{"ID":"{id}","Service":"web","Port":80{index}}}}}"#
+            )
+        };
+        let written = |id: &str, index: u64| entry(id, &format!(r#","ModifyIndex":{index}"#));
+        let list = [
+            written("a", 12),
+            entry("z", ""),
+            written("c", 7),
+            written("b", 7),
+            written("d", 100),
+        ];
+        let ids = |listing: &Listing| {
+            listing
+                .instances
+                .iter()
+                .map(|it| it.id().to_string())
+                .collect::<Vec<_>>()
+        };
+        let listing = decode(&format!("[{}]", list.join(",")));
+        assert_eq!(ids(&listing), ["z@n", "b@n", "c@n", "a@n", "d@n"]);
     }
 
     #[test]

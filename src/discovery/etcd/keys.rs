@@ -22,6 +22,7 @@ use std::time::Duration;
 use super::formats::{InvalidRegistration, Prefixes, Registration, SOURCE};
 use super::wire::{Event, EventKind, Listing};
 use crate::balancer::{ServiceInstance, ServiceName, SourceStatus, Timestamp};
+use crate::discovery::registrations::share_addresses;
 use crate::discovery::watcher::{Reading, Reason, Trust, Update};
 
 /// How often a service that changes all the time is sent. A large service is a large message.
@@ -36,6 +37,9 @@ pub(super) struct Keys {
     status: Arc<SourceStatus>,
     keys: HashMap<Key, KnownKey>,
     services: HashMap<ServiceName, BTreeMap<Key, Vec<ServiceInstance>>>,
+    /// Services with several keys for one address when they were sent last. There the order of the
+    /// writes counts, so that a key that is written again is a change.
+    with_shared_addresses: HashSet<ServiceName>,
     /// Events up to this revision are part of the last list.
     floor: i64,
     /// The keys that were deleted since a list was started during the watch, each with the
@@ -53,6 +57,8 @@ pub(super) struct Keys {
 /// What is known of one key.
 struct KnownKey {
     mod_revision: i64,
+    /// The revision of the last write that could be read.
+    written: i64,
     /// The service for which the key registers instances, if any.
     service: Option<ServiceName>,
     list_number: u32,
@@ -96,6 +102,7 @@ impl Keys {
             status,
             keys: HashMap::new(),
             services: HashMap::new(),
+            with_shared_addresses: HashSet::new(),
             floor: 0,
             deleted: None,
             list_number: 0,
@@ -226,19 +233,32 @@ impl Keys {
             unsent.remove(&service);
         }
         let Changed { read_at, trust, .. } = changed;
-        Some(match self.services.get(&service) {
-            Some(keys) => Update::Service(Reading {
-                service,
-                instances: keys.values().flatten().cloned().collect(),
-                read_at,
-                trust,
-            }),
-            None => Update::Gone {
+        self.with_shared_addresses.remove(&service);
+        let Some(keys) = self.services.get(&service) else {
+            return Some(Update::Gone {
                 service,
                 read_at,
                 trust,
-            },
-        })
+            });
+        };
+        let mut instances: Vec<_> = keys.values().flatten().cloned().collect();
+        if share_addresses(&instances) {
+            let written = |key: &Key| self.keys.get(key).map_or(0, |known| known.written);
+            let mut by_write: Vec<_> = keys.iter().collect();
+            by_write.sort_by_key(|(key, _)| written(key));
+            instances = by_write
+                .into_iter()
+                .flat_map(|(_, instances)| instances)
+                .cloned()
+                .collect();
+            self.with_shared_addresses.insert(service.clone());
+        }
+        Some(Update::Service(Reading {
+            service,
+            instances,
+            read_at,
+            trust,
+        }))
     }
 
     /// When the next update is due, if nothing happens before.
@@ -258,15 +278,18 @@ impl Keys {
             Some((key, known)) => (key, Some(known)),
             None => (Key::from(key), None),
         };
-        let service = match read {
-            Ok(registration) => self.register(&key, before.as_ref(), registration, (trust, now)),
+        let (service, written) = match read {
+            Ok(registration) => (
+                self.register((&key, mod_revision), before.as_ref(), registration, (trust, now)),
+                mod_revision,
+            ),
             Err(error) => {
                 // The same invalid value, listed again, is not counted again.
                 if before.as_ref().is_none_or(|before| before.mod_revision != mod_revision) {
                     self.status.count_error(Reason::InvalidInstance.as_str());
                     skipped.add(&key, &error);
                 }
-                before.and_then(|before| before.service)
+                before.map_or((None, 0), |before| (before.service, before.written))
             }
         };
         let list_number = self.list_number;
@@ -274,6 +297,7 @@ impl Keys {
             key,
             KnownKey {
                 mod_revision,
+                written,
                 service,
                 list_number,
             },
@@ -283,7 +307,7 @@ impl Keys {
     /// Stores what a key registers now, and returns the service if the key registers any instance.
     fn register(
         &mut self,
-        key: &Key,
+        (key, mod_revision): (&Key, i64),
         before: Option<&KnownKey>,
         registration: Registration,
         (trust, now): (Trust, Timestamp),
@@ -297,8 +321,12 @@ impl Keys {
         }
         // A key always belongs to the same service, so no other service has its instances.
         let keys = self.services.entry(service.clone()).or_default();
-        if keys.get(key) != Some(&instances) {
+        let is_changed = keys.get(key) != Some(&instances);
+        let is_rewritten = before.is_none_or(|before| before.written != mod_revision);
+        if is_changed {
             keys.insert(Arc::clone(key), instances);
+        }
+        if is_changed || is_rewritten && self.with_shared_addresses.contains(&service) {
             self.pending.add(&service, trust, now);
         }
         Some(service)
@@ -666,6 +694,27 @@ mod tests {
         assert_eq!(bench.sent(), ["web a=11,d=14,e=6,new=5"]);
         bench.apply(vec![put("web/c", 3, 19)]);
         assert_eq!(bench.sent(), [""; 0], "late: the list was read after the deletion");
+    }
+
+    #[test]
+    fn keys_of_one_address_are_sent_in_the_order_of_their_writes() {
+        let mut bench = bench();
+        bench.replace(9, &[("web/a", 1, 5), ("web/b", 1, 3)]);
+        assert_eq!(bench.sent(), ["synced", "web? b=1,a=1"]);
+        bench.apply(vec![put("web/b", 1, 10)]);
+        assert_eq!(bench.sent(), ["web a=1,b=1"], "written again");
+        bench.apply(vec![put("web/a", 0, 11)]);
+        assert_eq!(bench.sent(), [""; 0], "a value that cannot be read is no write");
+        bench.apply(vec![put("web/c", 2, 12)]);
+        assert_eq!(bench.sent(), ["web a=1,b=1,c=2"]);
+        let again = listing(15, &[("web/a", 1, 14), ("web/b", 1, 10), ("web/c", 2, 12)]);
+        bench.keys.expect_list();
+        bench.keys.repair(again, bench.now);
+        assert_eq!(bench.sent(), ["web b=1,c=2,a=1"]);
+        bench.apply(vec![delete("web/b", 16)]);
+        assert_eq!(bench.sent(), ["web a=1,c=2"], "in no order");
+        bench.apply(vec![put("web/c", 2, 17)]);
+        assert_eq!(bench.sent(), [""; 0], "no address is shared any more");
     }
 
     #[test]

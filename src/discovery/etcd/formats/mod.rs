@@ -6,7 +6,8 @@
 //! ```
 //!
 //! etcd itself knows neither services nor instances. All conventions have the key in common: its
-//! last segment is the instance, and the segment before it the service. If a prefix names its
+//! last segment is the instance, and the segment before it the service. Folders between the prefix
+//! and the service belong to the id, so that an id means one key of a prefix. If a prefix names its
 //! service, every key below it is an instance, and the key without the prefix is the id. A prefix
 //! ends with a slash, so that `user/` never includes keys of `user-admin/`.
 //!
@@ -226,14 +227,31 @@ impl Prefix {
     pub fn read(&self, key: &[u8], value: &[u8]) -> Result<Registration, InvalidRegistration> {
         let key = std::str::from_utf8(key).map_err(|_| InvalidRegistration::KeyNotText)?;
         let place = self.place(key)?;
-        let instances = match self.format {
+        let mut instances = match self.format {
             ValueFormat::Auto => read_recognized(&place, value),
             format => read_as(format, &place, value),
         }?;
+        if let Some(folder) = self.folder(key) {
+            for instance in &mut instances {
+                let id = format!("{folder}/{}", instance.id()).parse()?;
+                *instance = instance.clone().with_id(id);
+            }
+        }
         Ok(Registration {
             service: place.service,
             instances,
         })
+    }
+
+    /// The part of a key between the prefix and the service. It belongs to the id: two folders may
+    /// have the same service and instance, and an id must not depend on what else is registered.
+    fn folder<'a>(&self, key: &'a str) -> Option<&'a str> {
+        if self.service.is_some() {
+            return None;
+        }
+        let (parents, _id) = key.strip_prefix(&*self.start)?.rsplit_once('/')?;
+        let (folder, _service) = parents.rsplit_once('/')?;
+        Some(folder)
     }
 
     fn place<'a>(&'a self, key: &'a str) -> Result<Place<'a>, InvalidRegistration> {
@@ -377,7 +395,7 @@ mod tests {
             ValueFormat::Grpc,
             "foo/bar/svc/10.0.0.5:8080",
             r#"{"Op":0,"Addr":"10.0.0.5:8080","Metadata":{"weight":10}}"#,
-            "svc: 10.0.0.5:8080=10.0.0.5:8080*10",
+            "svc: bar/10.0.0.5:8080=10.0.0.5:8080*10",
         ),
         (
             "/microservices",
@@ -578,6 +596,18 @@ mod tests {
         }
         let root = Prefix::new("/").unwrap();
         assert!(root.read(b"/a", b"10.0.0.5:80").is_err(), "no service stands before it");
+    }
+
+    #[test]
+    fn folders_before_the_service_belong_to_the_id() {
+        let id = |key: &str| {
+            let read = Prefix::new("/s").unwrap().read(key.as_bytes(), b"10.0.0.5:80");
+            read.unwrap().instances[0].id().to_string()
+        };
+        assert_eq!(id("/s/web/web-0"), "web-0");
+        assert_eq!(id("/s/eu/web/web-0"), "eu/web-0");
+        assert_eq!(id("/s/eu/west/web/web-0"), "eu/west/web-0");
+        assert_eq!(id("/s/web-0"), "web-0");
     }
 
     #[test]
