@@ -43,8 +43,8 @@ pub enum InvalidInstance {
         /// The port as given.
         found: i64,
     },
-    /// The weight is outside 0..=10,000.
-    #[error("weight {found}: expected 0 to 10000")]
+    /// The weight is outside 0..=65,535.
+    #[error("weight {found}: expected 0 to 65535")]
     Weight {
         /// The weight as given.
         found: i64,
@@ -235,8 +235,8 @@ fn is_host_name(text: &str) -> bool {
     text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
 }
 
-/// Relative share of new picks, 0..=10,000. An instance of weight 0 is drained: no strategy ever
-/// picks it.
+/// Relative share of new picks, 0..=65,535, the range of Consul and of SRV records. An instance of
+/// weight 0 is drained: no strategy ever picks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Weight(u16);
 
@@ -244,19 +244,18 @@ impl Weight {
     /// The default weight.
     pub const ONE: Self = Self(1);
     /// The largest weight.
-    pub const MAX: Self = Self(10_000);
+    pub const MAX: Self = Self(u16::MAX);
 
     /// Checks the range.
     ///
     /// # Errors
     ///
-    /// Outside 0..=10,000.
+    /// Outside 0..=65,535.
     pub fn new(weight: impl Into<i64>) -> Result<Self, InvalidInstance> {
         let found = weight.into();
-        match u16::try_from(found) {
-            Ok(weight) if weight <= Self::MAX.0 => Ok(Self(weight)),
-            _ => Err(InvalidInstance::Weight { found }),
-        }
+        u16::try_from(found)
+            .map(Self)
+            .map_err(|_| InvalidInstance::Weight { found })
     }
 
     /// The weight as a number.
@@ -649,8 +648,8 @@ mod tests {
     #[test]
     fn a_weight_has_a_range() {
         assert_eq!(Weight::new(0).unwrap().get(), 0);
-        assert_eq!(Weight::new(10_000).unwrap(), Weight::MAX);
-        assert_eq!(Weight::new(10_001), Err(InvalidInstance::Weight { found: 10_001 }));
+        assert_eq!(Weight::new(65_535).unwrap(), Weight::MAX);
+        assert_eq!(Weight::new(65_536), Err(InvalidInstance::Weight { found: 65_536 }));
         assert_eq!(Weight::new(-1), Err(InvalidInstance::Weight { found: -1 }));
     }
 

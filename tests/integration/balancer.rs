@@ -195,6 +195,35 @@ fn a_degraded_instance_is_picked_a_quarter_as_often() {
 }
 
 #[test]
+fn shares_follow_the_weights_up_to_the_largest() {
+    fastrand::seed(17);
+    for strategy in LoadBalancingStrategy::ALL
+        .into_iter()
+        .filter(|strategy| strategy.is_weighted())
+    {
+        let balancer = weighted(
+            strategy,
+            &[("full", 65_535), ("half", 32_768), ("light", 1), ("none", 0)],
+        );
+        let counts = match strategy {
+            ConsistentHash => {
+                let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+                (0..30_000).for_each(|key| *counts.entry(keyed(&balancer, &format!("key-{key}"))).or_default() += 1);
+                counts
+            }
+            _ => shares(&balancer, 30_000),
+        };
+        let full = counts["full"] as f64 / counts["half"] as f64;
+        assert!((1.7..2.3).contains(&full), "{strategy}: {counts:?}");
+        assert!(
+            counts.get("light").copied().unwrap_or_default() < 300,
+            "{strategy}: {counts:?}"
+        );
+        assert!(!counts.contains_key("none"), "{strategy}: {counts:?}");
+    }
+}
+
+#[test]
 fn what_is_excluded_is_not_picked_and_tags_must_all_match() {
     for strategy in LoadBalancingStrategy::ALL {
         let tagged = |id: &str, tags: &[&str]| instance(id, 1).with_tags(tags).unwrap();
@@ -1092,10 +1121,10 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let weight = prop_oneof![Just(0_i64), 1_i64..5, Just(10_000)];
-    let instance = || (0_u8..12, prop_oneof![Just(0_i64), 1_i64..5, Just(10_000)], 0_u8..5);
+    let weight = || prop_oneof![Just(0_i64), 1_i64..5, Just(65_535)];
+    let instance = move || (0_u8..12, weight(), 0_u8..5);
     prop_oneof![
-        (0_u8..12, weight, 0_u8..5).prop_map(|(id, weight, status)| Step::Add(id, weight, status)),
+        (0_u8..12, weight(), 0_u8..5).prop_map(|(id, weight, status)| Step::Add(id, weight, status)),
         (0_u8..12).prop_map(Step::Remove),
         prop::collection::vec(instance(), 0..20).prop_map(Step::Apply),
         (0_usize..6).prop_map(Step::Configure),

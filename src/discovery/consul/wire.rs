@@ -127,18 +127,31 @@ fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) ->
     let mut instance = ServiceInstance::new(&id, host, service.port).map_err(refused)?;
     let weights = service.weights;
     if weights != Weights::default() {
-        instance = instance
-            .with_weight(Weight::new(weights.passing).map_err(refused)?)
-            .with_warning_weight(Weight::new(weights.warning).map_err(refused)?);
+        let mut read = |weight: i64| match Weight::new(weight) {
+            Ok(weight) => weight,
+            Err(error) => {
+                ignored.push(format!("{}: {error}", shortened(&id)));
+                nearest(weight)
+            }
+        };
+        let (passing, warning) = (read(weights.passing), read(weights.warning));
+        instance = instance.with_weight(passing).with_warning_weight(warning);
     } else if let Some(text) = service.meta.get("weight") {
-        match text
-            .trim()
-            .parse::<i64>()
-            .ok()
-            .and_then(|weight| Weight::new(weight).ok())
-        {
-            Some(weight) => instance = instance.with_weight(weight),
-            None => ignored.push(format!("{}: Meta.weight {:?}", shortened(&id), shortened(text))),
+        // Digits that no integer can hold are a number beyond the largest weight, too.
+        let text = text.trim();
+        let beyond = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let written = text.parse::<i64>().ok().or(beyond.then_some(i64::MAX));
+        match written.filter(|weight| *weight >= 0) {
+            Some(weight) => {
+                if let Err(error) = Weight::new(weight) {
+                    ignored.push(format!("{}: Meta.weight: {error}", shortened(&id)));
+                }
+                instance = instance.with_weight(nearest(weight));
+            }
+            None => ignored.push(format!(
+                "{}: Meta.weight is not a number from 0 to 65535",
+                shortened(&id)
+            )),
         }
     }
     // An invalid tag costs the tag, not the instance: no caller can ask for such a tag.
@@ -152,6 +165,15 @@ fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) ->
         .with_metadata(&service.meta)
         .with_status(status(&checks))
         .with_source(SOURCE))
+}
+
+/// The valid weight that is nearest to a number: a weight beyond the range costs no instance.
+fn nearest(weight: i64) -> Weight {
+    let nearest = u16::try_from(weight.clamp(0, i64::from(Weight::MAX.get())));
+    nearest
+        .ok()
+        .and_then(|weight| Weight::new(weight).ok())
+        .unwrap_or_default()
 }
 
 /// The worst of all checks, those of the node included. Without checks: an external service, which
@@ -345,7 +367,7 @@ mod tests {
 
     #[test]
     fn an_invalid_meta_weight_is_ignored_and_reported() {
-        for bad in ["", "heavy", "-1", "10001", "1.5", "99999999999999999999"] {
+        for bad in ["", "heavy", "-1", "1.5", "0x10"] {
             let listing = decode(&format!(
                 "[{}]",
                 entry(&format!(r#","Meta":{{"weight":"{bad}"}}"#), "[]")
@@ -353,6 +375,26 @@ mod tests {
             assert_eq!(listing.instances[0].weight(), Weight::ONE, "{bad}");
             assert_eq!(listing.ignored.len(), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_weight_beyond_the_range_is_the_nearest_one_and_reported() {
+        let weights = |service: &str| {
+            let listing = decode(&format!("[{}]", entry(service, "[]")));
+            let instance = &listing.instances[0];
+            let weights = (instance.weight().get(), instance.warning_weight().map(Weight::get));
+            (weights, listing.ignored.len())
+        };
+        let passing = |passing: &str| weights(&format!(r#","Weights":{{"Passing":{passing},"Warning":1}}"#));
+        assert_eq!(passing("20000"), ((20_000, Some(1)), 0));
+        assert_eq!(passing("65535"), ((65_535, Some(1)), 0));
+        assert_eq!(passing("65536"), ((65_535, Some(1)), 1));
+        assert_eq!(passing("9223372036854775807"), ((65_535, Some(1)), 1));
+        assert_eq!(passing("-3"), ((0, Some(1)), 1));
+        let meta = |weight: &str| weights(&format!(r#","Meta":{{"weight":"{weight}"}}"#));
+        assert_eq!(meta("20000"), ((20_000, None), 0));
+        assert_eq!(meta("65536"), ((65_535, None), 1));
+        assert_eq!(meta("99999999999999999999"), ((65_535, None), 1));
     }
 
     #[test]
@@ -373,8 +415,6 @@ mod tests {
             entry_with(r#""ID":"w1""#, r#""ID":"\ud800""#),
             entry_with(r#""Service":"web""#, r#""Service":"other""#),
             entry_with(r#""Node":"n1""#, r#""Node":"""#),
-            entry(r#","Weights":{"Passing":10001,"Warning":1}"#, "[]"),
-            entry(r#","Weights":{"Passing":1,"Warning":-1}"#, "[]"),
             entry(r#","Weights":{"Passing":"2"}"#, "[]"),
             entry(r#","Tags":{"a":1}"#, "[]"),
             entry(r#","Meta":{"a":1}"#, "[]"),

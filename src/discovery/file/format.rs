@@ -486,7 +486,7 @@ impl FromNumber for Port {
 }
 
 impl FromNumber for Weight {
-    const EXPECTED: &str = "a weight from 0 to 10000";
+    const EXPECTED: &str = "a weight from 0 to 65535";
 
     fn from_number(number: i64) -> Result<Self, InvalidInstance> {
         Self::new(number)
@@ -689,11 +689,11 @@ service:
 
     #[test]
     fn numbers_have_a_range() {
-        let weight = "weight 10001: expected 0 to 10000";
+        let weight = "weight 65536: expected 0 to 65535";
         refuses_instance(
-            "port = 1\nweight = «10001",
-            "\"port\": 1, \"weight\": «10001",
-            "port: 1\n        weight: «10001",
+            "port = 1\nweight = «65536",
+            "\"port\": 1, \"weight\": «65536",
+            "port: 1\n        weight: «65536",
             weight,
         );
         let port = "port 0: expected 1 to 65535";

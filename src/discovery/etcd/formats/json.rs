@@ -96,7 +96,7 @@ mod tests {
             (r#"{"host":"db","port":1,"address":"db:1"}"#, "host and port"),
             (r#"{"host":"db","port":70000}"#, "70000"),
             (r#"{"host":"d b","port":1}"#, "d b"),
-            (r#"{"host":"db","port":1,"weight":10001}"#, "10001"),
+            (r#"{"host":"db","port":1,"weight":65536}"#, "65536"),
             (r#"{"host":"db","port":1,"weight":1.5}"#, "weight"),
             (r#"{"host":"db","port":1,"status":"up"}"#, "maintenance"),
             (r#"{"host":"db","port":1,"tags":[""]}"#, "tag"),
