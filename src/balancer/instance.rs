@@ -8,7 +8,7 @@
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -31,8 +31,9 @@ pub enum InvalidInstance {
         /// The id as given, shortened.
         found: String,
     },
-    /// The host is neither an IP address nor a host name.
-    #[error("host {found:?}: expected an IP address or a host name")]
+    /// The host is neither an IP address nor a host name. A host that ends in a number and is not an
+    /// IP address in its usual form is refused, too: `127.9` or `0x7f000001`.
+    #[error("host {found:?}: expected an IP address or a host name that does not end in a number")]
     Host {
         /// The host as given, shortened.
         found: String,
@@ -154,7 +155,8 @@ impl Address {
     ///
     /// # Errors
     ///
-    /// When the host is neither an IP address nor a host name, or the port is not in 1..=65,535.
+    /// When the host is neither an IP address nor a host name, or the port is not in 1..=65,535. A
+    /// host that ends in a number has to be an IPv4 address of four decimal numbers.
     pub fn new(host: &str, port: impl Into<i64>) -> Result<Self, InvalidInstance> {
         let found = port.into();
         let port = u16::try_from(found)
@@ -167,7 +169,7 @@ impl Address {
             .unwrap_or(host);
         let text = match bare.parse::<Ipv6Addr>() {
             Ok(address) => format!("[{address}]:{port}"),
-            Err(_) if bare.len() == host.len() && is_host_name(host) => format!("{host}:{port}"),
+            Err(_) if bare.len() == host.len() && is_host(host) => format!("{host}:{port}"),
             Err(_) => return Err(InvalidInstance::Host { found: shortened(host) }),
         };
         Ok(Self {
@@ -220,6 +222,26 @@ impl FromStr for Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+/// An IPv4 address of four decimal numbers, or a host name.
+///
+/// Resolvers read `127.9`, `0x7f000001` and `0251.0376.0251.0376` as IPv4 addresses, some of them
+/// in different ways (RFC 6943, section 3.1.1), so that a denied address could pass as a name. A
+/// name that ends in a number is therefore none (the rule of URLs, WHATWG).
+fn is_host(text: &str) -> bool {
+    text.parse::<Ipv4Addr>().is_ok() || (is_host_name(text) && !ends_in_a_number(text))
+}
+
+/// Whether the last label is a number: decimal (or octal) digits, or `0x` and hexadecimal digits.
+fn ends_in_a_number(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let hexadecimal = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    match hexadecimal {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => last.bytes().all(|byte| byte.is_ascii_digit()),
     }
 }
 
@@ -631,6 +653,83 @@ mod tests {
         }
         for port in [0, -1, 65_536, 70_000] {
             assert!(matches!(text("a", port), Err(InvalidInstance::Port { .. })), "{port}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_ends_in_a_number_is_an_ipv4_address_of_four_numbers() {
+        for host in [
+            "0xa9fea9fe",
+            "0XA9FEA9FE",
+            "2852039166",
+            "169.254.43518",
+            "169.16689662",
+            "0251.0376.0251.0376",
+            "0xa9.0xfe.0xa9.0xfe",
+            "169.254.169.0xfe",
+            "169.254.169.254.",
+            "10.0.6.256",
+            "256.0.0.1",
+            "127.9",
+            "127.1.",
+            "010.0.0.1",
+            "10.0.0.01",
+            "10.0.0.08",
+            "0",
+            "0x",
+            "db.0x",
+            "1.2.3.4.5",
+            "db.5432",
+            "db.08",
+            "x.10.0.0.1",
+        ] {
+            let refused = Address::new(host, 80);
+            assert!(matches!(refused, Err(InvalidInstance::Host { .. })), "{host}");
+            assert!(format!("{host}:80").parse::<Address>().is_err(), "{host}");
+        }
+        for host in [
+            "10.0.6.25",
+            "0.0.0.0",
+            "web-1",
+            "1web",
+            "10.0.0.1.example",
+            "1.2.3.4.nip.io.",
+            "0xabcg",
+            "x0x1",
+            "10.0.0.-1",
+            "10.0.0.1_",
+            "10.0.0.1e",
+        ] {
+            assert_eq!(Address::new(host, 80).unwrap().host(), host);
+        }
+    }
+
+    #[test]
+    fn no_spelling_of_a_denied_address_is_an_address_that_is_not_denied() {
+        let denied = crate::balancer::DeniedNetworks::default().and(["127.0.0.0/8".parse().unwrap()]);
+        for host in [
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "[::ffff:a9fe:a9fe]",
+            "::FFFF:A9FE:A9FE",
+            "0:0:0:0:0:ffff:a9fe:a9fe",
+            "64:ff9b::169.254.169.254",
+            "::a9fe:a9fe",
+            "fe80::1",
+            "127.0.0.9",
+            "::ffff:127.0.0.9",
+        ] {
+            let ip = Address::new(host, 80).unwrap().ip();
+            assert!(ip.is_some_and(|ip| denied.contains(ip)), "{host}");
+        }
+        for host in [
+            "169.254.169.254.",
+            "[169.254.169.254]",
+            "fe80::1%eth0",
+            "127.9",
+            "127.0.0.9.",
+        ] {
+            assert!(Address::new(host, 80).is_err(), "{host}");
         }
     }
 

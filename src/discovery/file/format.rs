@@ -747,7 +747,7 @@ service:
             "port: 1\n        id: «\"\"",
             id,
         );
-        let host = "host \"a b\": expected an IP address or a host name";
+        let host = "host \"a b\": expected an IP address or a host name that does not end in a number";
         refuses(
             "toml",
             "[[service]]\nname = \"a\"\ninstance = [{ port = 1, host = «\"a b\" }]",
