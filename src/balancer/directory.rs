@@ -26,13 +26,18 @@ use super::load_balancer::pick::Pick;
 use super::outcome::Outcome;
 use super::overrides::OverrideCounts;
 use super::sources::Sources;
+use super::text::lower_case;
 
 const SHARDS: usize = 64;
+
+/// The most bytes of the name of a service.
+const LONGEST_NAME: usize = 253;
 
 /// How long a service without instances stays known, unless the configuration names it.
 pub const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 
-type Shard = HashMap<ServiceName, LoadBalancer>;
+/// Services by the spelling in which they are registered, and by the spelling in lower case.
+type Shard = HashMap<Arc<str>, LoadBalancer>;
 
 /// The configuration of every service.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -100,11 +105,35 @@ impl Directory {
         &self.shards[xxh3_64(service.as_bytes()) as usize % SHARDS]
     }
 
-    /// The balancer of a service, if the service is known.
+    /// The balancer of a service, if the service is known. Upper and lower case are the same.
     #[must_use]
     #[inline]
     pub fn get(&self, service: &str) -> Option<LoadBalancer> {
+        let found = self.get_spelled(service);
+        if found.is_some() {
+            found
+        } else {
+            self.get_in_lower_case(service)
+        }
+    }
+
+    #[inline]
+    fn get_spelled(&self, service: &str) -> Option<LoadBalancer> {
         self.shard(service).load().get(service).cloned()
+    }
+
+    /// The balancer of a service that is asked for in neither of its two usual spellings.
+    #[cold]
+    fn get_in_lower_case(&self, service: &str) -> Option<LoadBalancer> {
+        let mut buffer = [0; LONGEST_NAME];
+        if let Some(buffer) = buffer.get_mut(..service.len())
+            && service.is_ascii()
+        {
+            buffer.copy_from_slice(service.as_bytes());
+            buffer.make_ascii_lowercase();
+            return self.get_spelled(std::str::from_utf8(buffer).ok()?);
+        }
+        self.get_spelled(&lower_case(service))
     }
 
     /// Every known service, sorted by name.
@@ -113,7 +142,12 @@ impl Directory {
         let mut all: Vec<_> = self
             .shards
             .iter()
-            .flat_map(|shard| shard.load().values().cloned().collect::<Vec<_>>())
+            .flat_map(|shard| {
+                let shard = shard.load();
+                let services = shard.iter();
+                let as_registered = services.filter(|(name, balancer)| ***name == *balancer.service().as_str());
+                as_registered.map(|(_, balancer)| balancer.clone()).collect::<Vec<_>>()
+            })
             .collect();
         all.sort_unstable_by(|a, b| a.service().cmp(b.service()));
         all
@@ -190,6 +224,11 @@ impl Directory {
         // Under the writers' lock, so that a service is not forgotten while instances join it.
         let configs = self.write();
         let balancer = match self.get(service.as_str()) {
+            // A name that the configuration alone has used so far appears as it is registered.
+            Some(balancer) if balancer.service().as_str() != service.as_str() && is_unused(&balancer) => {
+                self.remove(balancer.service());
+                self.known(service, configs.of(service))
+            }
             Some(balancer) => balancer,
             None if instances.peek().is_none() => return Changes::default(),
             None => self.known(service, configs.of(service)),
@@ -407,11 +446,7 @@ impl Directory {
         let is_empty = balancer.empty_for(now).is_some_and(|empty| empty >= KNOWN_FOR);
         let forgotten = is_empty && self.is_forgettable(balancer, &configs);
         if forgotten {
-            self.shard(balancer.service().as_str()).rcu(|shard| {
-                let mut shard = Shard::clone(shard);
-                shard.remove(balancer.service());
-                shard
-            });
+            self.remove(balancer.service());
             self.agenda.forget(balancer.service());
         }
         forgotten
@@ -448,14 +483,31 @@ impl Directory {
             fastrand::u64(..),
             is_driven,
         );
-        self.shard(service.as_str()).rcu(|shard| {
-            let mut shard = Shard::clone(shard);
-            shard.insert(service.clone(), balancer.clone());
-            shard
-        });
+        for spelling in service.spellings() {
+            self.shard(spelling).rcu(|shard| {
+                let mut shard = Shard::clone(shard);
+                shard.insert(Arc::clone(spelling), balancer.clone());
+                shard
+            });
+        }
         self.agenda.wake(service);
         balancer
     }
+
+    fn remove(&self, service: &ServiceName) {
+        for spelling in service.spellings() {
+            self.shard(spelling).rcu(|shard| {
+                let mut shard = Shard::clone(shard);
+                shard.remove(spelling);
+                shard
+            });
+        }
+    }
+}
+
+/// Whether a service has no instances, no override and no picks.
+fn is_unused(balancer: &LoadBalancer) -> bool {
+    balancer.instances().is_empty() && balancer.picks() == 0 && balancer.override_counts() == OverrideCounts::default()
 }
 
 impl fmt::Debug for Directory {

@@ -1,26 +1,33 @@
 //! A registered instance, in types that cannot hold invalid values.
 //!
-//! Every value here is checked once, when it is made: a [`ServiceName`] can be put in a URL path,
+//! Every value here is checked once, when it is made: a [`ServiceName`] can be put in a URL path
+//! (percent-encoded),
 //! a [`Weight`] is in range, an [`Address`] can be connected to, an [`InstanceId`] can be printed
 //! on one line. Load, latency and failures are learned later and belong to the live state: see
 //! `view`.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
+
+use super::text::lower_case;
 
 /// Why a value was refused. Each variant names the value found; its message says which values are
 /// allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidInstance {
-    /// The service name is empty, too long, `.`, `..`, or has a character outside
-    /// `[A-Za-z0-9._:@~-]`.
-    #[error("service name {found:?}: expected 1 to 253 characters of A-Z a-z 0-9 . _ : @ ~ -, and not \".\" or \"..\"")]
+    /// The service name is empty, too long, has a control character, or has an empty part, `.` or
+    /// `..` between slashes. `(unknown)` is reserved.
+    #[error(
+        "service name {found:?}: expected 1 to 253 bytes without control characters, with no empty part and no \".\" or \"..\" between slashes, and not \"(unknown)\""
+    )]
     ServiceName {
         /// The name as given, shortened.
         found: String,
@@ -62,18 +69,71 @@ fn shortened(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-/// Name of a service: 1 to 253 characters of `[A-Za-z0-9._:@~-]`, and not `.` or `..` (URL paths
-/// drop those).
+/// Name of a service: 1 to 253 bytes of UTF-8 without control characters.
+///
+/// Names are compared without case, as in Consul: `Redis` is `redis`. A name keeps the spelling in
+/// which it was written. A name may have any further character, such as a slash, a space or `é`; in
+/// a URL path it is percent-encoded. URL paths drop empty parts, `.` and `..`, so no part between
+/// slashes is one of these. `(unknown)` is what metrics call names that no registry lists.
 ///
 /// Cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceName(Arc<str>);
+#[derive(Clone)]
+pub struct ServiceName {
+    written: Arc<str>,
+    /// The name in lower case, by which names are compared. The same text as `written` where that
+    /// has no other case.
+    lower: Arc<str>,
+}
 
 impl ServiceName {
-    /// The name as text.
+    /// The name as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.written
+    }
+
+    /// The name in lower case: equal names have the same.
+    #[must_use]
+    pub fn as_lower_case(&self) -> &str {
+        &self.lower
+    }
+
+    /// Both spellings, without repetition.
+    pub(crate) fn spellings(&self) -> impl Iterator<Item = &Arc<str>> {
+        let other = (self.lower != self.written).then_some(&self.lower);
+        std::iter::once(&self.written).chain(other)
+    }
+}
+
+impl PartialEq for ServiceName {
+    fn eq(&self, other: &Self) -> bool {
+        self.lower == other.lower
+    }
+}
+
+impl Eq for ServiceName {}
+
+impl Ord for ServiceName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.lower.cmp(&other.lower)
+    }
+}
+
+impl PartialOrd for ServiceName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for ServiceName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.lower.hash(state);
+    }
+}
+
+impl fmt::Debug for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServiceName").field(&self.written).finish()
     }
 }
 
@@ -81,23 +141,23 @@ impl FromStr for ServiceName {
     type Err = InvalidInstance;
 
     fn from_str(text: &str) -> Result<Self, InvalidInstance> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:@~-".contains(&byte);
-        if matches!(text, "" | "." | "..") || text.len() > 253 || !text.bytes().all(allowed) {
+        let dropped = |part: &str| matches!(part, "" | "." | "..");
+        if text.len() > 253 || text.chars().any(char::is_control) || text.split('/').any(dropped) || text == "(unknown)"
+        {
             return Err(InvalidInstance::ServiceName { found: shortened(text) });
         }
-        Ok(Self(text.into()))
-    }
-}
-
-impl Borrow<str> for ServiceName {
-    fn borrow(&self) -> &str {
-        &self.0
+        let written: Arc<str> = text.into();
+        let lower = match lower_case(text) {
+            Cow::Borrowed(_) => Arc::clone(&written),
+            Cow::Owned(lower) => lower.into(),
+        };
+        Ok(Self { written, lower })
     }
 }
 
 impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.written)
     }
 }
 
@@ -611,24 +671,64 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_name_is_one_url_segment() {
-        for good in ["user-service", "a", "A.b_c:d@e~f-0", &"x".repeat(253)] {
+    fn a_service_name_is_any_text_that_a_url_path_can_carry() {
+        for good in [
+            "user-service",
+            "a",
+            "A.b_c:d@e~f-0",
+            "team/api",
+            "a b",
+            "a+b",
+            "a%2Fb",
+            "é",
+            "a.../...b",
+            "a\u{202e}b",
+            "#?&",
+            &"x".repeat(253),
+        ] {
             assert_eq!(good.parse::<ServiceName>().unwrap().as_str(), good);
         }
         for bad in [
             "",
             ".",
             "..",
-            "a/b",
-            "a b",
-            "a%2F",
-            "ä",
+            "/",
+            "/a",
+            "a/",
+            "a//b",
+            "a/../b",
+            "./a",
             "a\0",
+            "a\n",
+            "a\u{85}",
             "(unknown)",
             &"x".repeat(254),
+            &"é".repeat(127),
         ] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn service_names_are_equal_but_for_case_and_keep_their_spelling() {
+        let name = |text: &str| text.parse::<ServiceName>().unwrap();
+        let hash = |text: &str| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            name(text).hash(&mut hasher);
+            hasher.finish()
+        };
+        for (a, b) in [("redis", "REDIS"), ("Redis", "rEDIS"), ("É", "é"), ("a/B c", "A/b C")] {
+            assert_eq!((name(a), hash(a)), (name(b), hash(b)));
+            assert_eq!(name(a).cmp(&name(b)), Ordering::Equal);
+            assert_eq!(name(a).to_string(), a);
+        }
+        assert!(name("a") < name("B") && name("B") < name("c"));
+        assert_ne!(name("redis"), name("redis2"));
+        assert_eq!(
+            name("Redis").spellings().map(|text| &**text).collect::<Vec<_>>(),
+            ["Redis", "redis"]
+        );
+        assert_eq!(name("redis").spellings().count(), 1);
     }
 
     #[test]

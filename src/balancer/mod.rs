@@ -57,6 +57,7 @@ pub(crate) mod sources;
 pub(crate) mod statistics;
 pub(crate) mod strategy;
 mod sync;
+pub(crate) mod text;
 pub(crate) mod view;
 
 pub use clock::{Clock, Manual, Monotonic, Since, Timestamp};
@@ -84,6 +85,7 @@ pub use share::Factors;
 pub use sources::{Scope, SourceStatus, Sources};
 pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics};
 pub use strategy::draw::Mode;
+pub use text::is_printable;
 
 // Public at the root of the crate (see lib.rs). The other rooms import these names from here.
 #[cfg(feature = "agent")]

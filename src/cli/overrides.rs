@@ -268,7 +268,7 @@ mod tests {
     fn invalid_arguments_are_refused_without_a_request() {
         for line in [
             "drain web",
-            "drain a/b c",
+            "drain a//b c",
             "drain web a --ttl 10",
             "drain web a --ttl 0s",
             "weight web a",

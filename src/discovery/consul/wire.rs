@@ -14,7 +14,8 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::balancer::{InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight};
+use crate::balancer::text::lower_case;
+use crate::balancer::{InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight, is_printable};
 use crate::discovery::shared::or_default;
 
 /// Consul, in answers and metric labels.
@@ -63,6 +64,19 @@ pub(super) fn catalog(body: &[u8]) -> Result<Catalog, serde_json::Error> {
         .collect())
 }
 
+/// The name of a service, if Consul can be asked for it. Consul refuses a path with a character
+/// that is not printable, although such names can be registered.
+pub(super) fn name(text: &str) -> Result<ServiceName, String> {
+    let name: ServiceName = text.parse().map_err(|error: InvalidInstance| error.to_string())?;
+    match text.chars().all(is_printable) {
+        true => Ok(name),
+        false => Err(format!(
+            "service name {:?}: Consul answers requests for printable names alone",
+            shortened(text)
+        )),
+    }
+}
+
 /// A fingerprint of a body, to detect that it is the same again.
 pub(super) fn fingerprint(body: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(body)
@@ -106,7 +120,7 @@ pub(super) fn health(body: &[u8], service: &ServiceName) -> Result<Listing, serd
 
 fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) -> Result<ServiceInstance, String> {
     let Entry { node, service, checks } = serde_json::from_str(entry.get()).map_err(|error| error.to_string())?;
-    if !service.name.eq_ignore_ascii_case(asked.as_str()) {
+    if lower_case(&service.name) != asked.as_lower_case() {
         return Err(format!(
             "{:?} is not the service that was asked for",
             shortened(&service.name)

@@ -19,7 +19,7 @@
 //! deserialization, where each format knows the line and column, and none afterwards. Pure: does
 //! not know where the bytes come from.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::{self, Display};
 use std::hash::Hash;
 use std::marker::PhantomData;
@@ -119,12 +119,23 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(ServiceName, Vec<ServiceI
             ));
         }
     };
-    Ok(services?
-        .0
-        .0
-        .into_iter()
-        .map(|Service { name, instances }| (name, instances))
-        .collect())
+    let mut all: Vec<(ServiceName, Vec<ServiceInstance>)> = Vec::new();
+    let mut places = HashMap::new();
+    for Service { name, instances, .. } in services?.0.0 {
+        // Two spellings of one name are one service.
+        let place = *places.entry(name.clone()).or_insert(all.len());
+        let Some((_, listed)) = all.get_mut(place) else {
+            all.push((name, instances));
+            continue;
+        };
+        let is_listed = |instance: &&ServiceInstance| listed.iter().any(|other| other.id() == instance.id());
+        if let Some(twice) = instances.iter().find(is_listed) {
+            let message = format!("instance \"{}\" of service \"{name}\" is listed twice", twice.id());
+            return Err(refused(None, message));
+        }
+        listed.extend(instances);
+    }
+    Ok(all)
 }
 
 /// Whether there is only white space.
@@ -209,6 +220,7 @@ impl<'de> Deserialize<'de> for Services {
 
 struct Service {
     name: ServiceName,
+    written: String,
     instances: Vec<ServiceInstance>,
 }
 
@@ -223,15 +235,17 @@ struct RawService {
 impl Entry for Service {
     const NAME: &str = "service";
     const EXPECTED: &str = "a service: a table with `name` and `instance`";
-    type Key = ServiceName;
+    /// The exact spelling: the same text twice is a mistake.
+    type Key = String;
     type Raw = RawService;
 
-    fn key(&self) -> &ServiceName {
-        &self.name
+    fn key(&self) -> &String {
+        &self.written
     }
 
     fn check(raw: RawService) -> Result<Self, InvalidInstance> {
         Ok(Self {
+            written: raw.name.0.to_string(),
             name: raw.name.0,
             instances: raw.instance.0,
         })
@@ -759,10 +773,32 @@ service:
             host,
         );
         refuses("yaml", "service: [{name: a, instance: [{port: 1, host: «a b}]}]", host);
-        let name = "service name \"a/b\": expected 1 to 253 characters";
-        refuses("toml", "[[service]]\nname = «\"a/b\"\n", name);
-        refuses("json", r#"{"service": [{"name": «"a/b"}]}"#, name);
-        refuses("yaml", "service:\n  - name: «a/b\n", name);
+        let name = "service name \"a//b\": expected 1 to 253 bytes";
+        refuses("toml", "[[service]]\nname = «\"a//b\"\n", name);
+        refuses("json", r#"{"service": [{"name": «"a//b"}]}"#, name);
+        refuses("yaml", "service:\n  - name: «a//b\n", name);
+    }
+
+    #[test]
+    fn two_spellings_of_a_name_are_one_service() {
+        let instance = |name: &str, port: u16| {
+            format!(
+                "[[service]]\nname = \"{name}\"\n[[service.instance]]\nid = \"{port}\"\nhost = \"h\"\nport = {port}\n"
+            )
+        };
+        let text = instance("Redis", 1) + &instance("web", 1) + &instance("redis", 2);
+        let services = parse(Path::new("s.toml"), text.as_bytes()).unwrap();
+        let shown: Vec<_> = services
+            .iter()
+            .map(|(name, instances)| (name.as_str(), instances.len()))
+            .collect();
+        assert_eq!(shown, [("Redis", 2), ("web", 1)]);
+        let text = instance("Redis", 1) + &instance("redis", 1);
+        let error = parse(Path::new("s.toml"), text.as_bytes()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "s.toml: instance \"1\" of service \"redis\" is listed twice"
+        );
     }
 
     #[test]

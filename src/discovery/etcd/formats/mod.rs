@@ -209,7 +209,8 @@ impl Prefix {
     /// Whether a service of this name could be below.
     #[must_use]
     pub fn could_list(&self, service: &str) -> bool {
-        self.service.as_ref().is_none_or(|own| own.as_str() == service)
+        let is_own = |own: &ServiceName| service.parse().is_ok_and(|service: ServiceName| service == *own);
+        self.service.as_ref().is_none_or(is_own)
     }
 
     /// Whether a key is below.
@@ -501,7 +502,7 @@ mod tests {
                     String::from_utf8_lossy(value)
                 );
             }
-            for key in [&b"/s/web/\xff"[..], b"/s/we b/a", b"/s//a", b"/s/web/"] {
+            for key in [&b"/s/web/\xff"[..], b"/s/we\nb/a", b"/s//a", b"/s/web/"] {
                 let read = prefix.read(key, b"10.0.0.5:80");
                 assert!(
                     read.is_err() || format == ValueFormat::Rpcx,
