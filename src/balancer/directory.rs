@@ -3,7 +3,7 @@
 //! A lookup takes no lock: the map is immutable and swapped as a whole. It has 64 shards, so that a
 //! change among ten thousand services does not copy ten thousand entries.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -33,7 +33,8 @@ const SHARDS: usize = 64;
 /// The most bytes of the name of a service.
 const LONGEST_NAME: usize = 253;
 
-/// How long a service without instances stays known, unless the configuration names it.
+/// How long a service without instances stays known, unless the configuration names it or a source
+/// lists it.
 pub const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 
 /// Services by the spelling in which they are registered, and by the spelling in lower case.
@@ -69,6 +70,8 @@ pub struct Directory {
     reports_of_unknown: AtomicU64,
     /// The configuration, and the lock of all writers.
     configs: Mutex<ServiceConfigs>,
+    /// The services that a source lists, with or without instances. Locked inside `configs`.
+    listed: Mutex<HashSet<ServiceName>>,
 }
 
 impl Directory {
@@ -87,6 +90,7 @@ impl Directory {
             unknown_leases: AtomicU64::new(0),
             reports_of_unknown: AtomicU64::new(0),
             configs: Mutex::default(),
+            listed: Mutex::default(),
         };
         directory.configure(configs);
         directory
@@ -224,16 +228,45 @@ impl Directory {
         // Under the writers' lock, so that a service is not forgotten while instances join it.
         let configs = self.write();
         let balancer = match self.get(service.as_str()) {
-            // A name that the configuration alone has used so far appears as it is registered.
-            Some(balancer) if balancer.service().as_str() != service.as_str() && is_unused(&balancer) => {
-                self.remove(balancer.service());
-                self.known(service, configs.of(service))
-            }
-            Some(balancer) => balancer,
+            Some(balancer) if instances.peek().is_none() => balancer,
             None if instances.peek().is_none() => return Changes::default(),
-            None => self.known(service, configs.of(service)),
+            _ => self.registered(service, &configs),
         };
         balancer.apply(instances)
+    }
+
+    /// Sets whether a source lists the service, with or without instances. A listed service is
+    /// known.
+    pub fn set_listed(&self, service: &ServiceName, listed: bool) {
+        if self.listed().contains(service) == listed {
+            return;
+        }
+        let configs = self.write();
+        if listed {
+            self.listed().insert(service.clone());
+            self.registered(service, &configs);
+        } else {
+            self.listed().remove(service);
+            // The service may be forgotten.
+            self.agenda.wake(service);
+        }
+    }
+
+    fn listed(&self) -> MutexGuard<'_, HashSet<ServiceName>> {
+        // Names come and go in one step each.
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The balancer of a service that a source lists. A name that the configuration alone has used
+    /// so far appears as it is registered. The caller holds the lock of writers.
+    fn registered(&self, service: &ServiceName, configs: &ServiceConfigs) -> LoadBalancer {
+        if let Some(balancer) = self.get(service.as_str())
+            && balancer.service().as_str() != service.as_str()
+            && is_unused(&balancer)
+        {
+            self.remove(balancer.service());
+        }
+        self.known(service, configs.of(service))
     }
 
     /// Applies a configuration. The services that it names become known.
@@ -389,8 +422,8 @@ impl Directory {
     }
 
     /// Does everything that is due: ends leases and overrides, advances every service that is due,
-    /// and forgets services that have been empty for an hour, are not configured and have no
-    /// override. Returns the time of the next call. The [`Wake`](super::Wake) of the
+    /// and forgets services that have been empty for an hour, are not configured, are not listed and
+    /// have no override. Returns the time of the next call. The [`Wake`](super::Wake) of the
     /// [`Environment`] asks for an earlier call.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         let services = self.agenda.begin(now);
@@ -422,8 +455,8 @@ impl Directory {
             .for_each(|balancer| self.agenda.wake(balancer.service()));
     }
 
-    /// When a service without instances may be forgotten. `None` while the service is configured, has
-    /// instances or an override. A writer may be busy with all services: then ask again in a second,
+    /// When a service without instances may be forgotten. `None` while the service is configured, is
+    /// listed, has instances or an override. A writer may be busy with all services: then ask again in a second,
     /// so that health never waits for a configuration.
     fn forgettable_at(&self, balancer: &LoadBalancer, now: Timestamp) -> Option<Timestamp> {
         let empty = balancer.empty_for(now)?;
@@ -437,7 +470,9 @@ impl Directory {
     }
 
     fn is_forgettable(&self, balancer: &LoadBalancer, configs: &ServiceConfigs) -> bool {
-        !configs.services.contains_key(balancer.service()) && balancer.override_counts() == OverrideCounts::default()
+        !configs.services.contains_key(balancer.service())
+            && !self.listed().contains(balancer.service())
+            && balancer.override_counts() == OverrideCounts::default()
     }
 
     /// Forgets a service, unless a configuration, an override or instances have come in the meantime.

@@ -45,6 +45,12 @@ pub enum InvalidInstance {
         /// The host as given, shortened.
         found: String,
     },
+    /// The text is a host without a port.
+    #[error("{found:?}: expected a port behind the host")]
+    NoPort {
+        /// The text as given, shortened.
+        found: String,
+    },
     /// The port is 0 or above 65,535.
     #[error("port {found}: expected 1 to 65535")]
     Port {
@@ -63,6 +69,34 @@ pub enum InvalidInstance {
         /// The tag as given, shortened.
         found: String,
     },
+}
+
+impl InvalidInstance {
+    /// Whether the port is missing, or 0, which registries take for a missing one.
+    #[must_use]
+    pub fn is_no_port(&self) -> bool {
+        matches!(self, Self::NoPort { .. } | Self::Port { found: 0 })
+    }
+
+    /// What is expected, without the value that was found: it may be a secret. Numbers are named.
+    #[must_use]
+    pub fn without_value(&self) -> String {
+        let subject = match self {
+            Self::ServiceName { .. } => "service name",
+            Self::Id { .. } => "instance id",
+            Self::Host { .. } => "host",
+            Self::NoPort { .. } => "address",
+            Self::Tag { .. } => "tag",
+            Self::Port { .. } | Self::Weight { .. } => return self.to_string(),
+        };
+        let text = self.to_string();
+        // No value can contain what follows it: the text of a value is quoted.
+        let expected = text
+            .rfind(": expected ")
+            .and_then(|at| text.get(at..))
+            .unwrap_or_default();
+        format!("{subject}{expected}")
+    }
 }
 
 fn shortened(text: &str) -> String {
@@ -269,6 +303,10 @@ impl FromStr for Address {
     type Err = InvalidInstance;
 
     fn from_str(text: &str) -> Result<Self, InvalidInstance> {
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        if is_host(text) || bare.is_some_and(|bare| bare.parse::<Ipv6Addr>().is_ok()) {
+            return Err(InvalidInstance::NoPort { found: shortened(text) });
+        }
         let (host, port) = text
             .rsplit_once(':')
             .ok_or_else(|| InvalidInstance::Host { found: shortened(text) })?;
@@ -842,6 +880,32 @@ mod tests {
         assert_eq!((named.host(), named.port(), named.ip()), ("db.local", 5432, None));
         assert!("db.local".parse::<Address>().is_err());
         assert!("db.local:http".parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn a_host_without_a_port_is_told_from_other_texts() {
+        let error = |text: &str| text.parse::<Address>().unwrap_err();
+        for text in ["10.0.0.1", "db.local", "[::1]", "10.0.0.1:0", "db:0", "[::1]:0"] {
+            assert!(error(text).is_no_port(), "{text}");
+        }
+        for text in ["", "a b", "10.0.0.1:70000", "10.0.0.1:x", "127.9", "http://h:1"] {
+            assert!(!error(text).is_no_port(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reason_can_be_told_without_the_value() {
+        let told = |error: Result<Address, InvalidInstance>| error.unwrap_err().without_value();
+        let expected = "host: expected an IP address or a host name that does not end in a number";
+        assert_eq!(told(Address::new("S3cr3t!", 1)), expected);
+        assert_eq!(told(Address::new("S3cr3t\": expected x", 1)), expected);
+        assert_eq!(told(Address::new("h", 70_000)), "port 70000: expected 1 to 65535");
+        assert_eq!(told("S3cr3t".parse()), "address: expected a port behind the host");
+        let id = "S3cr3t\n".parse::<InstanceId>().unwrap_err();
+        assert_eq!(
+            id.without_value(),
+            "instance id: expected 1 to 512 bytes without control characters"
+        );
     }
 
     #[test]

@@ -53,6 +53,7 @@ pub(crate) mod render;
 pub(crate) mod report_credit;
 pub(crate) mod settings;
 pub(crate) mod share;
+pub(crate) mod skipped;
 pub(crate) mod sources;
 pub(crate) mod statistics;
 pub(crate) mod strategy;
@@ -82,6 +83,7 @@ pub use overrides::{
 pub use render::{Bodies, Described, NoBodies, Render};
 pub use settings::{InvalidConfig, Setting};
 pub use share::Factors;
+pub use skipped::{LISTED, SkipReason, Skipped, SkippedRegistration};
 pub use sources::{Scope, SourceStatus, Sources};
 pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics};
 pub use strategy::draw::Mode;

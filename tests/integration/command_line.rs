@@ -127,7 +127,7 @@ fn how_a_pick_ends_says_why() {
         assert_eq!(json, code);
     }
     for words in [
-        &["pick", "a/b"][..],
+        &["pick", "a//b"][..],
         &["pick", "user-service", "--n", "0"],
         &["pick", "user-service", "--n", "17"],
         &["pick", "user-service", "--exclude", ""],

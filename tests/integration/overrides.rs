@@ -428,7 +428,7 @@ fn what_cannot_be_ordered_is_refused() {
             404,
             "unknown_instance",
         ),
-        ("a%20b/instances/a/drain", "", 400, "invalid_request"),
+        ("a%0Ab/instances/a/drain", "", 400, "invalid_request"),
         ("web/instances/%0A/drain", "", 400, "invalid_request"),
         ("web/instances/%ff/drain", "", 400, "invalid_request"),
         ("web/instances/a/drain?force=1", "", 400, "unknown_parameter"),

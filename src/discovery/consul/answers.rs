@@ -28,7 +28,7 @@ use super::services::{EmptyAnswer, Sent, Service, Services};
 use super::settings::{ConsulSettings, Names};
 use super::sync::InitialSync;
 use super::wire::{self, Catalog, Head, Listing};
-use crate::balancer::{ServiceInstance, ServiceName, SourceStatus, Timestamp};
+use crate::balancer::{ServiceInstance, ServiceName, SkipReason, Skipped, SourceStatus, Timestamp};
 use crate::discovery::watcher::{Reading, Reason, Trust, Update, WatchError};
 
 /// A service whose answers cannot be decoded delays `Synced` for so many attempts.
@@ -391,6 +391,7 @@ impl Answers {
             (service.listed, service.missing, service.empty_answer) = (false, false, None);
             service.query.discard_answer();
         });
+        self.status.set_skipped(name, Skipped::default());
         self.unconfirmed.remove(name);
         self.delisted.insert(name.clone());
         self.sync.settled(name);
@@ -556,17 +557,29 @@ impl Answers {
     }
 
     fn note_skipped(&mut self, name: &ServiceName, listing: &Listing) {
-        for _ in listing.skipped.iter().chain(&listing.ignored) {
+        self.status.set_skipped(name, listing.skipped.iter().collect());
+        for skipped in &listing.skipped {
+            self.status.count_error(Reason::from(skipped.reason).as_str());
+        }
+        for _ in &listing.ignored {
             self.status.count_error(Reason::InvalidInstance.as_str());
         }
-        let skipped = listing.skipped.len() + listing.ignored.len();
+        // A registration without a port is usual.
+        let mut invalid = listing
+            .skipped
+            .iter()
+            .filter(|skipped| skipped.reason != SkipReason::NoPort);
+        let first = invalid.next();
+        let skipped = first.iter().count() + invalid.count();
+        let noted = skipped + listing.ignored.len();
         let before = self
             .services
-            .change(name, |service| std::mem::replace(&mut service.skipped, skipped));
-        if before.is_some_and(|before| before != skipped)
-            && let Some(reason) = listing.skipped.first().or(listing.ignored.first())
+            .change(name, |service| std::mem::replace(&mut service.skipped, noted));
+        let first = first.map(|skipped| format!("{}: {}", skipped.id, skipped.detail));
+        if before.is_some_and(|before| before != noted)
+            && let Some(reason) = first.as_ref().or(listing.ignored.first())
         {
-            tracing::warn!(source = %wire::SOURCE, service = %name, skipped = listing.skipped.len(),
+            tracing::warn!(source = %wire::SOURCE, service = %name, skipped,
                 ignored = listing.ignored.len(), %reason, "registrations skipped or partly ignored");
         }
     }

@@ -15,7 +15,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::balancer::text::lower_case;
-use crate::balancer::{InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight, is_printable};
+use crate::balancer::{
+    InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, SkippedRegistration, Source, Weight, is_printable,
+};
 use crate::discovery::shared::or_default;
 
 /// Consul, in answers and metric labels.
@@ -87,8 +89,8 @@ pub(super) fn fingerprint(body: &[u8]) -> u64 {
 pub(super) struct Listing {
     /// The valid instances, sorted by id.
     pub(super) instances: Vec<ServiceInstance>,
-    /// Why other entries were skipped, one line each.
-    pub(super) skipped: Vec<String>,
+    /// The other entries, in the order of the answer.
+    pub(super) skipped: Vec<SkippedRegistration>,
     /// Settings that were ignored on valid instances, one line each.
     pub(super) ignored: Vec<String>,
     /// Whether Consul listed no entry at all, valid or not.
@@ -110,28 +112,33 @@ pub(super) fn health(body: &[u8], service: &ServiceName) -> Result<Listing, serd
     for entry in entries {
         match instance(entry, service, &mut listing.ignored) {
             Ok(instance) if seen.insert(instance.id().clone()) => listing.instances.push(instance),
-            Ok(instance) => listing.skipped.push(format!("{}: listed twice", instance.id())),
-            Err(reason) => listing.skipped.push(reason),
+            Ok(instance) => {
+                let skipped = SkippedRegistration::invalid(instance.id().as_str(), "it is listed twice");
+                listing.skipped.push(skipped);
+            }
+            Err(skipped) => listing.skipped.push(skipped),
         }
     }
     listing.instances.sort_unstable_by(|a, b| a.id().cmp(b.id()));
     Ok(listing)
 }
 
-fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) -> Result<ServiceInstance, String> {
-    let Entry { node, service, checks } = serde_json::from_str(entry.get()).map_err(|error| error.to_string())?;
-    if lower_case(&service.name) != asked.as_lower_case() {
-        return Err(format!(
-            "{:?} is not the service that was asked for",
-            shortened(&service.name)
-        ));
-    }
-    if service.id.is_empty() || node.name.is_empty() {
-        return Err(String::from("no service id, or no node name"));
-    }
+fn instance(
+    entry: &RawValue,
+    asked: &ServiceName,
+    ignored: &mut Vec<String>,
+) -> Result<ServiceInstance, SkippedRegistration> {
+    let Entry { node, service, checks } = serde_json::from_str(entry.get()).map_err(|error| not_read(entry, &error))?;
     // The same service id on two nodes is two instances.
     let id = format!("{}@{}", service.id, node.name);
-    let refused = |error: InvalidInstance| format!("{}: {error}", shortened(&id));
+    let invalid = |detail: &str| SkippedRegistration::invalid(shortened(&id), detail);
+    let refused = |error: InvalidInstance| SkippedRegistration::refused(shortened(&id), &error);
+    if lower_case(&service.name) != asked.as_lower_case() {
+        return Err(invalid("it belongs to another service than the one that was asked for"));
+    }
+    if service.id.is_empty() || node.name.is_empty() {
+        return Err(invalid("it has no service id, or no node name"));
+    }
     let host = if service.address.is_empty() {
         &node.address
     } else {
@@ -144,7 +151,7 @@ fn instance(entry: &RawValue, asked: &ServiceName, ignored: &mut Vec<String>) ->
         let mut read = |weight: i64| match Weight::new(weight) {
             Ok(weight) => weight,
             Err(error) => {
-                ignored.push(format!("{}: {error}", shortened(&id)));
+                ignored.push(format!("{}: {}", shortened(&id), error.without_value()));
                 nearest(weight)
             }
         };
@@ -208,6 +215,26 @@ fn status(checks: &[Check]) -> RegistryStatus {
     worst
 }
 
+/// An entry of another form. What serde_json says about it may quote a value.
+fn not_read(entry: &RawValue, error: &serde_json::Error) -> SkippedRegistration {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "PascalCase", default)]
+    struct Named {
+        node: serde_json::Value,
+        service: serde_json::Value,
+    }
+    let named: Named = serde_json::from_str(entry.get()).unwrap_or_default();
+    let id = match (named.service["ID"].as_str(), named.node["Node"].as_str()) {
+        (Some(id), Some(node)) => format!("{}@{}", shortened(id), shortened(node)),
+        _ => String::new(),
+    };
+    let place = format!("line {}, column {}", error.line(), error.column());
+    SkippedRegistration::invalid(
+        id,
+        format!("it has a field of another type than Consul documents, at {place}"),
+    )
+}
+
 fn shortened(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(64).collect()
 }
@@ -238,6 +265,7 @@ struct Service {
     name: String,
     #[serde(default, deserialize_with = "or_default")]
     address: String,
+    #[serde(default, deserialize_with = "or_default")]
     port: i64,
     #[serde(default, deserialize_with = "or_default")]
     tags: Vec<String>,
@@ -271,6 +299,7 @@ struct Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balancer::SkipReason;
 
     /// An external node: without an address of its own, with nulls everywhere. Verbatim from
     /// Consul 1.8.7.
@@ -297,7 +326,7 @@ mod tests {
 
     fn one(service: &str, checks: &str) -> ServiceInstance {
         let mut listing = decode(&format!("[{}]", entry(service, checks)));
-        assert_eq!(listing.skipped, Vec::<String>::new());
+        assert_eq!(listing.skipped, []);
         listing.instances.pop().unwrap()
     }
 
@@ -416,7 +445,6 @@ mod tests {
         let good = entry("", "[]").replace("w1", "good");
         let entry_with = |from: &str, to: &str| entry("", "[]").replace(from, to);
         for bad in [
-            entry_with(":80", ":0"),
             entry_with(":80", ":70000"),
             entry_with(":80", ":-1"),
             entry_with(":80", r#":"80""#),
@@ -444,8 +472,44 @@ mod tests {
             assert_eq!(listing.instances.len(), 1, "{bad}");
             assert_eq!(listing.instances[0].id().as_str(), "good@n1", "{bad}");
             assert_eq!(listing.skipped.len(), 1, "{bad}");
-            assert!(!listing.skipped[0].chars().any(char::is_control), "{bad}");
+            let SkippedRegistration { id, reason, detail, .. } = &listing.skipped[0];
+            assert_eq!(*reason, SkipReason::Invalid, "{bad}");
+            assert!(!id.chars().chain(detail.chars()).any(char::is_control), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_registration_without_a_port_is_told_from_an_invalid_one() {
+        for portless in [r#""Port":0"#, r#""Port":null"#, r#""x":0"#] {
+            let listing = decode(&format!("[{}]", entry("", "[]").replace(r#""Port":80"#, portless)));
+            assert_eq!(listing.skipped, [SkippedRegistration::no_port("w1@n1")], "{portless}");
+            assert!(!listing.bare && listing.instances.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_reason_names_the_registration_and_no_value() {
+        for secret in [
+            entry(r#","Address":"S3cr3t!""#, "[]"),
+            entry(r#","Meta":"S3cr3t""#, "[]"),
+            entry(r#","Tags":{"S3cr3t":"S3cr3t"}"#, "[]"),
+            entry("", r#""S3cr3t""#),
+            entry("", "[]").replace(":80", r#":"S3cr3t""#),
+            entry("", "[]").replace(r#""Service":"web""#, r#""Service":"S3cr3t""#),
+        ] {
+            let listing = decode(&format!("[{secret}]"));
+            let skipped = &listing.skipped[0];
+            assert_eq!(skipped.id, "w1@n1", "{secret}");
+            assert!(
+                !skipped.detail.contains("S3cr3t") && skipped.detail.len() > 20,
+                "{skipped:?}"
+            );
+        }
+        let listing = decode(&format!("[{}]", entry(r#","Meta":{"weight":"S3cr3t"}"#, "[]")));
+        assert!(
+            listing.skipped.is_empty() && !listing.ignored[0].contains("S3cr3t"),
+            "{listing:?}"
+        );
     }
 
     #[test]

@@ -237,6 +237,13 @@ impl Prefix {
         })
     }
 
+    /// The service that a key belongs to, if the key names one, whatever its value is.
+    #[must_use]
+    pub fn service_of(&self, key: &[u8]) -> Option<ServiceName> {
+        let place = self.place(std::str::from_utf8(key).ok()?);
+        place.ok().map(|place| place.service)
+    }
+
     fn place<'a>(&'a self, key: &'a str) -> Result<Place<'a>, InvalidRegistration> {
         let below = key.strip_prefix(&*self.start).unwrap_or_default();
         let (service, id) = match &self.service {
