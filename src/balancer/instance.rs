@@ -45,7 +45,7 @@ pub enum InvalidInstance {
         /// The host as given, shortened.
         found: String,
     },
-    /// The text is a host without a port.
+    /// The text is an IP address or a host without a port.
     #[error("{found:?}: expected a port behind the host")]
     NoPort {
         /// The text as given, shortened.
@@ -304,7 +304,8 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, InvalidInstance> {
         let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-        if is_host(text) || bare.is_some_and(|bare| bare.parse::<Ipv6Addr>().is_ok()) {
+        // A word could be a host name, and could be anything else.
+        if text.parse::<Ipv4Addr>().is_ok() || bare.is_some_and(|bare| bare.parse::<Ipv6Addr>().is_ok()) {
             return Err(InvalidInstance::NoPort { found: shortened(text) });
         }
         let (host, port) = text
@@ -885,10 +886,18 @@ mod tests {
     #[test]
     fn a_host_without_a_port_is_told_from_other_texts() {
         let error = |text: &str| text.parse::<Address>().unwrap_err();
-        for text in ["10.0.0.1", "db.local", "[::1]", "10.0.0.1:0", "db:0", "[::1]:0"] {
+        for text in ["10.0.0.1", "[::1]", "10.0.0.1:0", "db:0", "[::1]:0"] {
             assert!(error(text).is_no_port(), "{text}");
         }
-        for text in ["", "a b", "10.0.0.1:70000", "10.0.0.1:x", "127.9", "http://h:1"] {
+        for text in [
+            "",
+            "a b",
+            "10.0.0.1:70000",
+            "10.0.0.1:x",
+            "127.9",
+            "db.local",
+            "http://h:1",
+        ] {
             assert!(!error(text).is_no_port(), "{text}");
         }
     }
@@ -900,7 +909,8 @@ mod tests {
         assert_eq!(told(Address::new("S3cr3t!", 1)), expected);
         assert_eq!(told(Address::new("S3cr3t\": expected x", 1)), expected);
         assert_eq!(told(Address::new("h", 70_000)), "port 70000: expected 1 to 65535");
-        assert_eq!(told("S3cr3t".parse()), "address: expected a port behind the host");
+        assert_eq!(told("S3cr3t".parse()), expected);
+        assert_eq!(told("10.0.0.1".parse()), "address: expected a port behind the host");
         let id = "S3cr3t\n".parse::<InstanceId>().unwrap_err();
         assert_eq!(
             id.without_value(),

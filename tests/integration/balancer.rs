@@ -1095,6 +1095,83 @@ fn a_directory_tells_unknown_empty_and_not_synced_apart() {
 }
 
 #[test]
+fn a_listed_service_is_known_until_an_hour_after_it_is_no_longer_listed() {
+    let clock = Arc::new(Manual::default());
+    let tools = Environment {
+        clock: clock.clone(),
+        ..Environment::default()
+    };
+    let directory = Directory::new(ServiceConfigs::default(), Sources::default(), tools);
+    let name = "batch".parse().unwrap();
+    let advance = |hours: u64| {
+        clock.advance(Duration::from_secs(hours * 3_600));
+        directory.advance(clock.now());
+    };
+    directory.apply(&name, []);
+    assert!(directory.get("batch").is_none(), "nothing lists it");
+    directory.set_listed(&name, true);
+    advance(5);
+    let balancer = directory.get("batch").unwrap();
+    let refused = directory.select_instance(&balancer, &Context::new());
+    assert!(matches!(refused, Err(PickError::Empty { .. })));
+    directory.apply(&name, [Arc::new(instance("a", 1))]);
+    directory.apply(&name, []);
+    directory.set_listed(&name, false);
+    directory.advance(clock.now());
+    assert!(directory.get("batch").is_some(), "it had an instance a moment ago");
+    advance(1);
+    assert!(directory.get("batch").is_none());
+}
+
+#[test]
+fn a_service_is_found_in_every_spelling_and_shown_as_registered() {
+    let clock = Arc::new(Manual::default());
+    let tools = Environment {
+        clock: clock.clone(),
+        ..Environment::default()
+    };
+    let mut configs = ServiceConfigs::default();
+    let random = LoadBalancerConfig::new(Random);
+    configs.services.insert("REDIS".parse().unwrap(), random.clone());
+    let directory = Directory::new(configs, Sources::default(), tools);
+    let shown = |directory: &Directory| {
+        let services = directory.services();
+        let names = services.iter().map(|balancer| balancer.service().to_string());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&directory), ["REDIS"]);
+    directory.apply(&"Redis".parse().unwrap(), [Arc::new(instance("a", 1))]);
+    directory.apply(&"\u{c9}t\u{c9}".parse().unwrap(), [Arc::new(instance("e", 1))]);
+    assert_eq!(shown(&directory), ["Redis", "\u{c9}t\u{c9}"]);
+    // A later spelling is the same service, and does not rename a service in use.
+    directory.apply(&"rEDIS".parse().unwrap(), [Arc::new(instance("b", 1))]);
+    for spelling in ["Redis", "redis", "REDIS", "rEdIs"] {
+        let balancer = directory.get(spelling).unwrap();
+        assert_eq!(
+            (balancer.service().as_str(), pick(&balancer)),
+            ("Redis", "b".to_owned())
+        );
+        assert_eq!(balancer.config().strategy(), Random);
+    }
+    for spelling in ["\u{e9}t\u{e9}", "\u{c9}T\u{e9}"] {
+        assert!(directory.get(spelling).is_some());
+    }
+    let absent = ["redi", "redis2", &"r".repeat(254), &"\u{c9}".repeat(254), ""];
+    assert!(absent.iter().all(|name| directory.get(name).is_none()));
+    // Without a configuration and instances it is forgotten, in every spelling.
+    directory.configure(ServiceConfigs::default());
+    directory.apply(&"redis".parse().unwrap(), []);
+    clock.advance(Duration::from_secs(3_600));
+    directory.advance(clock.now());
+    assert!(
+        ["Redis", "redis", "REDIS"]
+            .iter()
+            .all(|name| directory.get(name).is_none())
+    );
+    assert_eq!(shown(&directory).len(), 1);
+}
+
+#[test]
 fn a_reconfigured_directory_balances_known_services_anew() {
     let directory = Directory::new(ServiceConfigs::default(), Sources::default(), Environment::default());
     let name = "web".parse().unwrap();

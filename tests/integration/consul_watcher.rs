@@ -435,7 +435,7 @@ async fn a_hundred_services_are_chosen_by_glob() {
             .register("a", &format!("team-{i}"), &format!("t{i}"), 1000 + i, json!({}))
             .await;
     }
-    for name in ["team-secret", "other", "bad name"] {
+    for name in ["team-secret", "other", "bad//name"] {
         consul.register("a", name, name, 80, json!({})).await;
     }
     let mut settings = ConsulSettings::new(consul.address());
@@ -790,7 +790,7 @@ async fn garbage_costs_only_itself() {
         "10.0.0.1:81"
     );
     assert!(
-        watched.errors_of(Reason::InvalidInstance) >= 4,
+        watched.errors_of(Reason::InvalidInstance) >= 3 && watched.errors_of(Reason::NoPort) >= 1,
         "{:?}",
         watched.status.errors()
     );

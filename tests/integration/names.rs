@@ -362,7 +362,7 @@ async fn a_service_without_a_usable_registration_is_known_and_empty() {
     assert_eq!(skipped(&agent, "broken"), (1, vec!["consul x@n invalid".to_owned()]));
     assert_eq!(
         skipped(&agent, "vault"),
-        (1, vec!["etcd /services/vault/token no_port".to_owned()])
+        (1, vec!["etcd /services/vault/token invalid".to_owned()])
     );
     assert_eq!(
         skipped(&agent, "job"),
