@@ -94,7 +94,7 @@ pub(super) async fn weight(parts: Parts) -> Result<Json<OverriddenInstance>, Api
     require_json(&headers)?;
     let body = body::read(body, MAX_BYTES).await?;
     let WeightBody { weight, reason, ttl } = body::parse(&body)?;
-    let refused = || ApiError::InvalidRequest(format!("weight {weight}: expected a whole number from 0 to 10000"));
+    let refused = || ApiError::InvalidRequest(format!("weight {weight}: expected a whole number from 0 to 65535"));
     let weight = weight
         .as_i64()
         .and_then(|weight| Weight::new(weight).ok())

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::layers::LayersState;
 use crate::balancer::{
-    Bodies, Described, HealthStatus, InstanceStatistics, LoadBalancer, Mode, Render, ServiceInstance, Source,
+    Bodies, Described, HealthStatus, InstanceStatistics, LISTED, LoadBalancer, Mode, Render, ServiceInstance, Source,
     SourceStatus, Sources, Timestamp,
 };
 
@@ -88,7 +88,20 @@ pub(crate) struct ServiceDetail {
     /// The current mode of the strategy.
     mode: &'static str,
     instances: BTreeMap<String, InstanceDetail>,
+    /// How many registrations of the service cannot be instances.
+    skipped_registrations: usize,
+    /// The first of these, by source.
+    skipped: Vec<SkippedState>,
     source_states: Vec<SourceState>,
+}
+
+/// A registration that cannot be an instance.
+#[derive(Serialize)]
+struct SkippedState {
+    source: &'static str,
+    id: String,
+    reason: &'static str,
+    detail: String,
 }
 
 /// One instance of a service.
@@ -190,10 +203,27 @@ impl ServiceDetail {
             let numbers = statistics.instances.get(instance.id())?;
             Some((instance.id().to_string(), InstanceDetail::of(instance, numbers, now)))
         };
+        let mut skipped_registrations = 0;
+        let mut skipped = Vec::new();
+        for status in sources.iter() {
+            let Some(of_source) = status.skipped(balancer.service()) else {
+                continue;
+            };
+            skipped_registrations += of_source.total;
+            skipped.extend(of_source.listed.iter().map(|registration| SkippedState {
+                source: status.source().as_str(),
+                id: registration.id.clone(),
+                reason: registration.reason.as_str(),
+                detail: registration.detail.clone(),
+            }));
+        }
+        skipped.truncate(LISTED);
         Self {
             summary: ServiceSummary::of(balancer),
             mode: Mode::as_str(balancer.mode()),
             instances: known.iter().filter_map(detail).collect(),
+            skipped_registrations,
+            skipped,
             source_states: SourceState::all(sources, now),
         }
     }

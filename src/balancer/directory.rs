@@ -3,7 +3,7 @@
 //! A lookup takes no lock: the map is immutable and swapped as a whole. It has 64 shards, so that a
 //! change among ten thousand services does not copy ten thousand entries.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -26,13 +26,19 @@ use super::load_balancer::pick::Pick;
 use super::outcome::Outcome;
 use super::overrides::OverrideCounts;
 use super::sources::Sources;
+use super::text::lower_case;
 
 const SHARDS: usize = 64;
 
-/// How long a service without instances stays known, unless the configuration names it.
+/// The most bytes of the name of a service.
+const LONGEST_NAME: usize = 253;
+
+/// How long a service without instances stays known, unless the configuration names it or a source
+/// lists it.
 pub const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 
-type Shard = HashMap<ServiceName, LoadBalancer>;
+/// Services by the spelling in which they are registered, and by the spelling in lower case.
+type Shard = HashMap<Arc<str>, LoadBalancer>;
 
 /// The configuration of every service.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -64,6 +70,8 @@ pub struct Directory {
     reports_of_unknown: AtomicU64,
     /// The configuration, and the lock of all writers.
     configs: Mutex<ServiceConfigs>,
+    /// The services that a source lists, with or without instances. Locked inside `configs`.
+    listed: Mutex<HashSet<ServiceName>>,
 }
 
 impl Directory {
@@ -82,6 +90,7 @@ impl Directory {
             unknown_leases: AtomicU64::new(0),
             reports_of_unknown: AtomicU64::new(0),
             configs: Mutex::default(),
+            listed: Mutex::default(),
         };
         directory.configure(configs);
         directory
@@ -100,11 +109,35 @@ impl Directory {
         &self.shards[xxh3_64(service.as_bytes()) as usize % SHARDS]
     }
 
-    /// The balancer of a service, if the service is known.
+    /// The balancer of a service, if the service is known. Upper and lower case are the same.
     #[must_use]
     #[inline]
     pub fn get(&self, service: &str) -> Option<LoadBalancer> {
+        let found = self.get_spelled(service);
+        if found.is_some() {
+            found
+        } else {
+            self.get_in_lower_case(service)
+        }
+    }
+
+    #[inline]
+    fn get_spelled(&self, service: &str) -> Option<LoadBalancer> {
         self.shard(service).load().get(service).cloned()
+    }
+
+    /// The balancer of a service that is asked for in neither of its two usual spellings.
+    #[cold]
+    fn get_in_lower_case(&self, service: &str) -> Option<LoadBalancer> {
+        let mut buffer = [0; LONGEST_NAME];
+        if let Some(buffer) = buffer.get_mut(..service.len())
+            && service.is_ascii()
+        {
+            buffer.copy_from_slice(service.as_bytes());
+            buffer.make_ascii_lowercase();
+            return self.get_spelled(std::str::from_utf8(buffer).ok()?);
+        }
+        self.get_spelled(&lower_case(service))
     }
 
     /// Every known service, sorted by name.
@@ -113,7 +146,12 @@ impl Directory {
         let mut all: Vec<_> = self
             .shards
             .iter()
-            .flat_map(|shard| shard.load().values().cloned().collect::<Vec<_>>())
+            .flat_map(|shard| {
+                let shard = shard.load();
+                let services = shard.iter();
+                let as_registered = services.filter(|(name, balancer)| ***name == *balancer.service().as_str());
+                as_registered.map(|(_, balancer)| balancer.clone()).collect::<Vec<_>>()
+            })
             .collect();
         all.sort_unstable_by(|a, b| a.service().cmp(b.service()));
         all
@@ -190,11 +228,45 @@ impl Directory {
         // Under the writers' lock, so that a service is not forgotten while instances join it.
         let configs = self.write();
         let balancer = match self.get(service.as_str()) {
-            Some(balancer) => balancer,
+            Some(balancer) if instances.peek().is_none() => balancer,
             None if instances.peek().is_none() => return Changes::default(),
-            None => self.known(service, configs.of(service)),
+            _ => self.registered(service, &configs),
         };
         balancer.apply(instances)
+    }
+
+    /// Sets whether a source lists the service, with or without instances. A listed service is
+    /// known.
+    pub fn set_listed(&self, service: &ServiceName, listed: bool) {
+        if self.listed().contains(service) == listed {
+            return;
+        }
+        let configs = self.write();
+        if listed {
+            self.listed().insert(service.clone());
+            self.registered(service, &configs);
+        } else {
+            self.listed().remove(service);
+            // The service may be forgotten.
+            self.agenda.wake(service);
+        }
+    }
+
+    fn listed(&self) -> MutexGuard<'_, HashSet<ServiceName>> {
+        // Names come and go in one step each.
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The balancer of a service that a source lists. A name that the configuration alone has used
+    /// so far appears as it is registered. The caller holds the lock of writers.
+    fn registered(&self, service: &ServiceName, configs: &ServiceConfigs) -> LoadBalancer {
+        if let Some(balancer) = self.get(service.as_str())
+            && balancer.service().as_str() != service.as_str()
+            && is_unused(&balancer)
+        {
+            self.remove(balancer.service());
+        }
+        self.known(service, configs.of(service))
     }
 
     /// Applies a configuration. The services that it names become known.
@@ -350,8 +422,8 @@ impl Directory {
     }
 
     /// Does everything that is due: ends leases and overrides, advances every service that is due,
-    /// and forgets services that have been empty for an hour, are not configured and have no
-    /// override. Returns the time of the next call. The [`Wake`](super::Wake) of the
+    /// and forgets services that have been empty for an hour, are not configured, are not listed and
+    /// have no override. Returns the time of the next call. The [`Wake`](super::Wake) of the
     /// [`Environment`] asks for an earlier call.
     pub fn advance(&self, now: Timestamp) -> Option<Timestamp> {
         let services = self.agenda.begin(now);
@@ -383,8 +455,8 @@ impl Directory {
             .for_each(|balancer| self.agenda.wake(balancer.service()));
     }
 
-    /// When a service without instances may be forgotten. `None` while the service is configured, has
-    /// instances or an override. A writer may be busy with all services: then ask again in a second,
+    /// When a service without instances may be forgotten. `None` while the service is configured, is
+    /// listed, has instances or an override. A writer may be busy with all services: then ask again in a second,
     /// so that health never waits for a configuration.
     fn forgettable_at(&self, balancer: &LoadBalancer, now: Timestamp) -> Option<Timestamp> {
         let empty = balancer.empty_for(now)?;
@@ -398,7 +470,9 @@ impl Directory {
     }
 
     fn is_forgettable(&self, balancer: &LoadBalancer, configs: &ServiceConfigs) -> bool {
-        !configs.services.contains_key(balancer.service()) && balancer.override_counts() == OverrideCounts::default()
+        !configs.services.contains_key(balancer.service())
+            && !self.listed().contains(balancer.service())
+            && balancer.override_counts() == OverrideCounts::default()
     }
 
     /// Forgets a service, unless a configuration, an override or instances have come in the meantime.
@@ -407,11 +481,7 @@ impl Directory {
         let is_empty = balancer.empty_for(now).is_some_and(|empty| empty >= KNOWN_FOR);
         let forgotten = is_empty && self.is_forgettable(balancer, &configs);
         if forgotten {
-            self.shard(balancer.service().as_str()).rcu(|shard| {
-                let mut shard = Shard::clone(shard);
-                shard.remove(balancer.service());
-                shard
-            });
+            self.remove(balancer.service());
             self.agenda.forget(balancer.service());
         }
         forgotten
@@ -448,14 +518,31 @@ impl Directory {
             fastrand::u64(..),
             is_driven,
         );
-        self.shard(service.as_str()).rcu(|shard| {
-            let mut shard = Shard::clone(shard);
-            shard.insert(service.clone(), balancer.clone());
-            shard
-        });
+        for spelling in service.spellings() {
+            self.shard(spelling).rcu(|shard| {
+                let mut shard = Shard::clone(shard);
+                shard.insert(Arc::clone(spelling), balancer.clone());
+                shard
+            });
+        }
         self.agenda.wake(service);
         balancer
     }
+
+    fn remove(&self, service: &ServiceName) {
+        for spelling in service.spellings() {
+            self.shard(spelling).rcu(|shard| {
+                let mut shard = Shard::clone(shard);
+                shard.remove(spelling);
+                shard
+            });
+        }
+    }
+}
+
+/// Whether a service has no instances, no override and no picks.
+fn is_unused(balancer: &LoadBalancer) -> bool {
+    balancer.instances().is_empty() && balancer.picks() == 0 && balancer.override_counts() == OverrideCounts::default()
 }
 
 impl fmt::Debug for Directory {

@@ -1,26 +1,33 @@
 //! A registered instance, in types that cannot hold invalid values.
 //!
-//! Every value here is checked once, when it is made: a [`ServiceName`] can be put in a URL path,
+//! Every value here is checked once, when it is made: a [`ServiceName`] can be put in a URL path
+//! (percent-encoded),
 //! a [`Weight`] is in range, an [`Address`] can be connected to, an [`InstanceId`] can be printed
 //! on one line. Load, latency and failures are learned later and belong to the live state: see
 //! `view`.
 
 use std::borrow::{Borrow, Cow};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
+
+use super::text::lower_case;
 
 /// Why a value was refused. Each variant names the value found; its message says which values are
 /// allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidInstance {
-    /// The service name is empty, too long, `.`, `..`, or has a character outside
-    /// `[A-Za-z0-9._:@~-]`.
-    #[error("service name {found:?}: expected 1 to 253 characters of A-Z a-z 0-9 . _ : @ ~ -, and not \".\" or \"..\"")]
+    /// The service name is empty, too long, has a control character, or has an empty part, `.` or
+    /// `..` between slashes. `(unknown)` is reserved.
+    #[error(
+        "service name {found:?}: expected 1 to 253 bytes without control characters, with no empty part and no \".\" or \"..\" between slashes, and not \"(unknown)\""
+    )]
     ServiceName {
         /// The name as given, shortened.
         found: String,
@@ -31,10 +38,17 @@ pub enum InvalidInstance {
         /// The id as given, shortened.
         found: String,
     },
-    /// The host is neither an IP address nor a host name.
-    #[error("host {found:?}: expected an IP address or a host name")]
+    /// The host is neither an IP address nor a host name. A host that ends in a number and is not an
+    /// IP address in its usual form is refused, too: `127.9` or `0x7f000001`.
+    #[error("host {found:?}: expected an IP address or a host name that does not end in a number")]
     Host {
         /// The host as given, shortened.
+        found: String,
+    },
+    /// The text is an IP address or a host without a port.
+    #[error("{found:?}: expected a port behind the host")]
+    NoPort {
+        /// The text as given, shortened.
         found: String,
     },
     /// The port is 0 or above 65,535.
@@ -43,8 +57,8 @@ pub enum InvalidInstance {
         /// The port as given.
         found: i64,
     },
-    /// The weight is outside 0..=10,000.
-    #[error("weight {found}: expected 0 to 10000")]
+    /// The weight is outside 0..=65,535.
+    #[error("weight {found}: expected 0 to 65535")]
     Weight {
         /// The weight as given.
         found: i64,
@@ -57,22 +71,103 @@ pub enum InvalidInstance {
     },
 }
 
+impl InvalidInstance {
+    /// Whether the port is missing, or 0, which registries take for a missing one.
+    #[must_use]
+    pub fn is_no_port(&self) -> bool {
+        matches!(self, Self::NoPort { .. } | Self::Port { found: 0 })
+    }
+
+    /// What is expected, without the value that was found: it may be a secret. Numbers are named.
+    #[must_use]
+    pub fn without_value(&self) -> String {
+        let subject = match self {
+            Self::ServiceName { .. } => "service name",
+            Self::Id { .. } => "instance id",
+            Self::Host { .. } => "host",
+            Self::NoPort { .. } => "address",
+            Self::Tag { .. } => "tag",
+            Self::Port { .. } | Self::Weight { .. } => return self.to_string(),
+        };
+        let text = self.to_string();
+        // No value can contain what follows it: the text of a value is quoted.
+        let expected = text
+            .rfind(": expected ")
+            .and_then(|at| text.get(at..))
+            .unwrap_or_default();
+        format!("{subject}{expected}")
+    }
+}
+
 fn shortened(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-/// Name of a service: 1 to 253 characters of `[A-Za-z0-9._:@~-]`, and not `.` or `..` (URL paths
-/// drop those).
+/// Name of a service: 1 to 253 bytes of UTF-8 without control characters.
+///
+/// Names are compared without case, as in Consul: `Redis` is `redis`. A name keeps the spelling in
+/// which it was written. A name may have any further character, such as a slash, a space or `é`; in
+/// a URL path it is percent-encoded. URL paths drop empty parts, `.` and `..`, so no part between
+/// slashes is one of these. `(unknown)` is what metrics call names that no registry lists.
 ///
 /// Cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceName(Arc<str>);
+#[derive(Clone)]
+pub struct ServiceName {
+    written: Arc<str>,
+    /// The name in lower case, by which names are compared. The same text as `written` where that
+    /// has no other case.
+    lower: Arc<str>,
+}
 
 impl ServiceName {
-    /// The name as text.
+    /// The name as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.written
+    }
+
+    /// The name in lower case: equal names have the same.
+    #[must_use]
+    pub fn as_lower_case(&self) -> &str {
+        &self.lower
+    }
+
+    /// Both spellings, without repetition.
+    pub(crate) fn spellings(&self) -> impl Iterator<Item = &Arc<str>> {
+        let other = (self.lower != self.written).then_some(&self.lower);
+        std::iter::once(&self.written).chain(other)
+    }
+}
+
+impl PartialEq for ServiceName {
+    fn eq(&self, other: &Self) -> bool {
+        self.lower == other.lower
+    }
+}
+
+impl Eq for ServiceName {}
+
+impl Ord for ServiceName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.lower.cmp(&other.lower)
+    }
+}
+
+impl PartialOrd for ServiceName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for ServiceName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.lower.hash(state);
+    }
+}
+
+impl fmt::Debug for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServiceName").field(&self.written).finish()
     }
 }
 
@@ -80,23 +175,23 @@ impl FromStr for ServiceName {
     type Err = InvalidInstance;
 
     fn from_str(text: &str) -> Result<Self, InvalidInstance> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:@~-".contains(&byte);
-        if matches!(text, "" | "." | "..") || text.len() > 253 || !text.bytes().all(allowed) {
+        let dropped = |part: &str| matches!(part, "" | "." | "..");
+        if text.len() > 253 || text.chars().any(char::is_control) || text.split('/').any(dropped) || text == "(unknown)"
+        {
             return Err(InvalidInstance::ServiceName { found: shortened(text) });
         }
-        Ok(Self(text.into()))
-    }
-}
-
-impl Borrow<str> for ServiceName {
-    fn borrow(&self) -> &str {
-        &self.0
+        let written: Arc<str> = text.into();
+        let lower = match lower_case(text) {
+            Cow::Borrowed(_) => Arc::clone(&written),
+            Cow::Owned(lower) => lower.into(),
+        };
+        Ok(Self { written, lower })
     }
 }
 
 impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.written)
     }
 }
 
@@ -154,7 +249,8 @@ impl Address {
     ///
     /// # Errors
     ///
-    /// When the host is neither an IP address nor a host name, or the port is not in 1..=65,535.
+    /// When the host is neither an IP address nor a host name, or the port is not in 1..=65,535. A
+    /// host that ends in a number has to be an IPv4 address of four decimal numbers.
     pub fn new(host: &str, port: impl Into<i64>) -> Result<Self, InvalidInstance> {
         let found = port.into();
         let port = u16::try_from(found)
@@ -167,7 +263,7 @@ impl Address {
             .unwrap_or(host);
         let text = match bare.parse::<Ipv6Addr>() {
             Ok(address) => format!("[{address}]:{port}"),
-            Err(_) if bare.len() == host.len() && is_host_name(host) => format!("{host}:{port}"),
+            Err(_) if bare.len() == host.len() && is_host(host) => format!("{host}:{port}"),
             Err(_) => return Err(InvalidInstance::Host { found: shortened(host) }),
         };
         Ok(Self {
@@ -207,6 +303,11 @@ impl FromStr for Address {
     type Err = InvalidInstance;
 
     fn from_str(text: &str) -> Result<Self, InvalidInstance> {
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        // A word could be a host name, and could be anything else.
+        if text.parse::<Ipv4Addr>().is_ok() || bare.is_some_and(|bare| bare.parse::<Ipv6Addr>().is_ok()) {
+            return Err(InvalidInstance::NoPort { found: shortened(text) });
+        }
         let (host, port) = text
             .rsplit_once(':')
             .ok_or_else(|| InvalidInstance::Host { found: shortened(text) })?;
@@ -223,6 +324,26 @@ impl fmt::Display for Address {
     }
 }
 
+/// An IPv4 address of four decimal numbers, or a host name.
+///
+/// Resolvers read `127.9`, `0x7f000001` and `0251.0376.0251.0376` as IPv4 addresses, some of them
+/// in different ways (RFC 6943, section 3.1.1), so that a denied address could pass as a name. A
+/// name that ends in a number is therefore none (the rule of URLs, WHATWG).
+fn is_host(text: &str) -> bool {
+    text.parse::<Ipv4Addr>().is_ok() || (is_host_name(text) && !ends_in_a_number(text))
+}
+
+/// Whether the last label is a number: decimal (or octal) digits, or `0x` and hexadecimal digits.
+fn ends_in_a_number(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let hexadecimal = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    match hexadecimal {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => last.bytes().all(|byte| byte.is_ascii_digit()),
+    }
+}
+
 /// Letters, digits, `-` and `_` in dot-separated labels of 1 to 63 (RFC 1123, and `_`, which
 /// Docker hands out).
 fn is_host_name(text: &str) -> bool {
@@ -235,8 +356,8 @@ fn is_host_name(text: &str) -> bool {
     text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
 }
 
-/// Relative share of new picks, 0..=10,000. An instance of weight 0 is drained: no strategy ever
-/// picks it.
+/// Relative share of new picks, 0..=65,535, the range of Consul and of SRV records. An instance of
+/// weight 0 is drained: no strategy ever picks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Weight(u16);
 
@@ -244,19 +365,18 @@ impl Weight {
     /// The default weight.
     pub const ONE: Self = Self(1);
     /// The largest weight.
-    pub const MAX: Self = Self(10_000);
+    pub const MAX: Self = Self(u16::MAX);
 
     /// Checks the range.
     ///
     /// # Errors
     ///
-    /// Outside 0..=10,000.
+    /// Outside 0..=65,535.
     pub fn new(weight: impl Into<i64>) -> Result<Self, InvalidInstance> {
         let found = weight.into();
-        match u16::try_from(found) {
-            Ok(weight) if weight <= Self::MAX.0 => Ok(Self(weight)),
-            _ => Err(InvalidInstance::Weight { found }),
-        }
+        u16::try_from(found)
+            .map(Self)
+            .map_err(|_| InvalidInstance::Weight { found })
     }
 
     /// The weight as a number.
@@ -661,24 +781,64 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_name_is_one_url_segment() {
-        for good in ["user-service", "a", "A.b_c:d@e~f-0", &"x".repeat(253)] {
+    fn a_service_name_is_any_text_that_a_url_path_can_carry() {
+        for good in [
+            "user-service",
+            "a",
+            "A.b_c:d@e~f-0",
+            "team/api",
+            "a b",
+            "a+b",
+            "a%2Fb",
+            "é",
+            "a.../...b",
+            "a\u{202e}b",
+            "#?&",
+            &"x".repeat(253),
+        ] {
             assert_eq!(good.parse::<ServiceName>().unwrap().as_str(), good);
         }
         for bad in [
             "",
             ".",
             "..",
-            "a/b",
-            "a b",
-            "a%2F",
-            "ä",
+            "/",
+            "/a",
+            "a/",
+            "a//b",
+            "a/../b",
+            "./a",
             "a\0",
+            "a\n",
+            "a\u{85}",
             "(unknown)",
             &"x".repeat(254),
+            &"é".repeat(127),
         ] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn service_names_are_equal_but_for_case_and_keep_their_spelling() {
+        let name = |text: &str| text.parse::<ServiceName>().unwrap();
+        let hash = |text: &str| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            name(text).hash(&mut hasher);
+            hasher.finish()
+        };
+        for (a, b) in [("redis", "REDIS"), ("Redis", "rEDIS"), ("É", "é"), ("a/B c", "A/b C")] {
+            assert_eq!((name(a), hash(a)), (name(b), hash(b)));
+            assert_eq!(name(a).cmp(&name(b)), Ordering::Equal);
+            assert_eq!(name(a).to_string(), a);
+        }
+        assert!(name("a") < name("B") && name("B") < name("c"));
+        assert_ne!(name("redis"), name("redis2"));
+        assert_eq!(
+            name("Redis").spellings().map(|text| &**text).collect::<Vec<_>>(),
+            ["Redis", "redis"]
+        );
+        assert_eq!(name("redis").spellings().count(), 1);
     }
 
     #[test]
@@ -707,6 +867,83 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_ends_in_a_number_is_an_ipv4_address_of_four_numbers() {
+        for host in [
+            "0xa9fea9fe",
+            "0XA9FEA9FE",
+            "2852039166",
+            "169.254.43518",
+            "169.16689662",
+            "0251.0376.0251.0376",
+            "0xa9.0xfe.0xa9.0xfe",
+            "169.254.169.0xfe",
+            "169.254.169.254.",
+            "10.0.6.256",
+            "256.0.0.1",
+            "127.9",
+            "127.1.",
+            "010.0.0.1",
+            "10.0.0.01",
+            "10.0.0.08",
+            "0",
+            "0x",
+            "db.0x",
+            "1.2.3.4.5",
+            "db.5432",
+            "db.08",
+            "x.10.0.0.1",
+        ] {
+            let refused = Address::new(host, 80);
+            assert!(matches!(refused, Err(InvalidInstance::Host { .. })), "{host}");
+            assert!(format!("{host}:80").parse::<Address>().is_err(), "{host}");
+        }
+        for host in [
+            "10.0.6.25",
+            "0.0.0.0",
+            "web-1",
+            "1web",
+            "10.0.0.1.example",
+            "1.2.3.4.nip.io.",
+            "0xabcg",
+            "x0x1",
+            "10.0.0.-1",
+            "10.0.0.1_",
+            "10.0.0.1e",
+        ] {
+            assert_eq!(Address::new(host, 80).unwrap().host(), host);
+        }
+    }
+
+    #[test]
+    fn no_spelling_of_a_denied_address_is_an_address_that_is_not_denied() {
+        let denied = crate::balancer::DeniedNetworks::default().and(["127.0.0.0/8".parse().unwrap()]);
+        for host in [
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "[::ffff:a9fe:a9fe]",
+            "::FFFF:A9FE:A9FE",
+            "0:0:0:0:0:ffff:a9fe:a9fe",
+            "64:ff9b::169.254.169.254",
+            "::a9fe:a9fe",
+            "fe80::1",
+            "127.0.0.9",
+            "::ffff:127.0.0.9",
+        ] {
+            let ip = Address::new(host, 80).unwrap().ip();
+            assert!(ip.is_some_and(|ip| denied.contains(ip)), "{host}");
+        }
+        for host in [
+            "169.254.169.254.",
+            "[169.254.169.254]",
+            "fe80::1%eth0",
+            "127.9",
+            "127.0.0.9.",
+        ] {
+            assert!(Address::new(host, 80).is_err(), "{host}");
+        }
+    }
+
+    #[test]
     fn an_address_gives_its_parts_back() {
         let address: Address = "[::1]:8080".parse().unwrap();
         assert_eq!((address.host(), address.port()), ("::1", 8080));
@@ -718,10 +955,45 @@ mod tests {
     }
 
     #[test]
+    fn a_host_without_a_port_is_told_from_other_texts() {
+        let error = |text: &str| text.parse::<Address>().unwrap_err();
+        for text in ["10.0.0.1", "[::1]", "10.0.0.1:0", "db:0", "[::1]:0"] {
+            assert!(error(text).is_no_port(), "{text}");
+        }
+        for text in [
+            "",
+            "a b",
+            "10.0.0.1:70000",
+            "10.0.0.1:x",
+            "127.9",
+            "db.local",
+            "http://h:1",
+        ] {
+            assert!(!error(text).is_no_port(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reason_can_be_told_without_the_value() {
+        let told = |error: Result<Address, InvalidInstance>| error.unwrap_err().without_value();
+        let expected = "host: expected an IP address or a host name that does not end in a number";
+        assert_eq!(told(Address::new("S3cr3t!", 1)), expected);
+        assert_eq!(told(Address::new("S3cr3t\": expected x", 1)), expected);
+        assert_eq!(told(Address::new("h", 70_000)), "port 70000: expected 1 to 65535");
+        assert_eq!(told("S3cr3t".parse()), expected);
+        assert_eq!(told("10.0.0.1".parse()), "address: expected a port behind the host");
+        let id = "S3cr3t\n".parse::<InstanceId>().unwrap_err();
+        assert_eq!(
+            id.without_value(),
+            "instance id: expected 1 to 512 bytes without control characters"
+        );
+    }
+
+    #[test]
     fn a_weight_has_a_range() {
         assert_eq!(Weight::new(0).unwrap().get(), 0);
-        assert_eq!(Weight::new(10_000).unwrap(), Weight::MAX);
-        assert_eq!(Weight::new(10_001), Err(InvalidInstance::Weight { found: 10_001 }));
+        assert_eq!(Weight::new(65_535).unwrap(), Weight::MAX);
+        assert_eq!(Weight::new(65_536), Err(InvalidInstance::Weight { found: 65_536 }));
         assert_eq!(Weight::new(-1), Err(InvalidInstance::Weight { found: -1 }));
     }
 

@@ -54,10 +54,12 @@ pub(crate) mod report_credit;
 pub(crate) mod retry;
 pub(crate) mod settings;
 pub(crate) mod share;
+pub(crate) mod skipped;
 pub(crate) mod sources;
 pub(crate) mod statistics;
 pub(crate) mod strategy;
 mod sync;
+pub(crate) mod text;
 pub(crate) mod view;
 
 pub use clock::{Clock, Manual, Monotonic, Since, Timestamp};
@@ -84,9 +86,11 @@ pub use render::{Bodies, Described, NoBodies, Render};
 pub use retry::RetryStatistics;
 pub use settings::{InvalidConfig, Setting};
 pub use share::Factors;
+pub use skipped::{LISTED, SkipReason, Skipped, SkippedRegistration};
 pub use sources::{Scope, SourceStatus, Sources};
 pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics};
 pub use strategy::draw::Mode;
+pub use text::is_printable;
 
 // Public at the root of the crate (see lib.rs). The other rooms import these names from here.
 #[cfg(feature = "agent")]

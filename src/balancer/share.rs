@@ -167,6 +167,37 @@ mod tests {
     }
 
     #[test]
+    fn no_factor_overflows_at_the_largest_weight() {
+        let full = u32::from(u16::MAX) * 16;
+        let status = [RegistryStatus::Passing, RegistryStatus::Warning];
+        for strategy in LoadBalancingStrategy::ALL {
+            let config = LoadBalancerConfig::new(strategy);
+            for (status, order, ramp) in status
+                .into_iter()
+                .flat_map(|status| [None, Some(65_535), Some(1)].map(|order| (status, order)))
+                .flat_map(|(status, order)| [1, 15, 16].map(|ramp| (status, order, ramp)))
+            {
+                // The largest share of a registered weight: 65,535 while warning, 1 otherwise.
+                for registered in [1, 65_535] {
+                    let instance = ServiceInstance::new("a", "h", 1)
+                        .unwrap()
+                        .with_weight(weight(registered))
+                        .with_warning_weight(Weight::MAX)
+                        .with_status(status);
+                    let layers = Layers::from_registry(None, None, status, false, Timestamp::default());
+                    let factors = Factors::of(&instance, &layers, order.map(weight), ramp, &config);
+                    let units = factors.units(&config);
+                    assert!((1..=full).contains(&units), "{strategy} {factors:?}: {units}");
+                    assert!(factors.units_in_panic() <= full, "{strategy} {factors:?}");
+                }
+            }
+        }
+        let heaviest = ServiceInstance::new("a", "h", 1).unwrap().with_weight(Weight::MAX);
+        let weighted = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin);
+        assert_eq!(units(&heaviest, &weighted, None), full);
+    }
+
+    #[test]
     fn factors_apply_to_the_operators_weight_in_place_of_the_registered_one() {
         let weighted = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin);
         let plain = LoadBalancerConfig::default();

@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::clock::Timestamp;
-use super::instance::Source;
+use super::instance::{ServiceName, Source};
+use super::skipped::{Skipped, SkippedByService};
 
 /// Returns whether a source could list a service of this name (by its globs, prefixes and
 /// exclusions).
@@ -37,6 +38,7 @@ pub struct SourceStatus {
     relists: Mutex<BTreeMap<&'static str, u64>>,
     errors: Mutex<BTreeMap<&'static str, u64>>,
     last_error: Mutex<Option<String>>,
+    skipped: SkippedByService,
 }
 
 impl SourceStatus {
@@ -59,6 +61,7 @@ impl SourceStatus {
             relists: Mutex::default(),
             errors: Mutex::default(),
             last_error: Mutex::default(),
+            skipped: SkippedByService::default(),
         }
     }
 
@@ -203,6 +206,18 @@ impl SourceStatus {
     /// Records registrations that had changed without an update from the source.
     pub fn count_drift(&self, repaired: u64) {
         self.drift_repaired.fetch_add(repaired, Ordering::Relaxed);
+    }
+
+    /// Records which registrations of a service cannot be instances, in place of those recorded
+    /// before.
+    pub fn set_skipped(&self, service: &ServiceName, skipped: Skipped) {
+        self.skipped.set(service, skipped);
+    }
+
+    /// The registrations of a service that cannot be instances; `None` if all can.
+    #[must_use]
+    pub fn skipped(&self, service: &ServiceName) -> Option<Arc<Skipped>> {
+        self.skipped.of(service)
     }
 
     /// Records that the source has synced.

@@ -8,6 +8,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 
 use super::Exit;
+use super::output::escaped;
 use crate::balancer::Address;
 use crate::config;
 use crate::http_client::{self, HttpError, Tls};
@@ -262,12 +263,9 @@ pub(super) fn problem(answer: &Answer) -> Option<AgentError> {
     })
 }
 
-/// Replaces control characters, which could move the cursor of a terminal, by spaces.
+/// The text in one line, with the characters escaped that are not printable.
 pub(super) fn one_line(text: &str) -> String {
-    text.trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    escaped(&text.trim().replace(['\r', '\n', '\t'], " "))
 }
 
 /// The innermost cause of an error: "Connection refused" says more than "error sending request".

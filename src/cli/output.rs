@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use super::Exit;
 use super::agent_client::AgentError;
+use crate::balancer::is_printable;
 
 /// The format of the data that a command prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -47,21 +48,47 @@ fn write(out: &mut impl Write, text: &str) -> io::Result<()> {
     }
 }
 
+/// The text with every character escaped that is not printable (`\u{202e}`): names from registries
+/// must not move the cursor of a terminal, or change the direction of a line.
+pub(super) fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_printable(character) {
+            true => escaped.push(character),
+            false => escaped.extend(character.escape_default()),
+        }
+    }
+    escaped
+}
+
+/// Each line of a message, escaped.
+fn lines(text: impl fmt::Display) -> String {
+    let lines: Vec<_> = text.to_string().split('\n').map(escaped).collect();
+    lines.join("\n")
+}
+
 /// Prints a message for people to stderr, with the name of the program.
 pub(super) fn message(text: impl fmt::Display) {
     // An error of stderr cannot be reported anywhere.
-    let _ = writeln!(io::stderr().lock(), "pickd: {text}");
+    let _ = writeln!(io::stderr().lock(), "pickd: {}", lines(text));
 }
 
 /// Prints a message to stderr without the name of the program. Editors look for messages that begin
 /// with `file:line:column`.
 pub(super) fn bare_message(text: impl fmt::Display) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", lines(text));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_printable_is_escaped() {
+        assert_eq!(escaped("team/a b+é\\\"漢"), "team/a b+é\\\"漢");
+        assert_eq!(escaped("a\u{202e}b\x1b[2J\n"), "a\\u{202e}b\\u{1b}[2J\\n");
+        assert_eq!(lines("a\nb\u{200b}"), "a\nb\\u{200b}");
+    }
 
     struct Broken(io::ErrorKind);
 

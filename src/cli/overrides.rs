@@ -83,8 +83,8 @@ pub(super) struct UndrainArguments {
 pub(super) struct WeightArguments {
     #[command(flatten)]
     target: Target,
-    /// The weight, 0 to 10000
-    #[arg(value_parser = clap::value_parser!(i64).range(0..=10_000), required_unless_present = "clear")]
+    /// The weight, 0 to 65535
+    #[arg(value_parser = clap::value_parser!(i64).range(0..=65_535), required_unless_present = "clear")]
     weight: Option<i64>,
     /// Restore the registered weight
     #[arg(long, conflicts_with_all = ["weight", "reason", "ttl"])]
@@ -268,11 +268,11 @@ mod tests {
     fn invalid_arguments_are_refused_without_a_request() {
         for line in [
             "drain web",
-            "drain a/b c",
+            "drain a//b c",
             "drain web a --ttl 10",
             "drain web a --ttl 0s",
             "weight web a",
-            "weight web a 10001",
+            "weight web a 65536",
             "weight web a -1",
             "weight web a 1.5",
             "weight web a 3 --clear",

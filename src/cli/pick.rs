@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn invalid_arguments_are_refused_without_a_request() {
         for words in [
-            &["a/b"][..],
+            &["a//b"][..],
             &[".."],
             &["a", "--n", "0"],
             &["a", "--n", "17"],

@@ -4,6 +4,8 @@
 //! The agent may be older or newer than this command: the table shows a dash for a missing field,
 //! and leaves out an unknown field. JSON is printed unchanged.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::agent_client::{AgentArguments, AgentClient, AgentError, encoded, one_line};
@@ -53,7 +55,10 @@ pub(super) fn shown(arguments: &ServicesArguments) -> Result<(String, Vec<String
     let answer = client.parsed(&body)?;
     Ok(match (arguments.output, &arguments.service) {
         (Output::Json, _) => (body, Vec::new()),
-        (Output::Text, Some(_)) => (instances(&answer), source_problems(&answer["source_states"])),
+        (Output::Text, Some(_)) => {
+            let messages = source_problems(&answer["source_states"]).into_iter();
+            (instances(&answer), messages.chain(skipped(&answer)).collect())
+        }
         (Output::Text, None) => (services(&answer), source_problems(&answer["sources"])),
     })
 }
@@ -125,6 +130,32 @@ fn instances(answer: &Value) -> String {
         })
         .collect();
     aligned(columns, &rows)
+}
+
+/// One line for each reason for which registrations cannot be instances, with the first few of them.
+fn skipped(answer: &Value) -> Vec<String> {
+    const NAMED: usize = 3;
+    let mut by_reason: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    for registration in list(&answer["skipped"]) {
+        let [source, reason, id] = ["source", "reason", "id"].map(|field| one_line(&text(&registration[field])));
+        let detail = one_line(&text(&registration["detail"]));
+        let named = match reason.as_str() {
+            "no_port" => id,
+            _ => format!("{id} ({detail})"),
+        };
+        by_reason.entry((source, reason)).or_default().push(named);
+    }
+    let line = |((source, reason), ids): ((String, String), Vec<String>)| {
+        let more = if ids.len() > NAMED { ", ..." } else { "" };
+        let named = ids
+            .iter()
+            .take(NAMED)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ");
+        format!("source {source}: skipped {} ({reason}): {named}{more}", ids.len())
+    };
+    by_reason.into_iter().map(line).collect()
 }
 
 /// One line for each source that has not synced, is away, or has held removals.
@@ -252,6 +283,24 @@ mod tests {
                 "source etcd: not synced yet",
             ]
         );
+    }
+
+    #[test]
+    fn skipped_registrations_are_reported_by_reason() {
+        let portless =
+            |id: &str| json!({"source": "consul", "id": id, "reason": "no_port", "detail": "it has no port"});
+        let invalid =
+            json!({"source": "etcd", "id": "/s/web/\u{202e}", "reason": "invalid", "detail": "host: expected"});
+        let answer = json!({"skipped_registrations": 5, "skipped":
+            [portless("a@n"), portless("b@n"), portless("c@n"), portless("d@n"), invalid]});
+        assert_eq!(
+            skipped(&answer),
+            [
+                "source consul: skipped 4 (no_port): a@n, b@n, c@n, ...",
+                "source etcd: skipped 1 (invalid): /s/web/\\u{202e} (host: expected)",
+            ]
+        );
+        assert!(skipped(&json!({"instances": {}})).is_empty());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Tables of text.
 
+use super::output::escaped;
+
 /// The heading of a column, and the alignment of its cells.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Column {
@@ -12,8 +14,7 @@ pub(super) enum Column {
 /// Lays out rows below their headings. Columns are two spaces apart, and lines have no spaces at
 /// their ends.
 ///
-/// The text of cells may come from registries, so control characters, which could move the cursor
-/// of a terminal, are shown as `?`.
+/// The text of cells may come from registries, so characters that are not printable are escaped.
 pub(super) fn aligned<const N: usize>(columns: [Column; N], rows: &[[String; N]]) -> String {
     let headings = columns.map(|column| match column {
         Column::Left(heading) | Column::Right(heading) => heading.to_owned(),
@@ -55,7 +56,7 @@ fn shown(cell: &str) -> String {
     if cell.is_empty() {
         return "-".to_owned();
     }
-    cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    escaped(cell)
 }
 
 #[cfg(test)]
@@ -70,10 +71,10 @@ mod tests {
                 [Column::Left("NAME"), Column::Right("N"), Column::Left("NOTE")],
                 &[row("a", "1", "x"), row("größer", "100", ""), row("b\x1b[2J", "12", "z")],
             ),
-            "NAME      N  NOTE\n\
-             a         1  x\n\
-             größer  100  -\n\
-             b?[2J    12  z\n"
+            "NAME          N  NOTE\n\
+             a             1  x\n\
+             größer      100  -\n\
+             b\\u{1b}[2J   12  z\n"
         );
         assert_eq!(aligned([Column::Left("NAME"), Column::Right("N")], &[]), "NAME  N\n");
     }

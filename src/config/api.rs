@@ -190,7 +190,8 @@ mod tests {
             ),
             (
                 "[api]\nallowed_hosts = [\"a:80\"]",
-                "p.toml:2:18: api.allowed_hosts: host \"a:80\": expected an IP address or a host name, without a port",
+                "p.toml:2:18: api.allowed_hosts: host \"a:80\": expected an IP address or a host name \
+                 that does not end in a number, without a port",
             ),
             (
                 "[metrics]\ninstance_series = -1",

@@ -357,9 +357,9 @@ mod tests {
                  kitex, rpcx or skydns",
             ),
             (
-                "prefixes = [{ prefix = \"/a\", service = \"a b\" }]",
-                "p.toml:2:40: service name \"a b\": expected 1 to 253 characters of A-Z a-z 0-9 . _ : @ ~ -, and not \
-                 \".\" or \"..\"",
+                "prefixes = [{ prefix = \"/a\", service = \"a//b\" }]",
+                "p.toml:2:40: service name \"a//b\": expected 1 to 253 bytes without control characters, with no empty \
+                 part and no \".\" or \"..\" between slashes, and not \"(unknown)\"",
             ),
             (
                 "prefixes = [{ prefix = \"/a\", format = \"kitex\", scheme = \"grpc\" }]",

@@ -136,7 +136,7 @@ mod tests {
 
     fn service(text: &str) -> Option<HealthCheck> {
         let config = read(&format!("[consul]\n{text}"));
-        let check = config.health_checks.get("web");
+        let check = config.health_checks.get(&"web".parse().unwrap());
         check.map(|check| HealthCheck::clone(check))
     }
 

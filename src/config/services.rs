@@ -4,6 +4,7 @@
 //! some keys of its own.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,9 +166,15 @@ impl Checker<'_> {
             }
             config = own.balancer().apply(self, &section, config);
             match name.get_ref().parse() {
-                Ok(name) => {
-                    services.insert(name, config);
-                }
+                Ok(parsed) => match services.entry(parsed) {
+                    Entry::Vacant(free) => {
+                        free.insert(config);
+                    }
+                    Entry::Occupied(other) => {
+                        let message = format!("{section}: the same service as services.{}", other.key());
+                        self.refuse(name.span(), message);
+                    }
+                },
                 Err(error) => self.refuse(name.span(), error),
             }
         }
@@ -391,10 +398,14 @@ mod tests {
                 "p.toml:2:11: services.a.choices 2.5: expected \"auto\", \"all\" or a number from 2 to 32".to_owned(),
             ),
             (
-                "[services.\"a b\"]",
-                "p.toml:1:11: service name \"a b\": expected 1 to 253 characters of A-Z a-z 0-9 . _ : @ ~ -, \
-                 and not \".\" or \"..\""
+                "[services.\"a//b\"]",
+                "p.toml:1:11: service name \"a//b\": expected 1 to 253 bytes without control characters, with no empty \
+                 part and no \".\" or \"..\" between slashes, and not \"(unknown)\""
                     .to_owned(),
+            ),
+            (
+                "[services.redis]\n[services.Redis]",
+                "p.toml:1:11: services.redis: the same service as services.Redis".to_owned(),
             ),
         ] {
             assert_eq!(refused_once(text), refusal, "{text}");

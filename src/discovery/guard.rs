@@ -676,7 +676,7 @@ mod tests {
                         service: web(),
                         instances: listed
                             .iter()
-                            .map(|one| instance(&one.to_string(), &one.to_string()).with_weight(Weight::new(weight).unwrap()))
+                            .map(|one| instance(&one.to_string(), &format!("h{one}")).with_weight(Weight::new(weight).unwrap()))
                             .collect(),
                         read_at: at(now),
                         trust,

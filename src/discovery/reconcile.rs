@@ -220,6 +220,8 @@ impl Reconciler {
     }
 
     fn publish(&self, service: &ServiceName, read_at: Timestamp, now: Timestamp) {
+        // A name that a source lists is known, even if none of its registrations is an instance.
+        self.directory.set_listed(service, self.merge.is_listed(service));
         let changes = self.directory.apply(service, self.merge.desired(service));
         if changes.is_empty() {
             return;

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use crate::balancer::{ServiceInstance, ServiceName, Source, Timestamp};
+use crate::balancer::{ServiceInstance, ServiceName, SkipReason, Source, Timestamp};
 
 /// How long after a reading with [`Trust::AfterGap`] a watcher reads the same service again.
 pub const CONFIRM_AFTER: Duration = Duration::from_secs(5);
@@ -101,13 +101,15 @@ pub enum Reason {
     Protocol,
     /// A registration that cannot be used. Only that registration is skipped.
     InvalidInstance,
+    /// A registration without a port. Only that registration is skipped.
+    NoPort,
     /// A file that cannot be read or parsed. The last valid version stays in force.
     InvalidFile,
 }
 
 impl Reason {
     /// Every reason. Metrics start each at zero.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Unreachable,
         Self::Timeout,
         Self::Unavailable,
@@ -115,6 +117,7 @@ impl Reason {
         Self::Denied,
         Self::Protocol,
         Self::InvalidInstance,
+        Self::NoPort,
         Self::InvalidFile,
     ];
 
@@ -129,7 +132,17 @@ impl Reason {
             Self::Denied => "denied",
             Self::Protocol => "protocol",
             Self::InvalidInstance => "invalid_instance",
+            Self::NoPort => "no_port",
             Self::InvalidFile => "invalid_file",
+        }
+    }
+}
+
+impl From<SkipReason> for Reason {
+    fn from(reason: SkipReason) -> Self {
+        match reason {
+            SkipReason::NoPort => Self::NoPort,
+            SkipReason::Invalid => Self::InvalidInstance,
         }
     }
 }

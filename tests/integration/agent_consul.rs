@@ -210,9 +210,9 @@ async fn every_change_of_a_registration_reaches_the_pick() {
     consul.register("n2", "web", "w2", 8002, weights(3, 1)).await;
     took(until_picked(&agent, "web", &["w1@n1", "w2@n2"]));
     took(until_is(&agent, "web", "w2@n2", "a weight", |pick| pick["weight"] == 3));
-    consul.register("n2", "web", "w2", 8002, weights(5, 1)).await;
+    consul.register("n2", "web", "w2", 8002, weights(20_000, 1)).await;
     took(until_is(&agent, "web", "w2@n2", "a weight changed", |pick| {
-        pick["weight"] == 5
+        pick["weight"] == 20_000
     }));
     consul
         .register("n1", "web", "w1", 8001, json!({ "Tags": ["v2", "eu"] }))

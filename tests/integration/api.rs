@@ -388,22 +388,23 @@ fn names_and_paths_that_are_none_are_refused_as_they_were_sent() {
         ("%ff", "invalid_request"),
         ("%00", "invalid_request"),
         ("%2F", "invalid_request"),
-        ("a%2Fb", "invalid_request"),
+        ("a%2F%2Fb", "invalid_request"),
         ("..", "invalid_request"),
         (".", "invalid_request"),
         ("%2e%2e", "invalid_request"),
-        ("%", "invalid_request"),
-        ("%zz", "invalid_request"),
-        ("a%20b", "invalid_request"),
-        ("%C3%A4", "invalid_request"),
-        ("%253F", "invalid_request"),
+        ("a%0Ab", "invalid_request"),
+        ("%28unknown%29", "invalid_request"),
         (too_long.as_str(), "invalid_request"),
     ] {
         for route in ["pick", "services", "v1/pick", "v1/services"] {
             refused(&agent.get(&format!("/{route}/{name}")), 400, code);
         }
     }
-    refused(&agent.get(&format!("/pick/{longest}")), 404, "unknown_service");
+    for name in [&longest, "a%2Fb", "%C3%A4", "a%20b", "%25", "%", "%253F", "a+b"] {
+        for route in ["pick", "services"] {
+            refused(&agent.get(&format!("/{route}/{name}")), 404, "unknown_service");
+        }
+    }
     for target in [
         "/",
         "/pick",

@@ -195,6 +195,35 @@ fn a_degraded_instance_is_picked_a_quarter_as_often() {
 }
 
 #[test]
+fn shares_follow_the_weights_up_to_the_largest() {
+    fastrand::seed(17);
+    for strategy in LoadBalancingStrategy::ALL
+        .into_iter()
+        .filter(|strategy| strategy.is_weighted())
+    {
+        let balancer = weighted(
+            strategy,
+            &[("full", 65_535), ("half", 32_768), ("light", 1), ("none", 0)],
+        );
+        let counts = match strategy {
+            ConsistentHash => {
+                let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+                (0..30_000).for_each(|key| *counts.entry(keyed(&balancer, &format!("key-{key}"))).or_default() += 1);
+                counts
+            }
+            _ => shares(&balancer, 30_000),
+        };
+        let full = counts["full"] as f64 / counts["half"] as f64;
+        assert!((1.7..2.3).contains(&full), "{strategy}: {counts:?}");
+        assert!(
+            counts.get("light").copied().unwrap_or_default() < 300,
+            "{strategy}: {counts:?}"
+        );
+        assert!(!counts.contains_key("none"), "{strategy}: {counts:?}");
+    }
+}
+
+#[test]
 fn what_is_excluded_is_not_picked_and_tags_must_all_match() {
     for strategy in LoadBalancingStrategy::ALL {
         let tagged = |id: &str, tags: &[&str]| instance(id, 1).with_tags(tags).unwrap();
@@ -1066,6 +1095,83 @@ fn a_directory_tells_unknown_empty_and_not_synced_apart() {
 }
 
 #[test]
+fn a_listed_service_is_known_until_an_hour_after_it_is_no_longer_listed() {
+    let clock = Arc::new(Manual::default());
+    let tools = Environment {
+        clock: clock.clone(),
+        ..Environment::default()
+    };
+    let directory = Directory::new(ServiceConfigs::default(), Sources::default(), tools);
+    let name = "batch".parse().unwrap();
+    let advance = |hours: u64| {
+        clock.advance(Duration::from_secs(hours * 3_600));
+        directory.advance(clock.now());
+    };
+    directory.apply(&name, []);
+    assert!(directory.get("batch").is_none(), "nothing lists it");
+    directory.set_listed(&name, true);
+    advance(5);
+    let balancer = directory.get("batch").unwrap();
+    let refused = directory.select_instance(&balancer, &Context::new());
+    assert!(matches!(refused, Err(PickError::Empty { .. })));
+    directory.apply(&name, [Arc::new(instance("a", 1))]);
+    directory.apply(&name, []);
+    directory.set_listed(&name, false);
+    directory.advance(clock.now());
+    assert!(directory.get("batch").is_some(), "it had an instance a moment ago");
+    advance(1);
+    assert!(directory.get("batch").is_none());
+}
+
+#[test]
+fn a_service_is_found_in_every_spelling_and_shown_as_registered() {
+    let clock = Arc::new(Manual::default());
+    let tools = Environment {
+        clock: clock.clone(),
+        ..Environment::default()
+    };
+    let mut configs = ServiceConfigs::default();
+    let random = LoadBalancerConfig::new(Random);
+    configs.services.insert("REDIS".parse().unwrap(), random.clone());
+    let directory = Directory::new(configs, Sources::default(), tools);
+    let shown = |directory: &Directory| {
+        let services = directory.services();
+        let names = services.iter().map(|balancer| balancer.service().to_string());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&directory), ["REDIS"]);
+    directory.apply(&"Redis".parse().unwrap(), [Arc::new(instance("a", 1))]);
+    directory.apply(&"\u{c9}t\u{c9}".parse().unwrap(), [Arc::new(instance("e", 1))]);
+    assert_eq!(shown(&directory), ["Redis", "\u{c9}t\u{c9}"]);
+    // A later spelling is the same service, and does not rename a service in use.
+    directory.apply(&"rEDIS".parse().unwrap(), [Arc::new(instance("b", 1))]);
+    for spelling in ["Redis", "redis", "REDIS", "rEdIs"] {
+        let balancer = directory.get(spelling).unwrap();
+        assert_eq!(
+            (balancer.service().as_str(), pick(&balancer)),
+            ("Redis", "b".to_owned())
+        );
+        assert_eq!(balancer.config().strategy(), Random);
+    }
+    for spelling in ["\u{e9}t\u{e9}", "\u{c9}T\u{e9}"] {
+        assert!(directory.get(spelling).is_some());
+    }
+    let absent = ["redi", "redis2", &"r".repeat(254), &"\u{c9}".repeat(254), ""];
+    assert!(absent.iter().all(|name| directory.get(name).is_none()));
+    // Without a configuration and instances it is forgotten, in every spelling.
+    directory.configure(ServiceConfigs::default());
+    directory.apply(&"redis".parse().unwrap(), []);
+    clock.advance(Duration::from_secs(3_600));
+    directory.advance(clock.now());
+    assert!(
+        ["Redis", "redis", "REDIS"]
+            .iter()
+            .all(|name| directory.get(name).is_none())
+    );
+    assert_eq!(shown(&directory).len(), 1);
+}
+
+#[test]
 fn a_reconfigured_directory_balances_known_services_anew() {
     let directory = Directory::new(ServiceConfigs::default(), Sources::default(), Environment::default());
     let name = "web".parse().unwrap();
@@ -1092,10 +1198,10 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let weight = prop_oneof![Just(0_i64), 1_i64..5, Just(10_000)];
-    let instance = || (0_u8..12, prop_oneof![Just(0_i64), 1_i64..5, Just(10_000)], 0_u8..5);
+    let weight = || prop_oneof![Just(0_i64), 1_i64..5, Just(65_535)];
+    let instance = move || (0_u8..12, weight(), 0_u8..5);
     prop_oneof![
-        (0_u8..12, weight, 0_u8..5).prop_map(|(id, weight, status)| Step::Add(id, weight, status)),
+        (0_u8..12, weight(), 0_u8..5).prop_map(|(id, weight, status)| Step::Add(id, weight, status)),
         (0_u8..12).prop_map(Step::Remove),
         prop::collection::vec(instance(), 0..20).prop_map(Step::Apply),
         (0_usize..6).prop_map(Step::Configure),

@@ -127,7 +127,7 @@ fn how_a_pick_ends_says_why() {
         assert_eq!(json, code);
     }
     for words in [
-        &["pick", "a/b"][..],
+        &["pick", "a//b"][..],
         &["pick", "user-service", "--n", "0"],
         &["pick", "user-service", "--n", "17"],
         &["pick", "user-service", "--exclude", ""],
@@ -264,7 +264,7 @@ fn a_file_is_checked_without_an_agent() {
             "[[service]]\nname = \"a\"\n[[service.instance]]\nhost = \"10.0.0.1\"\nport = 70000\n",
             "services.toml:5:8: ",
         ),
-        ("services.toml", "[[service]]\nname = \"a b\"\n", "services.toml:2:8: "),
+        ("services.toml", "[[service]]\nname = \"a//b\"\n", "services.toml:2:8: "),
         (
             "services.json",
             "{\"service\":[{\"name\":\"a\",\n \"instance\":[{\"host\":\"x y\",\"port\":80}]}]}",

@@ -29,6 +29,7 @@ mod judgement;
 mod leases;
 mod lifecycle;
 mod monitoring;
+mod names;
 mod overrides;
 mod registrations;
 mod service_manager;

@@ -428,7 +428,7 @@ fn what_cannot_be_ordered_is_refused() {
             404,
             "unknown_instance",
         ),
-        ("a%20b/instances/a/drain", "", 400, "invalid_request"),
+        ("a%0Ab/instances/a/drain", "", 400, "invalid_request"),
         ("web/instances/%0A/drain", "", 400, "invalid_request"),
         ("web/instances/%ff/drain", "", 400, "invalid_request"),
         ("web/instances/a/drain?force=1", "", 400, "unknown_parameter"),
@@ -452,7 +452,7 @@ fn what_cannot_be_ordered_is_refused() {
         ),
         ("web/instances/a/weight", "", 400, "invalid_request"),
         ("web/instances/a/weight", "{}", 400, "invalid_request"),
-        ("web/instances/a/weight", r#"{"weight":10001}"#, 400, "invalid_request"),
+        ("web/instances/a/weight", r#"{"weight":65536}"#, 400, "invalid_request"),
         ("web/instances/a/weight", r#"{"weight":1.5}"#, 400, "invalid_request"),
         ("web/instances/a/weight", r#"{"weight":"1"}"#, 400, "invalid_request"),
         (
@@ -949,7 +949,7 @@ fn every_client_command_speaks_over_a_unix_socket() {
         ("explain absent", 3, "unknown"),
         ("drain web absent", 3, "no instance"),
         ("drain absent a", 3, "unknown"),
-        ("weight web a 10001", 2, "10001"),
+        ("weight web a 65536", 2, "65536"),
         ("drain web a --ttl 0s", 2, "ttl"),
         ("drain web a --output json", 0, "\"why\":[\"drained\"]"),
     ] {

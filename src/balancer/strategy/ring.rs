@@ -384,6 +384,17 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_weights_keep_a_ring_within_its_bound() {
+        for (owners, virtual_nodes) in [(2, 10_000), (1_000, 10_000), (200_000, 10_000)] {
+            let weights = std::iter::repeat_n(u16::MAX, owners).chain([1]);
+            let counts = point_counts(weights, virtual_nodes);
+            assert!(counts.iter().map(|&count| u64::from(count)).sum::<u64>() <= MAX_POINTS);
+            assert!(counts.iter().all(|&count| count > 0), "{owners}");
+            assert_eq!(counts[owners], 1, "{owners}");
+        }
+    }
+
+    #[test]
     fn a_ring_never_grows_beyond_its_bound() {
         let counts = point_counts(std::iter::repeat_n(7, 20_000), 100);
         assert!(counts.iter().map(|&count| u64::from(count)).sum::<u64>() <= MAX_POINTS);

@@ -306,6 +306,30 @@ mod tests {
         assert!(counts[0] < 60 && counts[3] < 100, "{counts:?}");
     }
 
+    #[test]
+    fn the_heaviest_candidates_overflow_no_table() {
+        const HEAVIEST: u32 = 65_535 * 16;
+        for count in [2, 1_000, 200_000] {
+            let units: Vec<u32> = [HEAVIEST, 1, HEAVIEST / 3 + 1]
+                .into_iter()
+                .cycle()
+                .take(count)
+                .collect();
+            let Schedule::Alias(alias) = Schedule::new(&units) else {
+                panic!("a period of {count} times {HEAVIEST} is too long for a sequence");
+            };
+            let masses = masses(&alias);
+            assert_eq!(masses.len(), count);
+            let mean = units.iter().map(|&units| f64::from(units)).sum::<f64>() / count as f64;
+            for (mass, &units) in masses.iter().zip(&units) {
+                assert!(
+                    (mass - f64::from(units) / mean).abs() < 1e-3,
+                    "{count}: {mass} for {units}"
+                );
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn modulo_is_the_remainder(x: u32, n in 1..=u32::MAX) {
@@ -329,23 +353,24 @@ mod tests {
         }
 
         #[test]
-        fn an_alias_table_holds_each_share_exactly(units in prop::collection::vec(1_u32..160_000, 1..60)) {
+        fn an_alias_table_holds_each_share_exactly(units in prop::collection::vec(1..=65_535_u32 * 16, 1..60)) {
             let alias = Alias::new(&units);
-            let mut mass = vec![0.0_f64; units.len()];
-            for (column, &(fraction, other)) in alias.columns.iter().enumerate() {
-                let own = f64::from(fraction) / f64::from(u32::MAX);
-                mass[column] += own;
-                mass[other as usize] += 1.0 - own;
-            }
             let total: f64 = units.iter().map(|&units| f64::from(units)).sum();
-            for (mass, &units) in mass.iter().zip(&units) {
-                let expected = f64::from(units) / total * units_len(&alias);
+            for (mass, share) in masses(&alias).iter().zip(&units) {
+                let expected = f64::from(*share) / total * units.len() as f64;
                 prop_assert!((mass - expected).abs() < 1e-6, "{} {}", mass, expected);
             }
         }
     }
 
-    fn units_len(alias: &Alias) -> f64 {
-        alias.columns.len() as f64
+    /// The share of each candidate, in columns.
+    fn masses(alias: &Alias) -> Vec<f64> {
+        let mut masses = vec![0.0_f64; alias.columns.len()];
+        for (column, &(fraction, other)) in alias.columns.iter().enumerate() {
+            let own = f64::from(fraction) / f64::from(u32::MAX);
+            masses[column] += own;
+            masses[other as usize] += 1.0 - own;
+        }
+        masses
     }
 }

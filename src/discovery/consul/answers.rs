@@ -15,7 +15,7 @@
 //! catalog {} ──► Denied: not even `consul` itself is in it
 //! ```
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use super::services::{EmptyAnswer, Sent, Service, Services};
 use super::settings::{ConsulSettings, Names};
 use super::sync::InitialSync;
 use super::wire::{self, Catalog, Head, Listing};
-use crate::balancer::{ServiceInstance, ServiceName, SourceStatus, Timestamp};
+use crate::balancer::{ServiceInstance, ServiceName, SkipReason, Skipped, SourceStatus, Timestamp};
 use crate::discovery::watcher::{Reading, Reason, Trust, Update, WatchError};
 
 /// A service whose answers cannot be decoded delays `Synced` for so many attempts.
@@ -315,52 +315,62 @@ impl Answers {
     /// Compares the catalog with what is known, and returns the services that are new.
     fn compare(&mut self, listing: &Catalog, trust: Trust, lagging: bool, now: Timestamp) -> Vec<ServiceName> {
         let mut added = Vec::new();
-        let mut unusable = std::mem::take(&mut self.unusable);
-        unusable.retain(|name| listing.contains_key(name));
         if !lagging {
             self.sync.catalog_read(self.services.names());
         }
-        for (text, &tags) in listing {
-            if !self.names.matches(text) {
-                continue;
-            }
-            let name = match text.parse::<ServiceName>() {
-                Ok(name) => name,
-                Err(error) => {
-                    if unusable.insert(text.clone()) {
-                        self.status.count_error(Reason::InvalidInstance.as_str());
-                        tracing::warn!(source = %wire::SOURCE, %error, "service skipped: its name is not valid");
-                    }
-                    continue;
-                }
-            };
-            let known = self.services.change(&name, |service| {
+        let listing = self.wanted(listing);
+        for (name, &tags) in &listing {
+            let known = self.services.change(name, |service| {
                 if !service.listed || service.missing || service.tags != tags {
                     service.query.read_by(now);
                 }
                 (service.listed, service.missing, service.tags) = (true, false, tags);
             });
             if known.is_none() {
-                self.sync.wait_for(&name);
+                self.sync.wait_for(name);
                 self.services
                     .insert(name.clone(), Service::new(tags, trust != Trust::Steady, now));
-                added.push(name);
-            } else if self.delisted.remove(&name) {
-                self.sync.wait_for(&name);
+                added.push(name.clone());
+            } else if self.delisted.remove(name) {
+                self.sync.wait_for(name);
             }
         }
-        self.unusable = unusable;
         if !lagging {
-            self.drop_unlisted(listing, trust, now);
+            self.drop_unlisted(&listing, trust, now);
         }
         added
     }
 
-    fn drop_unlisted(&mut self, listing: &Catalog, trust: Trust, now: Timestamp) {
+    /// The services that are chosen and can be asked for. Consul lists the spellings of one name as
+    /// several services, and answers for each with the instances of all.
+    fn wanted(&mut self, listing: &Catalog) -> BTreeMap<ServiceName, u64> {
+        let mut wanted = BTreeMap::new();
+        self.unusable.retain(|name| listing.contains_key(name));
+        for (text, &tags) in listing {
+            if !self.names.matches(text) {
+                continue;
+            }
+            match wire::name(text) {
+                Ok(name) => {
+                    let of_all: &mut u64 = wanted.entry(name).or_default();
+                    *of_all = of_all.rotate_left(1) ^ tags;
+                }
+                Err(error) => {
+                    if self.unusable.insert(text.clone()) {
+                        self.status.count_error(Reason::InvalidInstance.as_str());
+                        tracing::warn!(source = %wire::SOURCE, %error, "service skipped: its name is not valid");
+                    }
+                }
+            }
+        }
+        wanted
+    }
+
+    fn drop_unlisted(&mut self, listing: &BTreeMap<ServiceName, u64>, trust: Trust, now: Timestamp) {
         let unlisted: Vec<_> = self
             .services
             .iter()
-            .filter(|(name, service)| service.listed && !listing.contains_key(name.as_str()))
+            .filter(|(name, service)| service.listed && !listing.contains_key(name))
             .map(|(name, _)| name.clone())
             .collect();
         for name in unlisted {
@@ -381,6 +391,7 @@ impl Answers {
             (service.listed, service.missing, service.empty_answer) = (false, false, None);
             service.query.discard_answer();
         });
+        self.status.set_skipped(name, Skipped::default());
         self.unconfirmed.remove(name);
         self.delisted.insert(name.clone());
         self.sync.settled(name);
@@ -546,17 +557,29 @@ impl Answers {
     }
 
     fn note_skipped(&mut self, name: &ServiceName, listing: &Listing) {
-        for _ in listing.skipped.iter().chain(&listing.ignored) {
+        self.status.set_skipped(name, listing.skipped.iter().collect());
+        for skipped in &listing.skipped {
+            self.status.count_error(Reason::from(skipped.reason).as_str());
+        }
+        for _ in &listing.ignored {
             self.status.count_error(Reason::InvalidInstance.as_str());
         }
-        let skipped = listing.skipped.len() + listing.ignored.len();
+        // A registration without a port is usual.
+        let mut invalid = listing
+            .skipped
+            .iter()
+            .filter(|skipped| skipped.reason != SkipReason::NoPort);
+        let first = invalid.next();
+        let skipped = first.iter().count() + invalid.count();
+        let noted = skipped + listing.ignored.len();
         let before = self
             .services
-            .change(name, |service| std::mem::replace(&mut service.skipped, skipped));
-        if before.is_some_and(|before| before != skipped)
-            && let Some(reason) = listing.skipped.first().or(listing.ignored.first())
+            .change(name, |service| std::mem::replace(&mut service.skipped, noted));
+        let first = first.map(|skipped| format!("{}: {}", skipped.id, skipped.detail));
+        if before.is_some_and(|before| before != noted)
+            && let Some(reason) = first.as_ref().or(listing.ignored.first())
         {
-            tracing::warn!(source = %wire::SOURCE, service = %name, skipped = listing.skipped.len(),
+            tracing::warn!(source = %wire::SOURCE, service = %name, skipped,
                 ignored = listing.ignored.len(), %reason, "registrations skipped or partly ignored");
         }
     }

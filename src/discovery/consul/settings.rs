@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
+use crate::balancer::text::lower_case;
 use crate::http_client::Tls;
 
 /// The most long polls at once. Consul lets each client address hold 200 connections, which all
@@ -91,14 +92,16 @@ impl Names {
     /// Whether a service with this name is wanted.
     #[must_use]
     pub fn matches(&self, service: &str) -> bool {
-        self.wanted.is_match(service) && !self.refused.is_match(service)
+        let service = lower_case(service);
+        self.wanted.is_match(&*service) && !self.refused.is_match(&*service)
     }
 }
 
 fn compile<G: AsRef<str>>(globs: &[G]) -> Result<GlobSet, globset::Error> {
     let mut set = GlobSetBuilder::new();
     for glob in globs {
-        set.add(GlobBuilder::new(glob.as_ref()).case_insensitive(true).build()?);
+        // globset knows the case of ASCII letters only.
+        set.add(GlobBuilder::new(&lower_case(glob.as_ref())).build()?);
     }
     set.build()
 }

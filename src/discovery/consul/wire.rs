@@ -14,7 +14,10 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::balancer::{InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight};
+use crate::balancer::text::lower_case;
+use crate::balancer::{
+    InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, SkippedRegistration, Source, Weight, is_printable,
+};
 use crate::discovery::shared::or_default;
 
 /// Consul, in answers and metric labels.
@@ -63,6 +66,19 @@ pub(super) fn catalog(body: &[u8]) -> Result<Catalog, serde_json::Error> {
         .collect())
 }
 
+/// The name of a service, if Consul can be asked for it. Consul refuses a path with a character
+/// that is not printable, although such names can be registered.
+pub(super) fn name(text: &str) -> Result<ServiceName, String> {
+    let name: ServiceName = text.parse().map_err(|error: InvalidInstance| error.to_string())?;
+    match text.chars().all(is_printable) {
+        true => Ok(name),
+        false => Err(format!(
+            "service name {:?}: Consul answers requests for printable names alone",
+            shortened(text)
+        )),
+    }
+}
+
 /// A fingerprint of a body, to detect that it is the same again.
 pub(super) fn fingerprint(body: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(body)
@@ -73,8 +89,8 @@ pub(super) fn fingerprint(body: &[u8]) -> u64 {
 pub(super) struct Listing {
     /// The valid instances in the order of their last writes (by `ModifyIndex`), and by id.
     pub(super) instances: Vec<ServiceInstance>,
-    /// Why other entries were skipped, one line each.
-    pub(super) skipped: Vec<String>,
+    /// The other entries, in the order of the answer.
+    pub(super) skipped: Vec<SkippedRegistration>,
     /// Settings that were ignored on valid instances, one line each.
     pub(super) ignored: Vec<String>,
     /// Whether Consul listed no entry at all, valid or not.
@@ -97,8 +113,11 @@ pub(super) fn health(body: &[u8], service: &ServiceName) -> Result<Listing, serd
     for entry in entries {
         match instance(entry, service, &mut listing.ignored) {
             Ok(found) if seen.insert(found.1.id().clone()) => instances.push(found),
-            Ok((_, instance)) => listing.skipped.push(format!("{}: listed twice", instance.id())),
-            Err(reason) => listing.skipped.push(reason),
+            Ok((_, instance)) => {
+                let skipped = SkippedRegistration::invalid(instance.id().as_str(), "it is listed twice");
+                listing.skipped.push(skipped);
+            }
+            Err(skipped) => listing.skipped.push(skipped),
         }
     }
     instances.sort_unstable_by(|(written, a), (other, b)| (written, a.id()).cmp(&(other, b.id())));
@@ -111,20 +130,18 @@ fn instance(
     entry: &RawValue,
     asked: &ServiceName,
     ignored: &mut Vec<String>,
-) -> Result<(u64, ServiceInstance), String> {
-    let Entry { node, service, checks } = serde_json::from_str(entry.get()).map_err(|error| error.to_string())?;
-    if !service.name.eq_ignore_ascii_case(asked.as_str()) {
-        return Err(format!(
-            "{:?} is not the service that was asked for",
-            shortened(&service.name)
-        ));
-    }
-    if service.id.is_empty() || node.name.is_empty() {
-        return Err(String::from("no service id, or no node name"));
-    }
+) -> Result<(u64, ServiceInstance), SkippedRegistration> {
+    let Entry { node, service, checks } = serde_json::from_str(entry.get()).map_err(|error| not_read(entry, &error))?;
     // The same service id on two nodes is two instances.
     let id = format!("{}@{}", service.id, node.name);
-    let refused = |error: InvalidInstance| format!("{}: {error}", shortened(&id));
+    let invalid = |detail: &str| SkippedRegistration::invalid(shortened(&id), detail);
+    let refused = |error: InvalidInstance| SkippedRegistration::refused(shortened(&id), &error);
+    if lower_case(&service.name) != asked.as_lower_case() {
+        return Err(invalid("it belongs to another service than the one that was asked for"));
+    }
+    if service.id.is_empty() || node.name.is_empty() {
+        return Err(invalid("it has no service id, or no node name"));
+    }
     let host = if service.address.is_empty() {
         &node.address
     } else {
@@ -134,18 +151,31 @@ fn instance(
     let mut instance = ServiceInstance::new(&id, host, service.port).map_err(refused)?;
     let weights = service.weights;
     if weights != Weights::default() {
-        instance = instance
-            .with_weight(Weight::new(weights.passing).map_err(refused)?)
-            .with_warning_weight(Weight::new(weights.warning).map_err(refused)?);
+        let mut read = |weight: i64| match Weight::new(weight) {
+            Ok(weight) => weight,
+            Err(error) => {
+                ignored.push(format!("{}: {}", shortened(&id), error.without_value()));
+                nearest(weight)
+            }
+        };
+        let (passing, warning) = (read(weights.passing), read(weights.warning));
+        instance = instance.with_weight(passing).with_warning_weight(warning);
     } else if let Some(text) = service.meta.get("weight") {
-        match text
-            .trim()
-            .parse::<i64>()
-            .ok()
-            .and_then(|weight| Weight::new(weight).ok())
-        {
-            Some(weight) => instance = instance.with_weight(weight),
-            None => ignored.push(format!("{}: Meta.weight {:?}", shortened(&id), shortened(text))),
+        // Digits that no integer can hold are a number beyond the largest weight, too.
+        let text = text.trim();
+        let beyond = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let written = text.parse::<i64>().ok().or(beyond.then_some(i64::MAX));
+        match written.filter(|weight| *weight >= 0) {
+            Some(weight) => {
+                if let Err(error) = Weight::new(weight) {
+                    ignored.push(format!("{}: Meta.weight: {error}", shortened(&id)));
+                }
+                instance = instance.with_weight(nearest(weight));
+            }
+            None => ignored.push(format!(
+                "{}: Meta.weight is not a number from 0 to 65535",
+                shortened(&id)
+            )),
         }
     }
     // An invalid tag costs the tag, not the instance: no caller can ask for such a tag.
@@ -160,6 +190,15 @@ fn instance(
         .with_status(status(&checks))
         .with_source(SOURCE);
     Ok((service.modify_index, instance))
+}
+
+/// The valid weight that is nearest to a number: a weight beyond the range costs no instance.
+fn nearest(weight: i64) -> Weight {
+    let nearest = u16::try_from(weight.clamp(0, i64::from(Weight::MAX.get())));
+    nearest
+        .ok()
+        .and_then(|weight| Weight::new(weight).ok())
+        .unwrap_or_default()
 }
 
 /// The worst of all checks, those of the node included. Without checks: an external service, which
@@ -178,6 +217,26 @@ fn status(checks: &[Check]) -> RegistryStatus {
         };
     }
     worst
+}
+
+/// An entry of another form. What serde_json says about it may quote a value.
+fn not_read(entry: &RawValue, error: &serde_json::Error) -> SkippedRegistration {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "PascalCase", default)]
+    struct Named {
+        node: serde_json::Value,
+        service: serde_json::Value,
+    }
+    let named: Named = serde_json::from_str(entry.get()).unwrap_or_default();
+    let id = match (named.service["ID"].as_str(), named.node["Node"].as_str()) {
+        (Some(id), Some(node)) => format!("{}@{}", shortened(id), shortened(node)),
+        _ => String::new(),
+    };
+    let place = format!("line {}, column {}", error.line(), error.column());
+    SkippedRegistration::invalid(
+        id,
+        format!("it has a field of another type than Consul documents, at {place}"),
+    )
 }
 
 fn shortened(text: &str) -> String {
@@ -210,6 +269,7 @@ struct Service {
     name: String,
     #[serde(default, deserialize_with = "or_default")]
     address: String,
+    #[serde(default, deserialize_with = "or_default")]
     port: i64,
     #[serde(default, deserialize_with = "or_default")]
     tags: Vec<String>,
@@ -245,6 +305,7 @@ struct Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balancer::SkipReason;
 
     /// An external node: without an address of its own, with nulls everywhere. Verbatim from
     /// Consul 1.8.7.
@@ -271,7 +332,7 @@ mod tests {
 
     fn one(service: &str, checks: &str) -> ServiceInstance {
         let mut listing = decode(&format!("[{}]", entry(service, checks)));
-        assert_eq!(listing.skipped, Vec::<String>::new());
+        assert_eq!(listing.skipped, []);
         listing.instances.pop().unwrap()
     }
 
@@ -381,7 +442,7 @@ mod tests {
 
     #[test]
     fn an_invalid_meta_weight_is_ignored_and_reported() {
-        for bad in ["", "heavy", "-1", "10001", "1.5", "99999999999999999999"] {
+        for bad in ["", "heavy", "-1", "1.5", "0x10"] {
             let listing = decode(&format!(
                 "[{}]",
                 entry(&format!(r#","Meta":{{"weight":"{bad}"}}"#), "[]")
@@ -392,11 +453,30 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_beyond_the_range_is_the_nearest_one_and_reported() {
+        let weights = |service: &str| {
+            let listing = decode(&format!("[{}]", entry(service, "[]")));
+            let instance = &listing.instances[0];
+            let weights = (instance.weight().get(), instance.warning_weight().map(Weight::get));
+            (weights, listing.ignored.len())
+        };
+        let passing = |passing: &str| weights(&format!(r#","Weights":{{"Passing":{passing},"Warning":1}}"#));
+        assert_eq!(passing("20000"), ((20_000, Some(1)), 0));
+        assert_eq!(passing("65535"), ((65_535, Some(1)), 0));
+        assert_eq!(passing("65536"), ((65_535, Some(1)), 1));
+        assert_eq!(passing("9223372036854775807"), ((65_535, Some(1)), 1));
+        assert_eq!(passing("-3"), ((0, Some(1)), 1));
+        let meta = |weight: &str| weights(&format!(r#","Meta":{{"weight":"{weight}"}}"#));
+        assert_eq!(meta("20000"), ((20_000, None), 0));
+        assert_eq!(meta("65536"), ((65_535, None), 1));
+        assert_eq!(meta("99999999999999999999"), ((65_535, None), 1));
+    }
+
+    #[test]
     fn an_invalid_entry_costs_only_itself() {
         let good = entry("", "[]").replace("w1", "good");
         let entry_with = |from: &str, to: &str| entry("", "[]").replace(from, to);
         for bad in [
-            entry_with(":80", ":0"),
             entry_with(":80", ":70000"),
             entry_with(":80", ":-1"),
             entry_with(":80", r#":"80""#),
@@ -409,8 +489,6 @@ mod tests {
             entry_with(r#""ID":"w1""#, r#""ID":"\ud800""#),
             entry_with(r#""Service":"web""#, r#""Service":"other""#),
             entry_with(r#""Node":"n1""#, r#""Node":"""#),
-            entry(r#","Weights":{"Passing":10001,"Warning":1}"#, "[]"),
-            entry(r#","Weights":{"Passing":1,"Warning":-1}"#, "[]"),
             entry(r#","Weights":{"Passing":"2"}"#, "[]"),
             entry(r#","Tags":{"a":1}"#, "[]"),
             entry(r#","Meta":{"a":1}"#, "[]"),
@@ -426,8 +504,44 @@ mod tests {
             assert_eq!(listing.instances.len(), 1, "{bad}");
             assert_eq!(listing.instances[0].id().as_str(), "good@n1", "{bad}");
             assert_eq!(listing.skipped.len(), 1, "{bad}");
-            assert!(!listing.skipped[0].chars().any(char::is_control), "{bad}");
+            let SkippedRegistration { id, reason, detail, .. } = &listing.skipped[0];
+            assert_eq!(*reason, SkipReason::Invalid, "{bad}");
+            assert!(!id.chars().chain(detail.chars()).any(char::is_control), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_registration_without_a_port_is_told_from_an_invalid_one() {
+        for portless in [r#""Port":0"#, r#""Port":null"#, r#""x":0"#] {
+            let listing = decode(&format!("[{}]", entry("", "[]").replace(r#""Port":80"#, portless)));
+            assert_eq!(listing.skipped, [SkippedRegistration::no_port("w1@n1")], "{portless}");
+            assert!(!listing.bare && listing.instances.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_reason_names_the_registration_and_no_value() {
+        for secret in [
+            entry(r#","Address":"S3cr3t!""#, "[]"),
+            entry(r#","Meta":"S3cr3t""#, "[]"),
+            entry(r#","Tags":{"S3cr3t":"S3cr3t"}"#, "[]"),
+            entry("", r#""S3cr3t""#),
+            entry("", "[]").replace(":80", r#":"S3cr3t""#),
+            entry("", "[]").replace(r#""Service":"web""#, r#""Service":"S3cr3t""#),
+        ] {
+            let listing = decode(&format!("[{secret}]"));
+            let skipped = &listing.skipped[0];
+            assert_eq!(skipped.id, "w1@n1", "{secret}");
+            assert!(
+                !skipped.detail.contains("S3cr3t") && skipped.detail.len() > 20,
+                "{skipped:?}"
+            );
+        }
+        let listing = decode(&format!("[{}]", entry(r#","Meta":{"weight":"S3cr3t"}"#, "[]")));
+        assert!(
+            listing.skipped.is_empty() && !listing.ignored[0].contains("S3cr3t"),
+            "{listing:?}"
+        );
     }
 
     #[test]

@@ -20,8 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::formats::{InvalidRegistration, Prefixes, Registration, SOURCE};
+use super::skipped::{self, SkippedKeys};
 use super::wire::{Event, EventKind, Listing};
-use crate::balancer::{ServiceInstance, ServiceName, SourceStatus, Timestamp};
+use crate::balancer::{ServiceInstance, ServiceName, SkipReason, SkippedRegistration, SourceStatus, Timestamp};
 use crate::discovery::registrations::share_addresses;
 use crate::discovery::watcher::{Reading, Reason, Trust, Update};
 
@@ -51,6 +52,7 @@ pub(super) struct Keys {
     /// Services that lost instances in the first list after a gap. They are sent once more after
     /// its confirmation.
     unconfirmed: HashSet<ServiceName>,
+    skipped: SkippedKeys,
     sync: SyncState,
 }
 
@@ -61,6 +63,8 @@ struct KnownKey {
     written: i64,
     /// The service for which the key registers instances, if any.
     service: Option<ServiceName>,
+    /// The service of which the key is a skipped registration, if its value is not valid.
+    skipped: Option<ServiceName>,
     list_number: u32,
 }
 
@@ -108,6 +112,7 @@ impl Keys {
             list_number: 0,
             pending: Pending::default(),
             unconfirmed: HashSet::new(),
+            skipped: SkippedKeys::default(),
             sync: SyncState::Unlisted,
         }
     }
@@ -134,6 +139,7 @@ impl Keys {
         self.remove_unlisted(|_| true, (trust, now));
         self.pending.forget(now);
         skipped.log();
+        self.skipped.show(&self.status);
         if trust != Trust::AdditionsOnly && !self.is_listed() {
             self.sync = SyncState::Listed(self.pending.changed.keys().cloned().collect());
         }
@@ -174,6 +180,7 @@ impl Keys {
         self.floor = self.floor.max(revision);
         self.pending.forget(now);
         skipped.log();
+        self.skipped.show(&self.status);
         repaired
     }
 
@@ -206,6 +213,7 @@ impl Keys {
             }
         }
         skipped.log();
+        self.skipped.show(&self.status);
     }
 
     /// Whether some services have to be sent again after the confirmation.
@@ -235,6 +243,15 @@ impl Keys {
         let Changed { read_at, trust, .. } = changed;
         self.with_shared_addresses.remove(&service);
         let Some(keys) = self.services.get(&service) else {
+            if self.skipped.contains(&service) {
+                // The service is known, although none of its keys is an instance.
+                return Some(Update::Service(Reading {
+                    service,
+                    instances: Vec::new(),
+                    read_at,
+                    trust,
+                }));
+            }
             return Some(Update::Gone {
                 service,
                 read_at,
@@ -278,18 +295,29 @@ impl Keys {
             Some((key, known)) => (key, Some(known)),
             None => (Key::from(key), None),
         };
-        let (service, written) = match read {
-            Ok(registration) => (
-                self.register((&key, mod_revision), before.as_ref(), registration, (trust, now)),
-                mod_revision,
-            ),
+        let (service, written, skipped) = match read {
+            Ok(registration) => {
+                let service = self.register((&key, mod_revision), before.as_ref(), registration, (trust, now));
+                self.no_longer_skipped(&key, before.as_ref(), (trust, now));
+                (service, mod_revision, None)
+            }
             Err(error) => {
                 // The same invalid value, listed again, is not counted again.
                 if before.as_ref().is_none_or(|before| before.mod_revision != mod_revision) {
-                    self.status.count_error(Reason::InvalidInstance.as_str());
-                    skipped.add(&key, &error);
+                    let registration = skipped::skipped(&key, &error);
+                    self.status.count_error(Reason::from(registration.reason).as_str());
+                    if registration.reason != SkipReason::NoPort {
+                        skipped.add(&registration);
+                    }
+                    let skipped = self.skip(&key, registration, (trust, now));
+                    before.map_or((None, 0, skipped.clone()), |before| {
+                        (before.service, before.written, skipped)
+                    })
+                } else {
+                    before.map_or((None, 0, None), |before| {
+                        (before.service, before.written, before.skipped)
+                    })
                 }
-                before.map_or((None, 0), |before| (before.service, before.written))
             }
         };
         let list_number = self.list_number;
@@ -299,9 +327,35 @@ impl Keys {
                 mod_revision,
                 written,
                 service,
+                skipped,
                 list_number,
             },
         );
+    }
+
+    /// Records that the value of a key is not valid, and returns the service of the key.
+    fn skip(
+        &mut self,
+        key: &Key,
+        registration: SkippedRegistration,
+        (trust, now): (Trust, Timestamp),
+    ) -> Option<ServiceName> {
+        let prefix = self.prefixes.iter().find(|prefix| prefix.covers(key))?;
+        let service = prefix.service_of(key)?;
+        let is_first = self.skipped.add(&service, key, registration);
+        if is_first && !self.services.contains_key(&service) {
+            self.pending.add(&service, trust, now);
+        }
+        Some(service)
+    }
+
+    fn no_longer_skipped(&mut self, key: &[u8], known: Option<&KnownKey>, (trust, now): (Trust, Timestamp)) {
+        if let Some(service) = known.and_then(|known| known.skipped.as_ref())
+            && self.skipped.remove(service, key)
+            && !self.services.contains_key(service)
+        {
+            self.pending.add(service, trust, now);
+        }
     }
 
     /// Stores what a key registers now, and returns the service if the key registers any instance.
@@ -347,10 +401,10 @@ impl Keys {
     }
 
     fn remove(&mut self, key: &[u8], how: (Trust, Timestamp)) {
-        if let Some(known) = self.keys.remove(key)
-            && let Some(service) = &known.service
-        {
-            self.unregister(service, key, how);
+        let known = self.keys.remove(key);
+        self.no_longer_skipped(key, known.as_ref(), how);
+        if let Some(service) = known.and_then(|known| known.service) {
+            self.unregister(&service, key, how);
         }
     }
 
@@ -411,11 +465,11 @@ fn weaker(a: Trust, b: Trust) -> Trust {
 }
 
 impl Skipped {
-    fn add(&mut self, key: &[u8], error: &InvalidRegistration) {
+    fn add(&mut self, registration: &SkippedRegistration) {
         self.count += 1;
         if self.first.is_none() {
-            let key: String = String::from_utf8_lossy(key).chars().take(200).collect();
-            self.first = Some(format!("{}: {error}", key.escape_default()));
+            let SkippedRegistration { id, detail, .. } = registration;
+            self.first = Some(format!("{}: {detail}", id.escape_default()));
         }
     }
 
@@ -597,14 +651,7 @@ mod tests {
     #[test]
     fn scenario_36_an_invalid_value_keeps_the_last_and_counts_once() {
         let mut bench = bench();
-        let errors = |bench: &Bench| {
-            bench
-                .status
-                .errors()
-                .get("invalid_instance")
-                .copied()
-                .unwrap_or_default()
-        };
+        let errors = |bench: &Bench| bench.status.errors().values().sum::<u64>();
         bench.replace(9, &[("web/a", 1, 3), ("web/bad", 0, 4)]);
         assert_eq!(
             (bench.sent().join(" "), errors(&bench)),
@@ -618,6 +665,42 @@ mod tests {
         assert_eq!(bench.sent(), ["web a=2,bad=3"]);
         bench.apply(vec![put("web/a", 0, 12), delete("web/a", 13)]);
         assert_eq!(bench.sent(), ["web bad=3"]);
+    }
+
+    #[test]
+    fn a_service_of_skipped_keys_alone_is_known_until_they_are_gone() {
+        let mut bench = bench();
+        let skipped = |bench: &Bench, service: &str| {
+            let skipped = bench.status.skipped(&service.parse().unwrap());
+            skipped.map_or(Vec::new(), |skipped| {
+                let one = |one: &SkippedRegistration| format!("{} {}", one.id, one.reason);
+                skipped.listed.iter().map(one).collect::<Vec<_>>()
+            })
+        };
+        bench.replace(9, &[("db/x", 0, 3), ("db/y", 0, 4), ("web/a", 1, 5)]);
+        assert_eq!(bench.sent(), ["db? ", "synced", "web? a=1"]);
+        assert_eq!(skipped(&bench, "db"), ["/s/db/x no_port", "/s/db/y no_port"]);
+        assert_eq!(bench.status.errors().get("no_port"), Some(&2));
+        bench.keys.confirm(bench.now);
+        assert_eq!(bench.sent(), [""; 0]);
+        // One of two goes, and the service stays; the other becomes an instance.
+        bench.apply(vec![delete("db/x", 10)]);
+        assert_eq!(bench.sent(), [""; 0]);
+        assert_eq!(skipped(&bench, "DB"), ["/s/db/y no_port"]);
+        bench.apply(vec![put("db/y", 7, 11)]);
+        assert_eq!(
+            (bench.sent(), skipped(&bench, "db")),
+            (vec!["db y=7".to_owned()], vec![])
+        );
+        // A key that has been an instance keeps it, and the value that is not valid is shown.
+        bench.apply(vec![put("db/y", 0, 12)]);
+        assert_eq!((bench.sent(), skipped(&bench, "db").len()), (vec![], 1));
+        bench.apply(vec![delete("db/y", 13), put("mail/m", 0, 14)]);
+        assert_eq!(bench.sent(), ["db gone", "mail "]);
+        // A list without the key ends it as well.
+        bench.replace(20, &[("web/a", 1, 5)]);
+        assert_eq!(bench.sent(), ["mail? gone"]);
+        assert!(skipped(&bench, "db").is_empty() && skipped(&bench, "mail").is_empty());
     }
 
     #[test]

@@ -36,6 +36,7 @@ mod client;
 pub mod formats;
 mod keys;
 mod settings;
+mod skipped;
 mod watch_messages;
 mod wire;
 

@@ -24,7 +24,7 @@
 //! `null` or an empty table, and must not empty every pool. Pure: does not know where the bytes
 //! come from.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::{self, Display};
 use std::hash::Hash;
 use std::marker::PhantomData;
@@ -104,7 +104,7 @@ pub fn parse(
         .extension()
         .and_then(|extension| extension.to_str())
         .unwrap_or_default();
-    match extension.to_ascii_lowercase().as_str() {
+    let services = match extension.to_ascii_lowercase().as_str() {
         "toml" => toml::Deserializer::parse(text)
             .and_then(|document| whole.deserialize(document))
             .map_err(|wrong| {
@@ -134,7 +134,24 @@ pub fn parse(
             None,
             "expected a name that ends in .toml, .json, .yaml or .yml".to_owned(),
         )),
+    }?;
+    let mut all: Vec<(ServiceName, Vec<ServiceInstance>)> = Vec::new();
+    let mut places = HashMap::new();
+    for (name, instances) in services {
+        // Two spellings of one name are one service.
+        let place = *places.entry(name.clone()).or_insert(all.len());
+        let Some((_, listed)) = all.get_mut(place) else {
+            all.push((name, instances));
+            continue;
+        };
+        let is_listed = |instance: &&ServiceInstance| listed.iter().any(|other| other.id() == instance.id());
+        if let Some(twice) = instances.iter().find(is_listed) {
+            let message = format!("instance \"{}\" of service \"{name}\" is listed twice", twice.id());
+            return Err(refused(None, message));
+        }
+        listed.extend(instances);
     }
+    Ok(all)
 }
 
 /// Whether there is only white space.
@@ -217,7 +234,7 @@ impl<'de> Visitor<'de> for Whole<'_> {
             return Err(A::Error::custom(NO_SERVICES));
         };
         let services = services.into_iter();
-        Ok(services.map(|Service { name, instances }| (name, instances)).collect())
+        Ok(services.map(|Service { name, instances, .. }| (name, instances)).collect())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, groups: A) -> Result<Self::Value, A::Error> {
@@ -227,6 +244,7 @@ impl<'de> Visitor<'de> for Whole<'_> {
 
 struct Service {
     name: ServiceName,
+    written: String,
     instances: Vec<ServiceInstance>,
 }
 
@@ -241,15 +259,17 @@ struct RawService {
 impl Entry for Service {
     const NAME: &str = "service";
     const EXPECTED: &str = "a service: a table with `name` and `instance`";
-    type Key = ServiceName;
+    /// The exact spelling: the same text twice is a mistake.
+    type Key = String;
     type Raw = RawService;
 
-    fn key(&self) -> &ServiceName {
-        &self.name
+    fn key(&self) -> &String {
+        &self.written
     }
 
     fn check(raw: RawService) -> Result<Self, InvalidInstance> {
         Ok(Self {
+            written: raw.name.0.to_string(),
             name: raw.name.0,
             instances: raw.instance.0,
         })
@@ -505,7 +525,7 @@ impl FromNumber for Port {
 }
 
 impl FromNumber for Weight {
-    const EXPECTED: &str = "a weight from 0 to 10000";
+    const EXPECTED: &str = "a weight from 0 to 65535";
 
     fn from_number(number: i64) -> Result<Self, InvalidInstance> {
         Self::new(number)
@@ -729,11 +749,11 @@ service:
 
     #[test]
     fn numbers_have_a_range() {
-        let weight = "weight 10001: expected 0 to 10000";
+        let weight = "weight 65536: expected 0 to 65535";
         refuses_instance(
-            "port = 1\nweight = «10001",
-            "\"port\": 1, \"weight\": «10001",
-            "port: 1\n        weight: «10001",
+            "port = 1\nweight = «65536",
+            "\"port\": 1, \"weight\": «65536",
+            "port: 1\n        weight: «65536",
             weight,
         );
         let port = "port 0: expected 1 to 65535";
@@ -787,7 +807,7 @@ service:
             "port: 1\n        id: «\"\"",
             id,
         );
-        let host = "host \"a b\": expected an IP address or a host name";
+        let host = "host \"a b\": expected an IP address or a host name that does not end in a number";
         refuses(
             "toml",
             "[[service]]\nname = \"a\"\ninstance = [{ port = 1, host = «\"a b\" }]",
@@ -799,10 +819,32 @@ service:
             host,
         );
         refuses("yaml", "service: [{name: a, instance: [{port: 1, host: «a b}]}]", host);
-        let name = "service name \"a/b\": expected 1 to 253 characters";
-        refuses("toml", "[[service]]\nname = «\"a/b\"\n", name);
-        refuses("json", r#"{"service": [{"name": «"a/b"}]}"#, name);
-        refuses("yaml", "service:\n  - name: «a/b\n", name);
+        let name = "service name \"a//b\": expected 1 to 253 bytes";
+        refuses("toml", "[[service]]\nname = «\"a//b\"\n", name);
+        refuses("json", r#"{"service": [{"name": «"a//b"}]}"#, name);
+        refuses("yaml", "service:\n  - name: «a//b\n", name);
+    }
+
+    #[test]
+    fn two_spellings_of_a_name_are_one_service() {
+        let instance = |name: &str, port: u16| {
+            format!(
+                "[[service]]\nname = \"{name}\"\n[[service.instance]]\nid = \"{port}\"\nhost = \"h\"\nport = {port}\n"
+            )
+        };
+        let text = instance("Redis", 1) + &instance("web", 1) + &instance("redis", 2);
+        let services = parse(Path::new("s.toml"), text.as_bytes(), None).unwrap();
+        let shown: Vec<_> = services
+            .iter()
+            .map(|(name, instances)| (name.as_str(), instances.len()))
+            .collect();
+        assert_eq!(shown, [("Redis", 2), ("web", 1)]);
+        let text = instance("Redis", 1) + &instance("redis", 1);
+        let error = parse(Path::new("s.toml"), text.as_bytes(), None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "s.toml: instance \"1\" of service \"redis\" is listed twice"
+        );
     }
 
     #[test]

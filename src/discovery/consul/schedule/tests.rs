@@ -490,3 +490,31 @@ fn every_service_is_read_again_after_the_catalog_went_back() {
     fixture.answer(&s0, 4, &health("s0", &["older"]));
     assert_eq!(fixture.updates_of("s0"), [(ids(&["older"]), Trust::Steady)]);
 }
+
+#[test]
+fn two_spellings_of_a_name_are_one_service_and_no_change() {
+    let body = |spellings: &[&str], others: &[&str]| {
+        let tagged = spellings.iter().map(|name| (name.to_string(), json!([name])));
+        let others = others.iter().map(|name| (name.to_string(), json!([])));
+        serde_json::Value::Object(tagged.chain(others).collect()).to_string()
+    };
+    // The services that are read after the catalog has gained one that has nothing to do with them.
+    let read_after = |spellings: &[&str]| {
+        let mut fixture = Fixture::new(&settings());
+        let catalog = fixture.open[0].clone();
+        fixture.answer(&catalog, 10, &body(spellings, &["consul"]));
+        for _ in 0..2 {
+            let read = fixture.read("Redis").unwrap();
+            assert!(fixture.read("redis").is_none());
+            fixture.answer(&read, 10, &health("redis", &["1"]));
+            fixture.pass(CONFIRM_AFTER);
+        }
+        let poll = fixture.poll("").unwrap();
+        fixture.answer(&poll, 11, &body(spellings, &["consul", "web"]));
+        fixture.pass(Duration::from_millis(50));
+        let reads = fixture.open.iter().filter(|request| request.mode == Mode::Read);
+        reads.map(|request| target(request).to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(read_after(&["Redis", "redis"]), read_after(&["Redis"]));
+    assert_eq!(read_after(&["Redis"]).iter().filter(|name| *name == "web").count(), 1);
+}

@@ -44,7 +44,7 @@ mod tests {
             (r#""text""#, 1),
             ("[1]", 1),
             (r#"{"weight":"5"}"#, 5),
-            (r#"{"weight":20000}"#, 1),
+            (r#"{"weight":20000}"#, 20_000),
             (r#"{"weight":{}}"#, 1),
         ] {
             let value = format!(r#"{{"Op":0,"Addr":"10.0.0.5:80","Metadata":{metadata}}}"#);

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::registration::{Decoded, InvalidRegistration, Place, flat, number};
-use crate::balancer::{Address, RegistryStatus, Weight};
+use crate::balancer::{Address, InvalidInstance, RegistryStatus, Weight};
 use crate::discovery::shared::{or_default, status_named};
 
 #[derive(Deserialize)]
@@ -38,6 +38,10 @@ pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
             host,
             number(port).ok_or(InvalidRegistration::Value("port is not a number"))?,
         )?,
+        (None, Some(host), None) => {
+            let found = host.chars().take(64).collect();
+            return Err(InvalidInstance::NoPort { found }.into());
+        }
         _ => return Err(InvalidRegistration::Value("expected host and port, or address")),
     };
     let mut instance = place.instance(address)?.with_tags(&written.tags)?;
@@ -91,12 +95,12 @@ mod tests {
     fn what_is_wrong_is_refused_and_named() {
         let json = |value| read("/s", ValueFormat::Json, "/s/web/a", value);
         for (value, expected) in [
-            (r#"{"host":"db"}"#, "host and port"),
+            (r#"{"host":"db"}"#, "expected a port"),
             (r#"{"port":1}"#, "host and port"),
             (r#"{"host":"db","port":1,"address":"db:1"}"#, "host and port"),
             (r#"{"host":"db","port":70000}"#, "70000"),
             (r#"{"host":"d b","port":1}"#, "d b"),
-            (r#"{"host":"db","port":1,"weight":10001}"#, "10001"),
+            (r#"{"host":"db","port":1,"weight":65536}"#, "65536"),
             (r#"{"host":"db","port":1,"weight":1.5}"#, "weight"),
             (r#"{"host":"db","port":1,"status":"up"}"#, "maintenance"),
             (r#"{"host":"db","port":1,"tags":[""]}"#, "tag"),

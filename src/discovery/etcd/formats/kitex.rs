@@ -61,7 +61,7 @@ mod tests {
     fn wrong_types_are_refused() {
         for value in [
             r#"{"network":"unix","address":"/run/echo.sock","weight":1}"#,
-            r#"{"network":"tcp","address":"10.0.0.5:80","weight":20000}"#,
+            r#"{"network":"tcp","address":"10.0.0.5:80","weight":65536}"#,
             r#"{"network":"tcp","address":"10.0.0.5:80","tags":["a"]}"#,
         ] {
             assert!(

@@ -210,7 +210,8 @@ impl Prefix {
     /// Whether a service of this name could be below.
     #[must_use]
     pub fn could_list(&self, service: &str) -> bool {
-        self.service.as_ref().is_none_or(|own| own.as_str() == service)
+        let is_own = |own: &ServiceName| service.parse().is_ok_and(|service: ServiceName| service == *own);
+        self.service.as_ref().is_none_or(is_own)
     }
 
     /// Whether a key is below.
@@ -252,6 +253,13 @@ impl Prefix {
         let (parents, _id) = key.strip_prefix(&*self.start)?.rsplit_once('/')?;
         let (folder, _service) = parents.rsplit_once('/')?;
         Some(folder)
+    }
+
+    /// The service that a key belongs to, if the key names one, whatever its value is.
+    #[must_use]
+    pub fn service_of(&self, key: &[u8]) -> Option<ServiceName> {
+        let place = self.place(std::str::from_utf8(key).ok()?);
+        place.ok().map(|place| place.service)
     }
 
     fn place<'a>(&'a self, key: &'a str) -> Result<Place<'a>, InvalidRegistration> {
@@ -519,7 +527,7 @@ mod tests {
                     String::from_utf8_lossy(value)
                 );
             }
-            for key in [&b"/s/web/\xff"[..], b"/s/we b/a", b"/s//a", b"/s/web/"] {
+            for key in [&b"/s/web/\xff"[..], b"/s/we\nb/a", b"/s//a", b"/s/web/"] {
                 let read = prefix.read(key, b"10.0.0.5:80");
                 assert!(
                     read.is_err() || format == ValueFormat::Rpcx,

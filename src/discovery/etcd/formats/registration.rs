@@ -43,6 +43,27 @@ pub enum InvalidRegistration {
     Instance(#[from] InvalidInstance),
 }
 
+impl InvalidRegistration {
+    /// Whether the registration has no port.
+    pub(crate) fn is_no_port(&self) -> bool {
+        matches!(self, Self::Instance(error) if error.is_no_port())
+    }
+
+    /// What is wrong, without the value, which may be a secret.
+    pub(crate) fn without_value(&self) -> String {
+        match self {
+            Self::Instance(error) => error.without_value(),
+            // What serde_json says may quote a value.
+            Self::Json(error) => format!(
+                "not JSON of this format, at line {}, column {}",
+                error.line(),
+                error.column()
+            ),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// The parts of a key, and what the prefix says about its value.
 pub(super) struct Place<'a> {
     pub(super) service: ServiceName,
