@@ -128,3 +128,100 @@ impl fmt::Debug for ReloadingClient {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A CA certificate whose key was thrown away.
+    const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\n\
+        MIIBdTCCARugAwIBAgIUdMeYHPLUzzjKWTKI10PhR8M5dvgwCgYIKoZIzj0EAwIw\n\
+        DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjUxNzM1MDdaGA8yMTI2MTEwMTE3MzUw\n\
+        N1owDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABCBx\n\
+        HHPZjMl6HL70+YDfrSu7ZCXUCSjNfu5pB0CT+J1xIqFlJOQX9QqJLf6+KcoH7EJu\n\
+        8LrfynQU8wMqm1HZThOjUzBRMB0GA1UdDgQWBBTk0M3gYoeuwfrqVa6qJXG8I6mK\n\
+        jzAfBgNVHSMEGDAWgBTk0M3gYoeuwfrqVa6qJXG8I6mKjzAPBgNVHRMBAf8EBTAD\n\
+        AQH/MAoGCCqGSM49BAMCA0gAMEUCIEawVgjFx9OIODtYQgJNWBwHjGnvddOntI4B\n\
+        0bHbxgJWAiEAydHt+K/YeU9G4JvQYRFklXqHJMwgAFprsQGxn634pW0=\n\
+        -----END CERTIFICATE-----\n";
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::default() + Duration::from_secs(seconds)
+    }
+
+    /// A client that trusts this file, and how many clients were made.
+    fn trusting(ca_file: &Path) -> (ReloadingClient, Arc<AtomicUsize>) {
+        let made = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&made);
+        let tls = Tls {
+            ca_file: Some(ca_file.to_owned()),
+            ..Tls::default()
+        };
+        let client = ReloadingClient::new(Duration::from_secs(1), tls, move |builder| {
+            count.fetch_add(1, Ordering::Relaxed);
+            builder
+        });
+        (client.unwrap(), made)
+    }
+
+    #[test]
+    fn files_are_read_again_when_one_has_changed_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, CERTIFICATE).unwrap();
+        let (client, made) = trusting(&file);
+        let made_at = |seconds| {
+            client.client(at(seconds));
+            made.load(Ordering::Relaxed)
+        };
+        assert_eq!([made_at(0), made_at(5), made_at(100)], [1, 1, 1]);
+        std::fs::write(&file, CERTIFICATE.repeat(2)).unwrap();
+        assert_eq!([made_at(104), made_at(105), made_at(200)], [1, 2, 2]);
+        // Another file under the same name, of the same length.
+        let new = folder.path().join("new");
+        std::fs::write(&new, CERTIFICATE.repeat(2)).unwrap();
+        std::fs::rename(&new, &file).unwrap();
+        assert_eq!([made_at(205), made_at(300)], [3, 3]);
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_leave_the_client_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, CERTIFICATE).unwrap();
+        let (client, made) = trusting(&file);
+        for (seconds, text) in [
+            (10, ""),
+            (20, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            client.client(at(seconds));
+            assert!(client.problem().unwrap().contains("ca.pem"));
+        }
+        std::fs::remove_file(&file).unwrap();
+        client.client(at(30));
+        assert!(client.problem().unwrap().contains("ca.pem"));
+        assert_eq!(made.load(Ordering::Relaxed), 1);
+        std::fs::write(&file, CERTIFICATE).unwrap();
+        client.client(at(40));
+        assert_eq!((client.problem(), made.load(Ordering::Relaxed)), (None, 2));
+    }
+
+    #[test]
+    fn a_reload_reads_the_files_before_the_next_request() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), CERTIFICATE).unwrap();
+        let (client, made) = trusting(file.path());
+        client.client(at(1));
+        client.reload();
+        assert_eq!(made.load(Ordering::Relaxed), 1);
+        for _ in 0..3 {
+            client.client(at(1));
+        }
+        assert_eq!(made.load(Ordering::Relaxed), 2, "once");
+    }
+}

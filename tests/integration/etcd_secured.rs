@@ -1,10 +1,9 @@
 //! An etcd with authentication: users and short-lived tokens, TLS, certificates on both sides.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use crate::support::agent::{Agent, SOON};
+use crate::support::certificates::Certificates;
 use crate::support::etcd::Etcd;
 use crate::support::folder::Folder;
 use crate::support::load::{Oracle, Picker};
@@ -119,48 +118,10 @@ fn scenario_31_a_token_of_three_seconds_and_rights_that_come_and_go() {
     assert!(!log.contains("s3cret") && !log.contains("0ther"), "{log}");
 }
 
-/// A certificate authority, a server certificate for 127.0.0.1, and a client certificate.
-struct Certificates(PathBuf);
-
-impl Certificates {
-    fn make(folder: &Path) -> Self {
-        let made = Self(folder.to_owned());
-        made.openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca-key.pem -out ca.pem -days 2 -subj /CN=test-ca");
-        std::fs::write(
-            folder.join("server.ext"),
-            "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth",
-        )
-        .unwrap();
-        std::fs::write(folder.join("client.ext"), "extendedKeyUsage=clientAuth").unwrap();
-        for who in ["server", "client"] {
-            made.openssl(&format!(
-                "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {who}-key.pem -out {who}.csr -subj /CN={who}"
-            ));
-            made.openssl(&format!(
-                "x509 -req -in {who}.csr -CA ca.pem -CAkey ca-key.pem -CAcreateserial -out {who}.pem -days 2 -extfile {who}.ext"
-            ));
-        }
-        made
-    }
-
-    fn openssl(&self, arguments: &str) {
-        let output = Command::new("openssl")
-            .args(arguments.split(' '))
-            .current_dir(&self.0)
-            .output()
-            .expect("openssl is installed");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
 #[test]
 fn over_tls_the_certificate_is_checked_and_over_mutual_tls_ours_is_too() {
     let folder = tempfile::tempdir().unwrap();
-    let certificates = Certificates::make(folder.path());
+    let certificates = Certificates::of_authority_server_and_client(folder.path());
     let path = |name| certificates.path(name);
     let (ca, cert, key) = (path("ca.pem"), path("server.pem"), path("server-key.pem"));
     let client = [
