@@ -100,3 +100,16 @@ pub async fn body(mut response: reqwest::Response, limit: usize) -> Result<Bytes
     }
     Ok(body.freeze())
 }
+
+/// A CA certificate whose key was thrown away.
+#[cfg(test)]
+pub(crate) const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\n\
+    MIIBdTCCARugAwIBAgIUdMeYHPLUzzjKWTKI10PhR8M5dvgwCgYIKoZIzj0EAwIw\n\
+    DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjUxNzM1MDdaGA8yMTI2MTEwMTE3MzUw\n\
+    N1owDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABCBx\n\
+    HHPZjMl6HL70+YDfrSu7ZCXUCSjNfu5pB0CT+J1xIqFlJOQX9QqJLf6+KcoH7EJu\n\
+    8LrfynQU8wMqm1HZThOjUzBRMB0GA1UdDgQWBBTk0M3gYoeuwfrqVa6qJXG8I6mK\n\
+    jzAfBgNVHSMEGDAWgBTk0M3gYoeuwfrqVa6qJXG8I6mKjzAPBgNVHRMBAf8EBTAD\n\
+    AQH/MAoGCCqGSM49BAMCA0gAMEUCIEawVgjFx9OIODtYQgJNWBwHjGnvddOntI4B\n\
+    0bHbxgJWAiEAydHt+K/YeU9G4JvQYRFklXqHJMwgAFprsQGxn634pW0=\n\
+    -----END CERTIFICATE-----\n";

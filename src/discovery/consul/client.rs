@@ -615,6 +615,63 @@ mod tests {
         assert!(!text.contains("s3cret"), "{text}");
     }
 
+    #[tokio::test]
+    async fn a_tls_error_and_a_reload_have_the_files_read_again() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let plain = tokio::spawn(async move {
+            while let Ok((stream, _)) = server.accept().await {
+                stream.writable().await.unwrap();
+                stream.try_write(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let client = |scheme: &str| {
+            std::fs::write(&file, http_client::CERTIFICATE).unwrap();
+            let mut settings = ConsulSettings::new(format!("{scheme}://{address}"));
+            settings.tls.ca_file = Some(file.clone());
+            Client::new(&settings).unwrap()
+        };
+        // All at one time, so that changes of the files are looked for once.
+        let ask = async |client: &Client| {
+            let request = Request {
+                number: 1,
+                target: Target::Catalog,
+                mode: Mode::Read,
+                consistency: Consistency::Stale,
+                asked_at: crate::balancer::Timestamp::default(),
+                generation: 0,
+            };
+            client.ask(&request).await.unwrap_err().detail
+        };
+        let over_tls = client("https");
+        let error = ask(&over_tls).await;
+        assert!(
+            error.contains("does not speak TLS") && !error.contains("ca.pem"),
+            "{error}"
+        );
+        std::fs::remove_file(&file).unwrap();
+        let error = ask(&over_tls).await;
+        assert!(error.contains("ca.pem"), "{error}");
+
+        let without_tls = client("http");
+        ask(&without_tls).await;
+        std::fs::remove_file(&file).unwrap();
+        ask(&without_tls).await;
+        assert_eq!(without_tls.shared.http.problem(), None);
+        without_tls.reloader().reload();
+        ask(&without_tls).await;
+        assert!(
+            without_tls
+                .shared
+                .http
+                .problem()
+                .is_some_and(|problem| problem.contains("ca.pem"))
+        );
+        plain.abort();
+    }
+
     #[test]
     fn errors_are_one_short_line() {
         assert_eq!(
