@@ -226,8 +226,8 @@ impl Checker<'_> {
         let variable = |name| environment.get(name).map(|path| (name, path));
         let mut ca_file = self.path_from(variable("CONSUL_CACERT"), raw.ca_file.as_ref());
         let mut ca_path = self.path_from(variable("CONSUL_CAPATH"), raw.ca_path.as_ref());
-        match (&ca_file, &ca_path) {
-            (Some(file), Some(folder)) => match (&file.origin, &folder.origin) {
+        if let (Some(file), Some(folder)) = (&ca_file, &ca_path) {
+            match (&file.origin, &folder.origin) {
                 (Origin::File(_), Origin::File(span)) => {
                     let message = "consul.ca_path: consul.ca_file is set, too: leave one of them out";
                     self.refuse(span.clone(), message);
@@ -236,8 +236,7 @@ impl Checker<'_> {
                 (Origin::File(_), Origin::Named(_)) => ca_file = None,
                 // As in Consul's own tools, CONSUL_CACERT overrides CONSUL_CAPATH.
                 (Origin::Named(_), _) => ca_path = None,
-            },
-            _ => {}
+            }
         }
         let certificate = self.path_from(variable("CONSUL_CLIENT_CERT"), raw.cert_file.as_ref());
         let key = self.path_from(variable("CONSUL_CLIENT_KEY"), raw.key_file.as_ref());

@@ -101,6 +101,22 @@ async fn a_self_signed_certificate_is_trusted_if_it_is_in_the_ca_file() {
         });
 }
 
+/// What the advice says is true: with `CA:FALSE` a self-signed certificate is trusted by webpki.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_self_signed_certificate_that_is_no_ca_is_trusted() {
+    let (_folder, certificates) = certificates();
+    let options = [
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ];
+    certificates.self_signed("server", &options);
+    let consul = consul(&certificates, None).await;
+    let own = format!("ca_file = {:?}", certificates.path("server.pem"));
+    until_picked(&agent(&consul.https_address(), &own).ready(), "web", &["w1@n1"], SOON);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_about_a_certificate_says_what_to_do() {
     let leaf = "basicConstraints=CA:FALSE\nsubjectAltName=";

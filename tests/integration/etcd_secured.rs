@@ -180,6 +180,42 @@ fn over_tls_the_certificate_is_checked_and_over_mutual_tls_ours_is_too() {
     }
 }
 
+/// What the advice says is true: with `CA:FALSE` a self-signed certificate is trusted.
+#[test]
+fn a_self_signed_certificate_of_etcd_is_trusted_or_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::new(folder.path());
+    let names = ["-addext", "subjectAltName=IP:127.0.0.1"];
+    certificates.self_signed("ca-true", &names);
+    certificates.self_signed(
+        "ca-false",
+        &[&names[..], &["-addext", "basicConstraints=critical,CA:FALSE"]].concat(),
+    );
+    for name in ["ca-true", "ca-false"] {
+        let path = |end: &str| certificates.path(&format!("{name}{end}"));
+        let (certificate, key) = (path(".pem"), path("-key.pem"));
+        let arguments = ["--cert-file", &certificate, "--key-file", &key];
+        let etcd = Etcd::start_with_tls(&arguments, vec!["--cacert".to_owned(), certificate.clone()]);
+        etcd.put("/services/web/a", "10.0.0.1:80");
+        let text = format!("[etcd]\nendpoints = [{:?}]\nca_file = {certificate:?}\n", etcd.url(0));
+        let config = etcd.folder().join("pickd.toml");
+        std::fs::write(&config, text).unwrap();
+        let agent = Agent::run(["--config", config.to_str().unwrap()]);
+        if name == "ca-false" {
+            until_picked(&agent, "web", &["a"], LATER);
+            continue;
+        }
+        let error = until(LATER, "an error", || {
+            let answer = agent.get("/readyz").json();
+            answer["sources"][0]["last_error"].as_str().map(str::to_owned)
+        });
+        assert!(
+            error.contains("issue it again with -addext basicConstraints=critical,CA:FALSE"),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn a_certificate_file_that_is_not_there_is_told_before_anything_starts() {
     let folder = Folder::new();
