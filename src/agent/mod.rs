@@ -292,7 +292,7 @@ impl Running {
                 }
                 Some(()) = reload.requests.recv() => {
                     file.changed().await;
-                    self.reload_tokens();
+                    self.reload_credentials();
                     self.reload(&reload.config_sources, ReloadCause::Requested).await;
                 }
             }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::balancer::{Address, Clock, ServiceName, Source, SourceStatus, Sources};
 use crate::config::SourceConfig;
-use crate::discovery::consul::{self, ConsulWatcher, TokenReloader};
+use crate::discovery::consul::{self, ConsulWatcher, Reloader};
 use crate::discovery::etcd::{self, EtcdWatcher};
 use crate::discovery::file::{self, FileWatcher};
 use crate::discovery::supervise::supervise;
@@ -30,7 +30,7 @@ const MAX_TESTS: usize = 64;
 pub(super) struct WatchedSource {
     config: SourceConfig,
     status: Arc<SourceStatus>,
-    token: Option<TokenReloader>,
+    reloader: Option<Reloader>,
     stop: CancellationToken,
 }
 
@@ -107,7 +107,7 @@ impl Running {
     fn prepare(&self, config: &SourceConfig) -> Result<(WatchedSource, AnyWatcher), AgentError> {
         let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
         let failed = |name| move |source| AgentError::Source { name, source };
-        let mut token = None;
+        let mut reloader = None;
         let (status, watcher) = match config {
             SourceConfig::Consul(settings) => {
                 let names = settings.services.clone();
@@ -119,7 +119,7 @@ impl Running {
                 let settings = settings.as_ref().clone();
                 let watcher = ConsulWatcher::new(settings, Arc::clone(&status), clock, Arc::new(interest))
                     .map_err(failed(consul::SOURCE))?;
-                token = Some(watcher.token_reloader());
+                reloader = Some(watcher.reloader());
                 (status, AnyWatcher::Consul(Box::new(watcher)))
             }
             SourceConfig::Etcd(settings) => {
@@ -140,7 +140,7 @@ impl Running {
         let source = WatchedSource {
             config: config.clone(),
             status,
-            token,
+            reloader,
             stop: CancellationToken::new(),
         };
         Ok((source, watcher))
@@ -175,10 +175,10 @@ impl Running {
         }
     }
 
-    /// Has the sources read their token files again.
-    pub(super) fn reload_tokens(&self) {
-        for token in self.sources.iter().filter_map(|source| source.token.as_ref()) {
-            token.reload();
+    /// Has the sources read their token files and TLS files again.
+    pub(super) fn reload_credentials(&self) {
+        for reloader in self.sources.iter().filter_map(|source| source.reloader.as_ref()) {
+            reloader.reload();
         }
     }
 

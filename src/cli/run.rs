@@ -25,8 +25,9 @@ Examples:
 
 const LAYERS: &str = "\
 Flags override the environment, and the environment overrides the file. At least one registry is needed: --consul, --etcd, \
---file, or a [consul], [etcd] or [file] table. If Consul is configured, pickd also reads CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_AUTH, CONSUL_HTTP_SSL, CONSUL_CACERT, \
-CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY. If etcd is configured, pickd also reads ETCDCTL_ENDPOINTS, ETCDCTL_USER, \
+--file, or a [consul], [etcd] or [file] table. If Consul is configured, pickd also reads CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_AUTH, CONSUL_HTTP_SSL, \
+CONSUL_HTTP_SSL_VERIFY, CONSUL_CACERT, CONSUL_CAPATH, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY, CONSUL_TLS_SERVER_NAME, \
+CONSUL_NAMESPACE and CONSUL_PARTITION. If etcd is configured, pickd also reads ETCDCTL_ENDPOINTS, ETCDCTL_USER, \
 ETCDCTL_PASSWORD, ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY. These variables alone do not configure a registry.";
 
 /// Run an agent.

@@ -9,7 +9,7 @@ use super::address::ConsulAddress;
 use super::checker::{Checker, DAY, Origin, RawDuration, SECOND};
 use super::config_sources::{ConfigSources, Flags, Variables};
 use crate::discovery::consul;
-use crate::http_client::Tls;
+use crate::http_client::{self, Tls};
 
 /// The flag that stands in for `consul.services`.
 const CONSUL_SERVICE: Origin = Origin::Named("--consul-service");
@@ -25,14 +25,22 @@ pub(super) struct RawConsul {
     exclude: Option<Vec<Spanned<String>>>,
     token_file: Option<Spanned<String>>,
     datacenter: Option<Spanned<String>>,
+    namespace: Option<Spanned<String>>,
+    partition: Option<Spanned<String>>,
+    filter: Option<Spanned<String>>,
+    kinds: Option<Spanned<Vec<String>>>,
+    tagged_address: Option<Spanned<String>>,
     wait: Option<RawDuration>,
     max_watches: Option<Spanned<i64>>,
     refresh: Option<RawDuration>,
     max_stale: Option<RawDuration>,
     required: Option<bool>,
     ca_file: Option<Spanned<String>>,
+    ca_path: Option<Spanned<String>>,
     cert_file: Option<Spanned<String>>,
     key_file: Option<Spanned<String>>,
+    tls_server_name: Option<Spanned<String>>,
+    tls_verify: Option<bool>,
 }
 
 impl Checker<'_> {
@@ -67,6 +75,17 @@ impl Checker<'_> {
             }
             settings.datacenter = Some(name.clone());
         }
+        settings.namespace = self.consul_scope("namespace", "CONSUL_NAMESPACE", raw.namespace.as_ref(), environment);
+        settings.partition = self.consul_scope("partition", "CONSUL_PARTITION", raw.partition.as_ref(), environment);
+        settings.filter = text(raw.filter.as_ref());
+        settings.tagged_address = text(raw.tagged_address.as_ref());
+        if let Some(written) = &raw.kinds {
+            settings.kinds.clone_from(written.get_ref());
+            if settings.kinds.is_empty() {
+                let message = "consul.kinds: expected at least one kind; \"\" is the kind of an ordinary service";
+                self.refuse(written.span(), message);
+            }
+        }
         if let Some(written) = &raw.max_watches {
             let found = *written.get_ref();
             match usize::try_from(found) {
@@ -92,17 +111,7 @@ impl Checker<'_> {
     /// `CONSUL_HTTP_SSL` adds TLS, as in Consul's own tools, but not to a URL given by a flag.
     fn consul_address(&mut self, raw: &RawConsul, flags: &Flags, environment: &Variables) -> String {
         const DEFAULT: &str = "http://127.0.0.1:8500";
-        let https = environment.get("CONSUL_HTTP_SSL").is_some_and(|written| match written {
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
-            _ => {
-                self.refuse(
-                    Origin::Named("CONSUL_HTTP_SSL"),
-                    format!("{written:?}: expected true or false"),
-                );
-                false
-            }
-        });
+        let https = self.yes_or_no("CONSUL_HTTP_SSL", environment).unwrap_or(false);
         if let Some(address) = &flags.consul {
             return address.url(https);
         }
@@ -119,6 +128,47 @@ impl Checker<'_> {
                 DEFAULT.to_owned()
             }
         }
+    }
+
+    /// A variable that is true or false, written as Consul's own tools accept that.
+    fn yes_or_no(&mut self, name: &'static str, environment: &Variables) -> Option<bool> {
+        match environment.get(name)? {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+            written => {
+                self.refuse(Origin::Named(name), format!("{written:?}: expected true or false"));
+                None
+            }
+        }
+    }
+
+    /// The namespace or the partition, from its variable or from the file.
+    fn consul_scope(
+        &mut self,
+        key: &str,
+        variable: &'static str,
+        written: Option<&Spanned<String>>,
+        environment: &Variables,
+    ) -> Option<String> {
+        let (name, origin, key) = match (environment.get(variable), written) {
+            (Some(name), _) => (name, Origin::Named(variable), String::new()),
+            (None, Some(written)) => (
+                written.get_ref().as_str(),
+                written.span().into(),
+                format!("consul.{key} "),
+            ),
+            (None, None) => return None,
+        };
+        if name.is_empty() {
+            return None;
+        }
+        // `*` asks for all namespaces, whose services may have the same names.
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if name.len() > 64 || !name.chars().all(valid) {
+            let message = format!("{key}{name:?}: expected one name of up to 64 letters, digits, - and _");
+            self.refuse(origin, message);
+        }
+        Some(name.to_owned())
     }
 
     fn consul_names(&mut self, raw: &RawConsul, flags: &Flags) -> consul::Names {
@@ -174,18 +224,61 @@ impl Checker<'_> {
 
     fn consul_tls(&mut self, raw: &RawConsul, environment: &Variables) -> Tls {
         let variable = |name| environment.get(name).map(|path| (name, path));
-        let ca_file = self.path_from(variable("CONSUL_CACERT"), raw.ca_file.as_ref());
+        let mut ca_file = self.path_from(variable("CONSUL_CACERT"), raw.ca_file.as_ref());
+        let mut ca_path = self.path_from(variable("CONSUL_CAPATH"), raw.ca_path.as_ref());
+        if let (Some(file), Some(folder)) = (&ca_file, &ca_path) {
+            match (&file.origin, &folder.origin) {
+                (Origin::File(_), Origin::File(span)) => {
+                    let message = "consul.ca_path: consul.ca_file is set, too: leave one of them out";
+                    self.refuse(span.clone(), message);
+                }
+                // A variable overrides both keys.
+                (Origin::File(_), Origin::Named(_)) => ca_file = None,
+                // As in Consul's own tools, CONSUL_CACERT overrides CONSUL_CAPATH.
+                (Origin::Named(_), _) => ca_path = None,
+            }
+        }
         let certificate = self.path_from(variable("CONSUL_CLIENT_CERT"), raw.cert_file.as_ref());
         let key = self.path_from(variable("CONSUL_CLIENT_KEY"), raw.key_file.as_ref());
         let (cert_key, key_key) = (
             "consul.cert_file (or CONSUL_CLIENT_CERT)",
             "consul.key_file (or CONSUL_CLIENT_KEY)",
         );
+        let verify = self.yes_or_no("CONSUL_HTTP_SSL_VERIFY", environment).or(raw.tls_verify);
         Tls {
             ca_file: ca_file.map(|given| given.value),
+            ca_path: ca_path.map(|given| given.value),
             identity: self.identity((certificate, cert_key), (key, key_key)),
+            server_name: self.consul_server_name(raw, environment),
+            unverified: verify == Some(false),
         }
     }
+
+    fn consul_server_name(&mut self, raw: &RawConsul, environment: &Variables) -> Option<String> {
+        const VARIABLE: &str = "CONSUL_TLS_SERVER_NAME";
+        let (name, origin, key) = match (environment.get(VARIABLE), &raw.tls_server_name) {
+            (Some(name), _) => (name, Origin::Named(VARIABLE), ""),
+            (None, Some(written)) => (
+                written.get_ref().as_str(),
+                written.span().into(),
+                "consul.tls_server_name ",
+            ),
+            (None, None) => return None,
+        };
+        if name.is_empty() {
+            return None;
+        }
+        if !http_client::is_server_name(name) {
+            self.refuse(origin, format!("{key}{name:?}: expected a host name or an IP address"));
+        }
+        Some(name.to_owned())
+    }
+}
+
+/// A text that is not empty.
+fn text(written: Option<&Spanned<String>>) -> Option<String> {
+    let text = written?.get_ref();
+    (!text.trim().is_empty()).then(|| text.clone())
 }
 
 fn glob_is_fine(glob: &str) -> Result<(), String> {
@@ -231,6 +324,26 @@ mod tests {
             (
                 "[consul]\ndatacenter = \"dc 1\"",
                 "p.toml:2:14: consul.datacenter \"dc 1\": expected letters, digits, - and _ only",
+            ),
+            (
+                "[consul]\nnamespace = \"*\"",
+                "p.toml:2:13: consul.namespace \"*\": expected one name of up to 64 letters, digits, - and _",
+            ),
+            (
+                "[consul]\npartition = \"a/b\"",
+                "p.toml:2:13: consul.partition \"a/b\": expected one name of up to 64 letters, digits, - and _",
+            ),
+            (
+                "[consul]\nkinds = []",
+                "p.toml:2:9: consul.kinds: expected at least one kind; \"\" is the kind of an ordinary service",
+            ),
+            (
+                "[consul]\ntls_server_name = \"a b\"",
+                "p.toml:2:19: consul.tls_server_name \"a b\": expected a host name or an IP address",
+            ),
+            (
+                "[consul]\nca_file = \"a\"\nca_path = \"b\"",
+                "p.toml:3:11: consul.ca_path: consul.ca_file is set, too: leave one of them out",
             ),
             ("[consul]\nwait = 0", "p.toml:2:8: consul.wait 0: expected 1s to 10m"),
             (
@@ -288,7 +401,8 @@ mod tests {
             settings.tls,
             Tls {
                 ca_file: Some("ca.pem".into()),
-                identity: Some(("cert.pem".into(), "key.pem".into()))
+                identity: Some(("cert.pem".into(), "key.pem".into())),
+                ..Tls::default()
             }
         );
         let config_sources = config_sources(&variables, Flags::default());
@@ -299,6 +413,72 @@ mod tests {
         let variables = [("CONSUL_HTTP_TOKEN", "s3cret"), ("CONSUL_HTTP_TOKEN_FILE", "token")];
         let config = with("[consul]", &variables, Flags::default()).unwrap();
         assert_eq!(consul(&config).token, Some(consul::Token::File("token".into())));
+    }
+
+    #[test]
+    fn a_variable_overrides_its_key_and_completes_the_others() {
+        let file = "[consul]\nnamespace = \"a\"\npartition = \"b\"\nca_file = \"f\"\ntls_server_name = \"n\"\ntls_verify = false";
+        let plain = consul(&with(file, &[], Flags::default()).unwrap()).clone();
+        assert_eq!(
+            (plain.namespace.as_deref(), plain.partition.as_deref()),
+            (Some("a"), Some("b"))
+        );
+        assert_eq!(
+            plain.tls,
+            Tls {
+                ca_file: Some("/etc/pickd/f".into()),
+                server_name: Some("n".to_owned()),
+                unverified: true,
+                ..Tls::default()
+            }
+        );
+        let variables = [
+            ("CONSUL_NAMESPACE", "c"),
+            ("CONSUL_PARTITION", "d"),
+            ("CONSUL_CAPATH", "certs"),
+            ("CONSUL_TLS_SERVER_NAME", "10.0.0.1"),
+            ("CONSUL_HTTP_SSL_VERIFY", "true"),
+        ];
+        let told = consul(&with(file, &variables, Flags::default()).unwrap()).clone();
+        assert_eq!(
+            (told.namespace.as_deref(), told.partition.as_deref()),
+            (Some("c"), Some("d"))
+        );
+        assert_eq!(
+            told.tls,
+            Tls {
+                ca_path: Some("certs".into()),
+                server_name: Some("10.0.0.1".to_owned()),
+                ..Tls::default()
+            }
+        );
+        let both = [("CONSUL_CACERT", "ca.pem"), ("CONSUL_CAPATH", "certs")];
+        let tls = consul(&with("[consul]\nca_path = \"f\"", &both, Flags::default()).unwrap())
+            .tls
+            .clone();
+        assert_eq!((tls.ca_file, tls.ca_path), (Some("ca.pem".into()), None));
+        let empty = "[consul]\nnamespace = \"\"\npartition = \"\"\nfilter = \" \"\ntagged_address = \"\"\ntls_server_name = \"\"";
+        let empty = with(empty, &[], Flags::default()).unwrap();
+        assert_eq!(empty, with("[consul]", &[], Flags::default()).unwrap());
+        for (name, value, expected) in [
+            (
+                "CONSUL_NAMESPACE",
+                "*",
+                "expected one name of up to 64 letters, digits, - and _",
+            ),
+            (
+                "CONSUL_PARTITION",
+                "a b",
+                "expected one name of up to 64 letters, digits, - and _",
+            ),
+            ("CONSUL_TLS_SERVER_NAME", "a b", "expected a host name or an IP address"),
+            ("CONSUL_HTTP_SSL_VERIFY", "no", "expected true or false"),
+        ] {
+            let error = with("[consul]", &[(name, value)], Flags::default())
+                .unwrap_err()
+                .to_string();
+            assert_eq!(error, format!("{name}: {value:?}: {expected}"));
+        }
     }
 
     #[test]

@@ -241,6 +241,7 @@ impl Checker<'_> {
         Tls {
             ca_file: ca_file.map(|given| given.value),
             identity: self.identity((certificate, cert_key), (key, key_key)),
+            ..Tls::default()
         }
     }
 }
@@ -317,6 +318,7 @@ mod tests {
         settings.tls = Tls {
             ca_file: Some("/ca.pem".into()),
             identity: Some(("/etc/pickd/cert.pem".into(), "/etc/pickd/key.pem".into())),
+            ..Tls::default()
         };
         settings.refresh = Duration::from_secs(600);
         settings.required = false;
@@ -457,7 +459,8 @@ mod tests {
             settings.tls,
             Tls {
                 ca_file: Some("ca.pem".into()),
-                identity: Some(("cert.pem".into(), "key.pem".into()))
+                identity: Some(("cert.pem".into(), "key.pem".into())),
+                ..Tls::default()
             }
         );
         assert!(!format!("{config:?}").contains("pass:word"));

@@ -97,6 +97,11 @@ fn every_key_is_read() {
         exclude = []
         token_file = "secrets/token"
         datacenter = "dc-1"
+        namespace = "team-a"
+        partition = "blue"
+        filter = "web in Service.Tags"
+        kinds = ["", "api-gateway"]
+        tagged_address = "wan"
         wait = "1m"
         max_watches = 8
         refresh = "1h"
@@ -105,6 +110,8 @@ fn every_key_is_read() {
         ca_file = "/ca.pem"
         cert_file = "cert.pem"
         key_file = "key.pem"
+        tls_server_name = "server.dc-1.consul"
+        tls_verify = false
 
         [defaults]
         strategy = "weighted_round_robin"
@@ -139,8 +146,16 @@ fn every_key_is_read() {
     settings.tls = Tls {
         ca_file: Some("/ca.pem".into()),
         identity: Some(("/etc/pickd/cert.pem".into(), "/etc/pickd/key.pem".into())),
+        server_name: Some("server.dc-1.consul".to_owned()),
+        unverified: true,
+        ..Tls::default()
     };
     settings.datacenter = Some("dc-1".to_owned());
+    settings.namespace = Some("team-a".to_owned());
+    settings.partition = Some("blue".to_owned());
+    settings.filter = Some("web in Service.Tags".to_owned());
+    settings.kinds = vec![String::new(), "api-gateway".to_owned()];
+    settings.tagged_address = Some("wan".to_owned());
     settings.wait = Duration::from_secs(60);
     settings.max_watches = 8;
     settings.refresh = Duration::from_secs(3600);

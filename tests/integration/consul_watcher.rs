@@ -717,7 +717,7 @@ async fn a_listed_service_that_answers_with_nothing_loses_nothing() {
     settings.token = Some(Token::File(file.path().to_owned()));
     settings.refresh = Duration::from_secs(4);
     let mut watched = Watched::new(settings);
-    let reloader = watched.watcher.token_reloader();
+    let reloader = watched.watcher.reloader();
     watched.settled().await;
     std::fs::write(file.path(), &blind).unwrap();
     reloader.reload();

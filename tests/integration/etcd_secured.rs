@@ -1,10 +1,9 @@
 //! An etcd with authentication: users and short-lived tokens, TLS, certificates on both sides.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use crate::support::agent::{Agent, SOON};
+use crate::support::certificates::Certificates;
 use crate::support::etcd::Etcd;
 use crate::support::folder::Folder;
 use crate::support::load::{Oracle, Picker};
@@ -119,48 +118,10 @@ fn scenario_31_a_token_of_three_seconds_and_rights_that_come_and_go() {
     assert!(!log.contains("s3cret") && !log.contains("0ther"), "{log}");
 }
 
-/// A certificate authority, a server certificate for 127.0.0.1, and a client certificate.
-struct Certificates(PathBuf);
-
-impl Certificates {
-    fn make(folder: &Path) -> Self {
-        let made = Self(folder.to_owned());
-        made.openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca-key.pem -out ca.pem -days 2 -subj /CN=test-ca");
-        std::fs::write(
-            folder.join("server.ext"),
-            "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth",
-        )
-        .unwrap();
-        std::fs::write(folder.join("client.ext"), "extendedKeyUsage=clientAuth").unwrap();
-        for who in ["server", "client"] {
-            made.openssl(&format!(
-                "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {who}-key.pem -out {who}.csr -subj /CN={who}"
-            ));
-            made.openssl(&format!(
-                "x509 -req -in {who}.csr -CA ca.pem -CAkey ca-key.pem -CAcreateserial -out {who}.pem -days 2 -extfile {who}.ext"
-            ));
-        }
-        made
-    }
-
-    fn openssl(&self, arguments: &str) {
-        let output = Command::new("openssl")
-            .args(arguments.split(' '))
-            .current_dir(&self.0)
-            .output()
-            .expect("openssl is installed");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
 #[test]
 fn over_tls_the_certificate_is_checked_and_over_mutual_tls_ours_is_too() {
     let folder = tempfile::tempdir().unwrap();
-    let certificates = Certificates::make(folder.path());
+    let certificates = Certificates::of_authority_server_and_client(folder.path());
     let path = |name| certificates.path(name);
     let (ca, cert, key) = (path("ca.pem"), path("server.pem"), path("server-key.pem"));
     let client = [
@@ -216,6 +177,42 @@ fn over_tls_the_certificate_is_checked_and_over_mutual_tls_ours_is_too() {
         } else {
             until_picked(&anonymous, "web", &["a", "b"], SOON);
         }
+    }
+}
+
+/// What the advice says is true: with `CA:FALSE` a self-signed certificate is trusted.
+#[test]
+fn a_self_signed_certificate_of_etcd_is_trusted_or_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::new(folder.path());
+    let names = ["-addext", "subjectAltName=IP:127.0.0.1"];
+    certificates.self_signed("ca-true", &names);
+    certificates.self_signed(
+        "ca-false",
+        &[&names[..], &["-addext", "basicConstraints=critical,CA:FALSE"]].concat(),
+    );
+    for name in ["ca-true", "ca-false"] {
+        let path = |end: &str| certificates.path(&format!("{name}{end}"));
+        let (certificate, key) = (path(".pem"), path("-key.pem"));
+        let arguments = ["--cert-file", &certificate, "--key-file", &key];
+        let etcd = Etcd::start_with_tls(&arguments, vec!["--cacert".to_owned(), certificate.clone()]);
+        etcd.put("/services/web/a", "10.0.0.1:80");
+        let text = format!("[etcd]\nendpoints = [{:?}]\nca_file = {certificate:?}\n", etcd.url(0));
+        let config = etcd.folder().join("pickd.toml");
+        std::fs::write(&config, text).unwrap();
+        let agent = Agent::run(["--config", config.to_str().unwrap()]);
+        if name == "ca-false" {
+            until_picked(&agent, "web", &["a"], LATER);
+            continue;
+        }
+        let error = until(LATER, "an error", || {
+            let answer = agent.get("/readyz").json();
+            answer["sources"][0]["last_error"].as_str().map(str::to_owned)
+        });
+        assert!(
+            error.contains("issue it again with -addext basicConstraints=critical,CA:FALSE"),
+            "{error}"
+        );
     }
 }
 

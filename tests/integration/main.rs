@@ -13,6 +13,8 @@ mod agent_consul;
 mod api;
 mod balancer;
 mod command_line;
+mod consul_scope;
+mod consul_secured;
 mod consul_watcher;
 mod documentation;
 mod etcd_docs;

@@ -12,7 +12,8 @@
 //! health []  ──► read the catalog ──┬─ not listed: Gone
 //!                                   └─ listed: nothing is removed, and the service is read again
 //!                                      at growing intervals (the token lacks rights, or a race)
-//! catalog {} ──► Denied: not even `consul` itself is in it
+//! catalog {} ──┬─ the token may not read services: Denied. Not even `consul` itself is in it
+//!              └─ the token may read services, and a second read 5 s later is equal: all Gone
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,9 +28,9 @@ use super::request::{Consistency, Mode, Request, Target};
 use super::services::{EmptyAnswer, Sent, Service, Services};
 use super::settings::{ConsulSettings, Names};
 use super::sync::InitialSync;
-use super::wire::{self, Catalog, Head, Listing};
+use super::wire::{self, Catalog, Head, Listing, Selection};
 use crate::balancer::{ServiceInstance, ServiceName, SkipReason, Skipped, SourceStatus, Timestamp};
-use crate::discovery::watcher::{Reading, Reason, Trust, Update, WatchError};
+use crate::discovery::watcher::{CONFIRM_AFTER, Reading, Reason, Trust, Update, WatchError};
 
 /// A service whose answers cannot be decoded delays `Synced` for so many attempts.
 const ATTEMPTS_BEFORE_SYNC: u32 = 3;
@@ -37,6 +38,7 @@ const ATTEMPTS_BEFORE_SYNC: u32 = 3;
 /// What all answers so far add up to.
 pub(super) struct Answers {
     names: Names,
+    selection: Selection,
     pub(super) status: Arc<SourceStatus>,
     rng: fastrand::Rng,
     /// How often the watch was interrupted. An answer to an older request is not accepted.
@@ -45,6 +47,8 @@ pub(super) struct Answers {
     pub(super) catalog_only: bool,
     pub(super) leader: Leader,
     pub(super) catalog: Query,
+    /// Since when the catalog has been empty, although the token may read services.
+    empty_since: Option<Timestamp>,
     /// Whether the last catalog was filtered by ACLs.
     filtered: bool,
     /// Names in the catalog that are not valid names of services here.
@@ -90,12 +94,14 @@ impl Answers {
     ) -> Self {
         Self {
             names: settings.services.clone(),
+            selection: Selection::of(settings),
             status,
             rng,
             generation: 0,
             catalog_only: true,
             leader: Leader::new(settings),
             catalog: Query::new(true, now),
+            empty_since: None,
             filtered: false,
             unusable: BTreeSet::new(),
             services: Services::default(),
@@ -199,6 +205,7 @@ impl Answers {
     /// Consul as a whole cannot be asked, so that no index holds any more. The error is counted
     /// where the watcher's caller handles it.
     fn interrupted(&mut self, reason: Reason, detail: String, now: Timestamp) {
+        self.empty_since = None;
         self.error = Some(WatchError { reason, detail });
         self.catalog_only = true;
         self.leader.unreachable();
@@ -266,12 +273,20 @@ impl Answers {
         };
         let listing = match wire::catalog(&answer.body) {
             _ if unchanged => None,
-            Ok(listing) if listing.is_empty() && !lagging => {
+            Ok(listing) if listing.is_empty() && !lagging && !answer.truly_empty => {
                 let detail = "the catalog is empty, without even consul itself: the token may not read services";
                 self.interrupted(Reason::Denied, String::from(detail), now);
                 return Followup::default();
             }
-            Ok(listing) => Some(listing),
+            Ok(listing) if listing.is_empty() && !lagging && !self.is_confirmed_empty(now) => {
+                return Followup::default();
+            }
+            Ok(listing) => {
+                if !listing.is_empty() {
+                    self.empty_since = None;
+                }
+                Some(listing)
+            }
             Err(error) => {
                 self.interrupted(Reason::Protocol, format!("/v1/catalog/services: {error}"), now);
                 return Followup::default();
@@ -302,6 +317,18 @@ impl Answers {
             catalog_changed: matches!(request.mode, Mode::Poll { .. }),
             catalog_read: true,
         }
+    }
+
+    /// Whether an empty catalog has been confirmed by a second read. A Consul that has just started
+    /// may answer before its data is there.
+    fn is_confirmed_empty(&mut self, now: Timestamp) -> bool {
+        let confirmed_at = *self.empty_since.get_or_insert(now) + CONFIRM_AFTER;
+        if now < confirmed_at {
+            // The equal answer that confirms this one is news.
+            self.catalog.forget_body();
+            self.catalog.read_by(confirmed_at);
+        }
+        now >= confirmed_at
     }
 
     fn note_filtered_catalog(&mut self, filtered: bool) {
@@ -500,7 +527,7 @@ impl Answers {
             (trust, unchanged && service.has_sent(trust))
         });
         let Some((trust, false)) = trusted else { return };
-        let listing = match wire::health(&answer.body, name) {
+        let listing = match wire::health(&answer.body, name, &self.selection) {
             Ok(listing) => listing,
             Err(error) => return self.not_decoded(name, &error, now),
         };
@@ -508,17 +535,24 @@ impl Answers {
         if !unchanged {
             self.note_skipped(name, &listing);
         }
-        if listing.bare && trust != Trust::AdditionsOnly {
+        let bare = listing.bare && !answer.truly_empty;
+        if bare && trust != Trust::AdditionsOnly {
             return self.wait_for_catalog(name, trust, next, now);
         }
-        self.services.change(name, |service| {
-            if !listing.bare {
+        let sent_before = self.services.change(name, |service| {
+            if !bare {
                 service.listed_but_empty = 0;
             }
             service.empty_answer = None;
+            service.sent.is_some()
         });
         self.unconfirmed.remove(name);
-        self.send(name, &listing.instances, trust, now);
+        // A service that has only proxies, or nothing that passes the filter, is no service to
+        // callers.
+        let left_out = !bare && listing.instances.is_empty() && listing.skipped.is_empty();
+        if !left_out || sent_before == Some(true) {
+            self.send(name, &listing.instances, trust, now);
+        }
         if !lagging {
             self.sync.settled(name);
         }

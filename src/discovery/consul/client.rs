@@ -1,28 +1,35 @@
 //! Consul's endpoints: a request goes out, and a whole answer or an error comes back.
 //!
-//! Knows addresses, tokens, deadlines and size limits. Does not know what was asked before, nor
-//! what the JSON means.
+//! Knows addresses, tokens, TLS files, deadlines and size limits. Does not know what was asked
+//! before, nor what the JSON means, but for these questions of its own:
+//!
+//! - Is an empty answer empty, or does the token lack rights (the catalog), or does the filter
+//!   leave everything out (a service)?
+//! - Before the first catalog: does Consul accept the filter, and does it know partitions?
 //!
 //! Requests ask for stale answers by default. Any server can give those, also without a leader.
 //! The reader checks how old they are.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::HeaderValue;
+use reqwest::header::{HOST, HeaderValue};
 use reqwest::{Method, StatusCode};
+use serde_json::json;
 
 use super::request::{Consistency, Mode, READS, Request, Target};
+use super::rights;
+use super::scope::Scope;
 use super::settings::{BasicAuth, ConsulSettings, Token};
-use super::wire::Head;
+use super::wire::{self, Head};
 use crate::discovery::shared::{one_line, without_credentials};
 use crate::discovery::watcher::Reason;
-use crate::http_client::{self, HttpError};
+use crate::http_client::{self, HttpError, ReloadingClient, TlsSettings};
 
 /// The characters that need no escaping in a path (RFC 3986).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -33,12 +40,17 @@ const GRACE: Duration = Duration::from_secs(10);
 const BODY_LIMIT: usize = 64 << 20;
 /// How many characters of an error's text go into a log line.
 const ERROR_TEXT: usize = 200;
+/// How Consul's error about a filter begins.
+const BAD_FILTER: &str = "boolean expression evaluator";
 
 /// A good answer, whole.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) head: Head,
     pub(super) body: Bytes,
+    /// Whether an empty answer is known to be empty. A catalog: the token may read services. A
+    /// service: the filter leaves all its instances out. Without that, the token may lack rights.
+    pub(super) truly_empty: bool,
 }
 
 /// Why there is no answer.
@@ -51,57 +63,214 @@ pub(super) struct AskError {
 
 /// Sends requests to one Consul agent.
 pub(super) struct Client {
-    http: reqwest::Client,
-    /// Scheme, authority and any path prefix, without a slash at the end.
+    shared: Arc<Shared>,
+    reloader: Reloader,
+}
+
+/// What every request needs.
+struct Shared {
+    http: Arc<ReloadingClient>,
+    /// Scheme, authority and any path prefix, without a slash at the end. The host is the server
+    /// name, if there is a server name.
     base: String,
+    /// The `Host` header, if the host of `base` is not the host of the address.
+    host: Option<HeaderValue>,
     /// The address as the operator wrote it.
     address: String,
-    datacenter: Option<String>,
+    /// The parameters of every request: datacenter, namespace and partition.
+    parameters: Vec<(&'static str, String)>,
+    scope: Scope,
+    filter: Option<String>,
+    /// The beginnings of the names of services that are wanted.
+    wanted: Vec<String>,
     basic_auth: Option<BasicAuth>,
-    token: TokenReloader,
+    /// Whether Consul has accepted the filter and the partition.
+    accepted: AtomicBool,
 }
 
 impl Client {
     /// Checks the address and loads the TLS files. Connects to nothing.
     pub(super) fn new(settings: &ConsulSettings) -> Result<Self, HttpError> {
-        let builder = http_client::builder(CONNECT_TIMEOUT, &settings.tls)?
-            // Each long poll that returns is sent again: with fewer idle connections, each would
-            // connect again.
-            .pool_max_idle_per_host(settings.max_watches + READS);
-        let (base, builder) = match settings.address.strip_prefix("unix://") {
-            Some(path) if path.starts_with('/') => (String::from("http://localhost"), builder.unix_socket(path)),
-            Some(_) => return Err(refused(settings, "expected unix:///path/to/socket")),
-            None => (base(settings)?, builder),
+        let (base, endpoint) = endpoint(settings)?;
+        // Each long poll that returns is sent again: with fewer idle connections, each would
+        // connect again.
+        let idle = settings.max_watches + READS;
+        let host = match &endpoint {
+            Endpoint::Renamed { authority, .. } => HeaderValue::from_str(authority).ok(),
+            _ => None,
+        };
+        let http = ReloadingClient::new(CONNECT_TIMEOUT, settings.tls.clone(), move |builder| {
+            let builder = builder.pool_max_idle_per_host(idle);
+            match &endpoint {
+                Endpoint::Direct => builder,
+                Endpoint::Socket(path) => builder.unix_socket(path.as_str()),
+                Endpoint::Renamed { host, .. } => builder.dns_resolver(Arc::new(Always(host.clone()))),
+            }
+        })?;
+        if settings.tls.unverified && base.starts_with("https://") {
+            tracing::warn!(source = %wire::SOURCE, address = %settings.address,
+                "the certificate of the server is not verified");
+        }
+        let http = Arc::new(http);
+        let reloader = Reloader::new(settings.token.clone(), Arc::clone(&http));
+        let parameters = [
+            ("dc", &settings.datacenter),
+            ("ns", &settings.namespace),
+            ("partition", &settings.partition),
+        ];
+        let shared = Shared {
+            http,
+            base,
+            host,
+            address: settings.address.clone(),
+            parameters: parameters
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value.clone()?)))
+                .collect(),
+            scope: Scope::of(settings),
+            filter: settings.filter.clone(),
+            wanted: settings.services.beginnings(),
+            basic_auth: settings.basic_auth.clone(),
+            accepted: AtomicBool::new(settings.filter.is_none() && settings.partition.is_none()),
         };
         Ok(Self {
-            http: builder.build()?,
-            base,
-            address: settings.address.clone(),
-            datacenter: settings.datacenter.clone(),
-            basic_auth: settings.basic_auth.clone(),
-            token: TokenReloader::new(settings.token.clone()),
+            shared: Arc::new(shared),
+            reloader,
         })
     }
 
-    /// Reads the token again on demand.
-    pub(super) fn token(&self) -> &TokenReloader {
-        &self.token
+    /// Reads the token and the TLS files again on demand.
+    pub(super) fn reloader(&self) -> &Reloader {
+        &self.reloader
     }
 
     /// Sends a request. The future owns all it needs, and has a deadline.
     pub(super) fn ask(&self, request: &Request) -> impl Future<Output = Result<Answer, AskError>> + Send + use<> {
-        let path = match &request.target {
-            Target::Catalog => String::from("/v1/catalog/services"),
-            Target::Service(name) => format!("/v1/health/service/{}", utf8_percent_encode(name.as_str(), SEGMENT)),
+        let shared = Arc::clone(&self.shared);
+        let connection = Connection {
+            http: shared.http.client(request.asked_at),
+            token: self.reloader.header(),
+            stale: request.consistency == Consistency::Stale,
         };
-        let mut http = self.http.request(Method::GET, format!("{}{path}", self.base));
-        if let Some(datacenter) = &self.datacenter {
-            http = http.query(&[("dc", datacenter)]);
+        let (target, mode) = (request.target.clone(), request.mode);
+        async move {
+            match &target {
+                Target::Catalog => shared.catalog(&connection, mode).await,
+                Target::Service(name) => shared.service(&connection, name.as_str(), mode).await,
+            }
         }
-        if request.consistency == Consistency::Stale {
+    }
+}
+
+/// What the requests for one answer have in common.
+struct Connection {
+    http: reqwest::Client,
+    token: Result<Option<HeaderValue>, String>,
+    stale: bool,
+}
+
+impl Shared {
+    async fn catalog(&self, connection: &Connection, mode: Mode) -> Result<Answer, AskError> {
+        if !self.accepted.load(Ordering::Relaxed) {
+            self.check_accepted(connection).await?;
+            self.accepted.store(true, Ordering::Relaxed);
+        }
+        let mut answer = self.get(connection, "/v1/catalog/services", mode, None).await?;
+        if wire::is_empty(&answer.body) && news(mode, &answer.head) {
+            answer.truly_empty = self.may_read_services(connection).await?;
+        }
+        Ok(answer)
+    }
+
+    async fn service(&self, connection: &Connection, name: &str, mode: Mode) -> Result<Answer, AskError> {
+        let path = service_path(name);
+        let mut answer = self.get(connection, &path, mode, self.filter.as_deref()).await?;
+        self.in_scope(&answer)?;
+        if self.filter.is_some() && wire::is_empty(&answer.body) && news(mode, &answer.head) {
+            let whole = self.get(connection, &path, Mode::Read, None).await?;
+            answer.truly_empty = !wire::is_empty(&whole.body);
+        }
+        Ok(answer)
+    }
+
+    /// Asks for a service that every Consul has. A filter that is not valid is an error of the
+    /// whole source, and not of each service. Consul before 1.11 ignores `partition`, and answers
+    /// with instances that are in no partition.
+    async fn check_accepted(&self, connection: &Connection) -> Result<(), AskError> {
+        let path = service_path("consul");
+        if let Some(filter) = self.filter.as_deref() {
+            let asked = self.get(connection, &path, Mode::Read, Some(filter)).await;
+            asked.map_err(|error| match error.detail.contains(BAD_FILTER) {
+                true => AskError {
+                    reason: Reason::Protocol,
+                    detail: format!("consul.filter is not valid: {}", error.detail),
+                },
+                false => error,
+            })?;
+        }
+        self.in_scope(&self.get(connection, &path, Mode::Read, None).await?)
+    }
+
+    fn in_scope(&self, answer: &Answer) -> Result<(), AskError> {
+        self.scope.check(&answer.body).map_err(|detail| AskError {
+            reason: Reason::Protocol,
+            detail: format!("{}: {detail}", self.address),
+        })
+    }
+
+    /// Whether the token may read all services that are wanted. Consul answers with an empty
+    /// catalog also if the token may read none.
+    async fn may_read_services(&self, connection: &Connection) -> Result<bool, AskError> {
+        let Self { scope, wanted, .. } = self;
+        let questions: Vec<_> = wanted.iter().map(|name| scope.may_read_service(name)).collect();
+        let request = self
+            .request(connection, Method::POST, "/v1/internal/acl/authorize")
+            .body(json!(questions).to_string());
+        let (status, body) = self
+            .whole(connection, request, "POST /v1/internal/acl/authorize")
+            .await?;
+        if status == StatusCode::OK {
+            return Ok(rights::all_allowed(&body, questions.len()));
+        }
+        if rights::has_no_acls(status, &body) {
+            return Ok(true);
+        }
+        // A proxy in front of Consul may pass on GET alone.
+        let request = self.request(connection, Method::GET, "/v1/acl/token/self");
+        let (status, body) = self.whole(connection, request, "GET /v1/acl/token/self").await?;
+        Ok(rights::has_no_acls(status, &body))
+    }
+
+    /// A request with what all requests have.
+    fn request(&self, connection: &Connection, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let mut http = connection.http.request(method, format!("{}{path}", self.base));
+        if !self.parameters.is_empty() {
+            http = http.query(&self.parameters);
+        }
+        if let Some(host) = &self.host {
+            http = http.header(HOST, host.clone());
+        }
+        if let Some(BasicAuth { user, password }) = &self.basic_auth {
+            http = http.basic_auth(user, Some(password));
+        }
+        http.timeout(GRACE)
+    }
+
+    async fn get(
+        &self,
+        connection: &Connection,
+        path: &str,
+        mode: Mode,
+        filter: Option<&str>,
+    ) -> Result<Answer, AskError> {
+        let mut http = self.request(connection, Method::GET, path);
+        if let Some(filter) = filter {
+            http = http.query(&[("filter", filter)]);
+        }
+        if connection.stale {
             http = http.query(&[("stale", "")]);
         }
-        let wait = match request.mode {
+        let wait = match mode {
             Mode::Read => Duration::ZERO,
             Mode::Poll { index, wait } => {
                 http = http.query(&[
@@ -112,36 +281,135 @@ impl Client {
             }
         };
         http = http.timeout(deadline(wait));
-        if let Some(BasicAuth { user, password }) = &self.basic_auth {
-            http = http.basic_auth(user, Some(password));
+        let what = format!("GET {path}");
+        let response = self.send(connection, http, &what).await?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            return Err(self.refused(status, response, &what).await);
         }
-        let token = self.token.header();
-        let what = format!("{}: GET {path}", self.address);
-        async move {
-            let failed = |reason, detail: &str| AskError {
-                reason,
-                detail: format!("{what}: {detail}"),
-            };
-            match token {
-                Ok(Some(token)) => http = http.header("x-consul-token", token),
-                Ok(None) => {}
-                Err(detail) => return Err(failed(Reason::Denied, &detail)),
+        let head = Head::read(response.headers());
+        let body = http_client::body(response, BODY_LIMIT).await;
+        let body = body.map_err(|error| self.broken(error, &what))?;
+        Ok(Answer {
+            head,
+            body,
+            truly_empty: false,
+        })
+    }
+
+    /// The status and the body of an answer, whatever the status.
+    async fn whole(
+        &self,
+        connection: &Connection,
+        request: reqwest::RequestBuilder,
+        what: &str,
+    ) -> Result<(StatusCode, Bytes), AskError> {
+        let response = self.send(connection, request, what).await?;
+        let status = response.status();
+        let body = http_client::body(response, BODY_LIMIT).await;
+        Ok((status, body.map_err(|error| self.broken(error, what))?))
+    }
+
+    async fn send(
+        &self,
+        connection: &Connection,
+        mut request: reqwest::RequestBuilder,
+        what: &str,
+    ) -> Result<reqwest::Response, AskError> {
+        match &connection.token {
+            Ok(Some(token)) => request = request.header("x-consul-token", token.clone()),
+            Ok(None) => {}
+            Err(detail) => return Err(self.failed(Reason::Denied, what, detail)),
+        }
+        let sent = request.send().await;
+        sent.map_err(|error| self.broken(error.into(), what))
+    }
+
+    async fn refused(&self, status: StatusCode, mut response: reqwest::Response, what: &str) -> AskError {
+        let text = response.chunk().await.ok().flatten().unwrap_or_default();
+        let text = one_line(&String::from_utf8_lossy(&text), ERROR_TEXT);
+        self.failed(reason_of(status), what, &format!("{status}: {text}"))
+    }
+
+    fn broken(&self, error: HttpError, what: &str) -> AskError {
+        let reason = kind(&error);
+        let error: Box<dyn Error> = match error {
+            HttpError::Request(error) => Box::new(error.without_url()),
+            other => Box::new(other),
+        };
+        let mut detail = http_client::with_causes(&*error, TlsSettings::All);
+        if http_client::tls_error(&*error).is_some() {
+            // The certificates on either side may have been replaced.
+            self.http.reload();
+            if let Some(problem) = self.http.problem() {
+                detail = format!("{detail}; {problem}");
             }
-            let broken = |error: HttpError| failed(kind(&error), &in_full(error));
-            let mut response = http.send().await.map_err(|error| broken(error.into()))?;
-            let status = response.status();
-            if status != StatusCode::OK {
-                let text = response.chunk().await.ok().flatten().unwrap_or_default();
-                return Err(failed(
-                    reason_of(status),
-                    &format!("{status}: {}", one_line(&String::from_utf8_lossy(&text), ERROR_TEXT)),
-                ));
-            }
-            let head = Head::read(response.headers());
-            let body = http_client::body(response, BODY_LIMIT).await.map_err(broken)?;
-            Ok(Answer { head, body })
+        }
+        self.failed(reason, what, &detail)
+    }
+
+    fn failed(&self, reason: Reason, what: &str, detail: &str) -> AskError {
+        AskError {
+            reason,
+            detail: format!("{}: {what}: {detail}", self.address),
         }
     }
+}
+
+fn service_path(name: &str) -> String {
+    format!("/v1/health/service/{}", utf8_percent_encode(name, SEGMENT))
+}
+
+/// Whether an answer can have news: a long poll that was waited out has none.
+fn news(mode: Mode, head: &Head) -> bool {
+    !matches!(mode, Mode::Poll { index, .. } if head.index == Some(index))
+}
+
+/// How connections are made.
+enum Endpoint {
+    /// To the host of the URL.
+    Direct,
+    /// To a Unix socket.
+    Socket(String),
+    /// To this host, while the URL has the server name: TLS asks for the name in the URL.
+    Renamed { host: String, authority: String },
+}
+
+/// A resolver with one answer: the addresses of this host.
+struct Always(String);
+
+impl reqwest::dns::Resolve for Always {
+    fn resolve(&self, _name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let host = self.0.clone();
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((host, 0)).await?;
+            Ok(Box::new(found) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+fn endpoint(settings: &ConsulSettings) -> Result<(String, Endpoint), HttpError> {
+    match settings.address.strip_prefix("unix://") {
+        Some(path) if path.starts_with('/') => {
+            return Ok((String::from("http://localhost"), Endpoint::Socket(path.to_owned())));
+        }
+        Some(_) => return Err(refused(settings, "expected unix:///path/to/socket")),
+        None => {}
+    }
+    let mut url = base(settings)?;
+    let mut endpoint = Endpoint::Direct;
+    // An IP address is verified, but not sent: TLS has no such extension.
+    if let Some(name) = &settings.tls.server_name
+        && url.scheme() == "https"
+        && name.parse::<std::net::IpAddr>().is_err()
+    {
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let authority = url.authority().to_owned();
+        url.set_host(Some(name))
+            .map_err(|_| refused(settings, "the TLS server name cannot stand in a URL"))?;
+        endpoint = Endpoint::Renamed { host, authority };
+    }
+    Ok((url.as_str().trim_end_matches('/').to_owned(), endpoint))
 }
 
 /// How long an answer may take in all, if the server was asked to wait this long for a change.
@@ -149,7 +417,7 @@ fn deadline(wait: Duration) -> Duration {
     wait * 17 / 16 + GRACE
 }
 
-fn base(settings: &ConsulSettings) -> Result<String, HttpError> {
+fn base(settings: &ConsulSettings) -> Result<reqwest::Url, HttpError> {
     let text = match settings.address.contains("://") {
         true => settings.address.clone(),
         false => format!("http://{}", settings.address),
@@ -165,7 +433,7 @@ fn base(settings: &ConsulSettings) -> Result<String, HttpError> {
             "user and password do not belong here but in basic_auth",
         ));
     }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
+    Ok(url)
 }
 
 fn refused(settings: &ConsulSettings, detail: &'static str) -> HttpError {
@@ -207,39 +475,32 @@ fn cut_short(error: &reqwest::Error) -> bool {
     false
 }
 
-/// The error with its causes: reqwest's own text stops at "error sending request".
-fn in_full(error: HttpError) -> String {
-    let error: Box<dyn Error> = match error {
-        HttpError::Request(error) => Box::new(error.without_url()),
-        other => Box::new(other),
-    };
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let _ = write!(text, ": {error}");
-        source = error.source();
-    }
-    text
-}
-
-/// The token in use, and how to read it again. Clones share it.
+/// The token in use and the TLS files, and how to read them again. Clones share them.
 #[derive(Clone)]
-pub struct TokenReloader {
+pub struct Reloader {
     token: Option<Token>,
     loaded: Arc<Mutex<Option<HeaderValue>>>,
+    http: Arc<ReloadingClient>,
 }
 
-impl TokenReloader {
-    fn new(token: Option<Token>) -> Self {
+impl Reloader {
+    fn new(token: Option<Token>, http: Arc<ReloadingClient>) -> Self {
         Self {
             token,
             loaded: Arc::default(),
+            http,
         }
     }
 
-    /// Forgets what was read from the file: the next request reads it again. Requests in flight
-    /// keep the old token.
+    /// The next request reads the token file and the TLS files again. Requests in flight keep the
+    /// old token and the old certificates.
     pub fn reload(&self) {
+        self.reload_token();
+        self.http.reload();
+    }
+
+    /// The next request reads the token file again.
+    pub(super) fn reload_token(&self) {
         *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -267,9 +528,9 @@ impl TokenReloader {
     }
 }
 
-impl std::fmt::Debug for TokenReloader {
+impl std::fmt::Debug for Reloader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenReloader")
+        f.debug_struct("Reloader")
             .field("token", &self.token)
             .finish_non_exhaustive()
     }
@@ -297,7 +558,7 @@ mod tests {
             ("[::1]:8500", "http://[::1]:8500"),
             ("unix:///run/consul.sock", "http://localhost"),
         ] {
-            assert_eq!(client(address).unwrap().base, base, "{address}");
+            assert_eq!(client(address).unwrap().shared.base, base, "{address}");
         }
         for bad in [
             "",
@@ -333,7 +594,13 @@ mod tests {
     #[test]
     fn a_token_file_is_read_again_only_after_a_reload() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let reloader = TokenReloader::new(Some(Token::File(file.path().to_owned())));
+        let reloader = |token| {
+            let mut settings = ConsulSettings::new("http://127.0.0.1:8500");
+            settings.token = Some(token);
+            Client::new(&settings).unwrap().reloader().clone()
+        };
+        let debugged = reloader(Token::Value(String::from("s3cret")));
+        let reloader = reloader(Token::File(file.path().to_owned()));
         assert!(reloader.header().is_err(), "empty");
         std::fs::write(file.path(), "one\n").unwrap();
         assert_eq!(reloader.header().unwrap().unwrap(), "one");
@@ -344,11 +611,65 @@ mod tests {
         std::fs::remove_file(file.path()).unwrap();
         reloader.reload();
         assert!(reloader.header().unwrap_err().contains("token file"));
-        let text = format!(
-            "{reloader:?} {:?}",
-            TokenReloader::new(Some(Token::Value(String::from("s3cret"))))
-        );
+        let text = format!("{reloader:?} {debugged:?}");
         assert!(!text.contains("s3cret"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_tls_error_and_a_reload_have_the_files_read_again() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let plain = tokio::spawn(async move {
+            while let Ok((stream, _)) = server.accept().await {
+                stream.writable().await.unwrap();
+                stream.try_write(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let client = |scheme: &str| {
+            std::fs::write(&file, http_client::CERTIFICATE).unwrap();
+            let mut settings = ConsulSettings::new(format!("{scheme}://{address}"));
+            settings.tls.ca_file = Some(file.clone());
+            Client::new(&settings).unwrap()
+        };
+        // All at one time, so that changes of the files are looked for once.
+        let ask = async |client: &Client| {
+            let request = Request {
+                number: 1,
+                target: Target::Catalog,
+                mode: Mode::Read,
+                consistency: Consistency::Stale,
+                asked_at: crate::balancer::Timestamp::default(),
+                generation: 0,
+            };
+            client.ask(&request).await.unwrap_err().detail
+        };
+        let over_tls = client("https");
+        let error = ask(&over_tls).await;
+        assert!(
+            error.contains("does not speak TLS") && !error.contains("ca.pem"),
+            "{error}"
+        );
+        std::fs::remove_file(&file).unwrap();
+        let error = ask(&over_tls).await;
+        assert!(error.contains("ca.pem"), "{error}");
+
+        let without_tls = client("http");
+        ask(&without_tls).await;
+        std::fs::remove_file(&file).unwrap();
+        ask(&without_tls).await;
+        assert_eq!(without_tls.shared.http.problem(), None);
+        without_tls.reloader().reload();
+        ask(&without_tls).await;
+        assert!(
+            without_tls
+                .shared
+                .http
+                .problem()
+                .is_some_and(|problem| problem.contains("ca.pem"))
+        );
+        plain.abort();
     }
 
     #[test]

@@ -24,7 +24,7 @@
 //! answers    what an answer changes
 //! services   what is known of each service          leader  sync
 //! query      when to ask, and whether to accept     client
-//! bucket  request  wire
+//! bucket  request  rights  scope  wire
 //! settings
 //! ```
 
@@ -34,7 +34,9 @@ mod client;
 mod leader;
 mod query;
 mod request;
+mod rights;
 mod schedule;
+mod scope;
 mod services;
 mod settings;
 mod sync;
@@ -46,9 +48,9 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-pub use client::TokenReloader;
+pub use client::Reloader;
 pub use schedule::Interest;
-pub use settings::{BasicAuth, ConsulSettings, MAX_WATCHES, Names, Token};
+pub use settings::{BasicAuth, ConsulSettings, KINDS, MAX_WATCHES, Names, Token};
 pub use wire::SOURCE;
 
 use self::client::{Answer, AskError, Client};
@@ -91,10 +93,10 @@ impl ConsulWatcher {
         })
     }
 
-    /// A handle that makes the watcher read its token file again (on SIGHUP).
+    /// A handle that makes the watcher read its token file and its TLS files again (on SIGHUP).
     #[must_use]
-    pub fn token_reloader(&self) -> TokenReloader {
-        self.client.token().clone()
+    pub fn reloader(&self) -> Reloader {
+        self.client.reloader().clone()
     }
 }
 
@@ -110,7 +112,7 @@ impl Watcher for ConsulWatcher {
             }
             if let Some(error) = self.schedule.take_error() {
                 if error.reason == Reason::Denied {
-                    self.client.token().reload();
+                    self.client.reloader().reload_token();
                 }
                 return Err(error);
             }

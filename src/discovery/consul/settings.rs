@@ -15,6 +15,9 @@ use crate::http_client::Tls;
 /// until their wait is over.
 pub const MAX_WATCHES: usize = 64;
 
+/// The kinds of service that callers connect to directly: no proxies and no gateways.
+pub const KINDS: [&str; 2] = ["", "typical"];
+
 /// How to reach a Consul agent, and what to watch there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConsulSettings {
@@ -30,6 +33,16 @@ pub struct ConsulSettings {
     pub tls: Tls,
     /// Another datacenter than the agent's own.
     pub datacenter: Option<String>,
+    /// The namespace of the services (Consul Enterprise).
+    pub namespace: Option<String>,
+    /// The admin partition of the services (Consul Enterprise).
+    pub partition: Option<String>,
+    /// An expression in Consul's filter language about the instances to take.
+    pub filter: Option<String>,
+    /// The kinds of service to take, as Consul names them: `""`, `"connect-proxy"` and so on.
+    pub kinds: Vec<String>,
+    /// The tagged address to take, such as `wan`.
+    pub tagged_address: Option<String>,
     /// How long one long poll waits for a change. Shorter waits cost requests, longer waits cost
     /// connections after a restart.
     pub wait: Duration,
@@ -55,6 +68,11 @@ impl ConsulSettings {
             basic_auth: None,
             tls: Tls::default(),
             datacenter: None,
+            namespace: None,
+            partition: None,
+            filter: None,
+            kinds: KINDS.map(str::to_owned).to_vec(),
+            tagged_address: None,
             wait: Duration::from_secs(55),
             max_watches: MAX_WATCHES,
             refresh: Duration::from_secs(90),
@@ -94,6 +112,18 @@ impl Names {
     pub fn matches(&self, service: &str) -> bool {
         let service = lower_case(service);
         self.wanted.is_match(&*service) && !self.refused.is_match(&*service)
+    }
+
+    /// What the wanted names begin with, at least: the text of each glob before its first special
+    /// character.
+    pub(super) fn beginnings(&self) -> Vec<String> {
+        let literal = |glob: &String| {
+            glob.split(['*', '?', '[', '{', '\\'])
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        self.globs.iter().map(literal).collect()
     }
 }
 
@@ -203,6 +233,7 @@ mod tests {
         ] {
             assert_eq!(some.matches(service), wanted, "{service}");
         }
+        assert_eq!(some.beginnings(), ["web", "user-", ""]);
         assert!(!Names::new::<&str, &str>(&[], &[]).unwrap().matches("web"));
         assert!(Names::new(&["[z"], &["consul"]).is_err());
         assert_eq!(all, Names::new(&["*"], &["consul"]).unwrap());

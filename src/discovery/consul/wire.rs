@@ -14,6 +14,7 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::settings::ConsulSettings;
 use crate::balancer::text::lower_case;
 use crate::balancer::{
     InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, SkippedRegistration, Source, Weight, is_printable,
@@ -79,6 +80,11 @@ pub(super) fn name(text: &str) -> Result<ServiceName, String> {
     }
 }
 
+/// Whether a body is an empty catalog or an empty list.
+pub(super) fn is_empty(body: &[u8]) -> bool {
+    matches!(body.trim_ascii(), b"{}" | b"[]")
+}
+
 /// A fingerprint of a body, to detect that it is the same again.
 pub(super) fn fingerprint(body: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(body)
@@ -95,6 +101,46 @@ pub(super) struct Listing {
     pub(super) ignored: Vec<String>,
     /// Whether Consul listed no entry at all, valid or not.
     pub(super) bare: bool,
+    /// How many entries are of a kind that is not wanted.
+    pub(super) other_kinds: usize,
+}
+
+/// What is taken from a registration.
+#[derive(Clone, Debug)]
+pub(super) struct Selection {
+    kinds: Vec<String>,
+    tagged_address: Option<String>,
+}
+
+impl Selection {
+    pub(super) fn of(settings: &ConsulSettings) -> Self {
+        Self {
+            kinds: settings.kinds.clone(),
+            tagged_address: settings.tagged_address.clone(),
+        }
+    }
+
+    /// The address of a registration: the tagged address of the service, else the address of the
+    /// service, where the tagged address of the node stands for the address of the node.
+    fn address(&self, node: &Node<'_>, service: &Service<'_>) -> (String, i64) {
+        let tagged = self.tagged_address.as_deref();
+        let of_service: Option<TaggedAddress> = tagged.and_then(|name| named(service.tagged_addresses?, name));
+        if let Some(TaggedAddress { address, port }) = of_service.filter(|found| !found.address.is_empty()) {
+            return (address, if port == 0 { service.port } else { port });
+        }
+        if !service.address.is_empty() && service.address != node.address {
+            return (service.address.clone(), service.port);
+        }
+        let of_node: Option<String> = tagged.and_then(|name| named(node.tagged_addresses?, name));
+        let of_node = of_node.filter(|found| !found.is_empty());
+        (of_node.unwrap_or_else(|| node.address.clone()), service.port)
+    }
+}
+
+/// The value with this name in a JSON object, if it can be decoded.
+fn named<'a, T: Deserialize<'a>>(object: &'a RawValue, name: &str) -> Option<T> {
+    let values: BTreeMap<String, &RawValue> = serde_json::from_str(object.get()).ok()?;
+    serde_json::from_str(values.get(name)?.get()).ok()
 }
 
 /// Decodes `/v1/health/service/:name`, asked for `service`.
@@ -102,7 +148,7 @@ pub(super) struct Listing {
 /// # Errors
 ///
 /// When the body is not a JSON list.
-pub(super) fn health(body: &[u8], service: &ServiceName) -> Result<Listing, serde_json::Error> {
+pub(super) fn health(body: &[u8], service: &ServiceName, selection: &Selection) -> Result<Listing, serde_json::Error> {
     let entries: Vec<&RawValue> = serde_json::from_slice(body)?;
     let mut listing = Listing {
         bare: entries.is_empty(),
@@ -111,12 +157,13 @@ pub(super) fn health(body: &[u8], service: &ServiceName) -> Result<Listing, serd
     let mut seen = HashSet::with_capacity(entries.len());
     let mut instances = Vec::with_capacity(entries.len());
     for entry in entries {
-        match instance(entry, service, &mut listing.ignored) {
-            Ok(found) if seen.insert(found.1.id().clone()) => instances.push(found),
-            Ok((_, instance)) => {
+        match instance(entry, service, selection, &mut listing.ignored) {
+            Ok(Some(found)) if seen.insert(found.1.id().clone()) => instances.push(found),
+            Ok(Some((_, instance))) => {
                 let skipped = SkippedRegistration::invalid(instance.id().as_str(), "it is listed twice");
                 listing.skipped.push(skipped);
             }
+            Ok(None) => listing.other_kinds += 1,
             Err(skipped) => listing.skipped.push(skipped),
         }
     }
@@ -125,13 +172,18 @@ pub(super) fn health(body: &[u8], service: &ServiceName) -> Result<Listing, serd
     Ok(listing)
 }
 
-/// The instance of an entry, and the index of the entry's last write.
+/// The instance of an entry, and the index of the entry's last write; `None` if its kind is not
+/// wanted.
 fn instance(
     entry: &RawValue,
     asked: &ServiceName,
+    selection: &Selection,
     ignored: &mut Vec<String>,
-) -> Result<(u64, ServiceInstance), SkippedRegistration> {
+) -> Result<Option<(u64, ServiceInstance)>, SkippedRegistration> {
     let Entry { node, service, checks } = serde_json::from_str(entry.get()).map_err(|error| not_read(entry, &error))?;
+    if !selection.kinds.contains(&service.kind) {
+        return Ok(None);
+    }
     // The same service id on two nodes is two instances.
     let id = format!("{}@{}", service.id, node.name);
     let invalid = |detail: &str| SkippedRegistration::invalid(shortened(&id), detail);
@@ -142,13 +194,9 @@ fn instance(
     if service.id.is_empty() || node.name.is_empty() {
         return Err(invalid("it has no service id, or no node name"));
     }
-    let host = if service.address.is_empty() {
-        &node.address
-    } else {
-        &service.address
-    };
+    let (host, port) = selection.address(&node, &service);
 
-    let mut instance = ServiceInstance::new(&id, host, service.port).map_err(refused)?;
+    let mut instance = ServiceInstance::new(&id, &host, port).map_err(refused)?;
     let weights = service.weights;
     if weights != Weights::default() {
         let mut read = |weight: i64| match Weight::new(weight) {
@@ -189,7 +237,7 @@ fn instance(
         .with_metadata(&service.meta)
         .with_status(status(&checks))
         .with_source(SOURCE);
-    Ok((service.modify_index, instance))
+    Ok(Some((service.modify_index, instance)))
 }
 
 /// The valid weight that is nearest to a number: a weight beyond the range costs no instance.
@@ -245,24 +293,33 @@ fn shortened(text: &str) -> String {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
-    node: Node,
-    service: Service,
+struct Entry<'a> {
+    #[serde(borrow)]
+    node: Node<'a>,
+    #[serde(borrow)]
+    service: Service<'a>,
     #[serde(default, deserialize_with = "or_default")]
     checks: Vec<Check>,
 }
 
 #[derive(Deserialize)]
-struct Node {
+struct Node<'a> {
     #[serde(rename = "Node")]
     name: String,
     #[serde(rename = "Address", default, deserialize_with = "or_default")]
     address: String,
+    /// Decoded only if a tagged address is asked for.
+    #[serde(rename = "TaggedAddresses", borrow, default)]
+    tagged_addresses: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Service {
+struct Service<'a> {
+    #[serde(default, deserialize_with = "or_default")]
+    kind: String,
+    #[serde(borrow, default)]
+    tagged_addresses: Option<&'a RawValue>,
     #[serde(rename = "ID")]
     id: String,
     #[serde(rename = "Service")]
@@ -279,6 +336,16 @@ struct Service {
     weights: Weights,
     #[serde(default, deserialize_with = "or_default")]
     modify_index: u64,
+}
+
+/// Another address of a service, with its own port.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct TaggedAddress {
+    #[serde(default, deserialize_with = "or_default")]
+    address: String,
+    #[serde(default, deserialize_with = "or_default")]
+    port: i64,
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
@@ -317,6 +384,17 @@ mod tests {
 
     fn name(text: &str) -> ServiceName {
         text.parse().unwrap()
+    }
+
+    /// The default selection, changed so.
+    fn selection(change: impl FnOnce(&mut ConsulSettings)) -> Selection {
+        let mut settings = ConsulSettings::new("http://unused");
+        change(&mut settings);
+        Selection::of(&settings)
+    }
+
+    fn health(body: &[u8], service: &ServiceName) -> Result<Listing, serde_json::Error> {
+        super::health(body, service, &selection(|_| ()))
     }
 
     fn decode(body: &str) -> Listing {
@@ -558,6 +636,73 @@ mod tests {
         let tags = one(r#","Tags":["","v1","a\nb"]"#, "[]");
         assert_eq!(tags.tags().len(), 1);
         assert!(tags.has_tag("v1"));
+    }
+
+    #[test]
+    fn an_entry_of_another_kind_is_passed_over() {
+        let kinds = |kinds: &[&str]| {
+            let body = format!(
+                "[{},{},{}]",
+                entry("", "[]"),
+                entry(r#","Kind":"typical""#, "[]").replace("w1", "w2"),
+                entry(r#","Kind":"connect-proxy""#, "[]").replace("w1", "w3")
+            );
+            let selection =
+                selection(|settings| settings.kinds = kinds.iter().map(|kind| (*kind).to_owned()).collect());
+            let listing = super::health(body.as_bytes(), &name("web"), &selection).unwrap();
+            assert_eq!((listing.skipped.len(), listing.bare), (0, false));
+            (listing.instances.len(), listing.other_kinds)
+        };
+        let default = crate::discovery::consul::KINDS;
+        assert_eq!(kinds(&default), (2, 1));
+        assert_eq!(kinds(&["connect-proxy"]), (1, 2));
+        assert_eq!(kinds(&["", "typical", "connect-proxy"]), (3, 0));
+        assert_eq!(kinds(&["mesh-gateway"]), (0, 3));
+    }
+
+    #[test]
+    fn a_tagged_address_comes_from_the_service_then_from_the_node() {
+        let address = |tagged: &str, service: &str, node: &str| {
+            let node = format!(r#""Address":"10.0.0.1"{node}"#);
+            let body = entry(service, "[]").replacen(r#""Address":"10.0.0.1""#, &node, 1);
+            let selection = selection(|settings| settings.tagged_address = Some(tagged.to_owned()));
+            let listing = super::health(format!("[{body}]").as_bytes(), &name("web"), &selection).unwrap();
+            assert_eq!(listing.skipped, []);
+            listing.instances[0].address().to_string()
+        };
+        let of_service = r#","TaggedAddresses":{"wan":{"Address":"1.2.3.4","Port":8080},"bare":{"Address":"1.2.3.5"}}"#;
+        let of_node = r#","TaggedAddresses":{"wan":"5.6.7.8","lan":""}"#;
+        let own = r#","Address":"10.9.9.9""#;
+        for (tagged, service, node, expected) in [
+            ("wan", of_service, of_node, "1.2.3.4:8080"),
+            ("bare", of_service, of_node, "1.2.3.5:80"),
+            ("wan", "", of_node, "5.6.7.8:80"),
+            // The agent registers the address of its node as the address of the service.
+            ("wan", r#","Address":"10.0.0.1""#, of_node, "5.6.7.8:80"),
+            // The service is not at the address of its node.
+            ("wan", own, of_node, "10.9.9.9:80"),
+            ("lan", "", of_node, "10.0.0.1:80"),
+            ("other", of_service, of_node, "10.0.0.1:80"),
+            (
+                "wan",
+                r#","TaggedAddresses":null"#,
+                r#","TaggedAddresses":null"#,
+                "10.0.0.1:80",
+            ),
+            (
+                "wan",
+                r#","TaggedAddresses":{"wan":{"Address":"","Port":1}}"#,
+                "",
+                "10.0.0.1:80",
+            ),
+        ] {
+            assert_eq!(address(tagged, service, node), expected, "{tagged} {service} {node}");
+        }
+        assert_eq!(
+            one(of_service, "[]").address().to_string(),
+            "10.0.0.1:80",
+            "only when asked for"
+        );
     }
 
     #[test]

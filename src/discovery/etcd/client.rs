@@ -24,7 +24,7 @@ use super::settings::{EtcdSettings, Password, User};
 use super::wire::{Event, EventKind, Listed, Listing, Message, Position};
 use crate::discovery::shared::{one_line, without_credentials};
 use crate::discovery::watcher::Reason;
-use crate::http_client::{self, HttpError, Tls};
+use crate::http_client::{self, HttpError, Tls, TlsSettings};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The deadline of every call. For a watch it ends with the first headers.
@@ -150,7 +150,8 @@ impl From<etcd_client::Error> for Failure {
 }
 
 /// The error with its causes: tonic's own text stops at "transport error".
-fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
+fn with_causes(mut text: String, error: &(dyn std::error::Error + 'static)) -> String {
+    let advice = http_client::advice(error, TlsSettings::Files);
     let mut source = error.source();
     while let Some(error) = source {
         let more = error.to_string();
@@ -159,7 +160,11 @@ fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
         }
         source = error.source();
     }
-    one_line(&text, ERROR_TEXT)
+    let text = one_line(&text, ERROR_TEXT);
+    match advice {
+        Some(advice) => format!("{text}; {advice}"),
+        None => text,
+    }
 }
 
 /// Finds the cause by the name of the gRPC code. The code's type belongs to a crate that pickd

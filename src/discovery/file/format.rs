@@ -234,7 +234,9 @@ impl<'de> Visitor<'de> for Whole<'_> {
             return Err(A::Error::custom(NO_SERVICES));
         };
         let services = services.into_iter();
-        Ok(services.map(|Service { name, instances, .. }| (name, instances)).collect())
+        Ok(services
+            .map(|Service { name, instances, .. }| (name, instances))
+            .collect())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, groups: A) -> Result<Self::Value, A::Error> {

@@ -15,6 +15,7 @@ pub(crate) struct Consul {
     process: Option<Child>,
     directory: TempDir,
     http_port: u16,
+    https_port: u16,
     client: reqwest::Client,
     token: Option<String>,
 }
@@ -51,7 +52,7 @@ impl Consul {
 
     fn configured(extra: Value) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let [http, server, serf] = free_ports();
+        let [http, server, serf, https] = free_ports();
         let mut config = json!({
             "node_name": "server", "server": true, "bootstrap": true,
             "data_dir": directory.path().join("data"),
@@ -64,6 +65,9 @@ impl Consul {
             .as_object_mut()
             .unwrap()
             .extend(extra.as_object().unwrap().clone());
+        if config.get("cert_file").is_some() {
+            config["ports"]["https"] = json!(https);
+        }
         std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
         std::fs::create_dir(directory.path().join("definitions")).unwrap();
         let client = pickd::http_client::client(Duration::from_secs(5), &Default::default()).unwrap();
@@ -71,6 +75,7 @@ impl Consul {
             process: None,
             directory,
             http_port: http,
+            https_port: https,
             client,
             token: None,
         }
@@ -153,6 +158,11 @@ impl Consul {
 
     pub(crate) fn address(&self) -> String {
         format!("http://127.0.0.1:{}", self.http_port)
+    }
+
+    /// The address with TLS, of a server with a `cert_file`.
+    pub(crate) fn https_address(&self) -> String {
+        format!("https://127.0.0.1:{}", self.https_port)
     }
 
     pub(crate) fn port(&self) -> u16 {

@@ -26,6 +26,9 @@ pub(crate) struct State {
     pub(crate) services: BTreeMap<String, Vec<Value>>,
     /// Names in the catalog besides those of `services`.
     pub(crate) listed: Vec<String>,
+    /// Status and body of the answers to `POST /v1/internal/acl/authorize` and `GET
+    /// /v1/acl/token/self`.
+    pub(crate) rights: [(u16, &'static str); 2],
     pub(crate) fault: Option<Fault>,
     /// The fault applies to paths that end with this text.
     pub(crate) fault_at: &'static str,
@@ -52,6 +55,9 @@ pub(crate) enum Fault {
 pub(crate) struct Asked {
     pub(crate) path: String,
     pub(crate) query: String,
+    /// The request line and the headers.
+    pub(crate) head: String,
+    pub(crate) body: String,
     /// Requests in progress, this request included.
     pub(crate) at_once: usize,
 }
@@ -93,6 +99,7 @@ impl FakeConsul {
             filtered: false,
             services,
             listed: vec![String::from("consul")],
+            rights: [(200, r#"[{"Allow":false}]"#), (403, "ACL not found")],
             fault: None,
             fault_at: "",
         };
@@ -143,21 +150,25 @@ impl Drop for FakeConsul {
 
 async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
     let mut pending = Vec::new();
-    while let Some((path, query)) = question(&mut stream, &mut pending).await {
+    while let Some((head, body)) = question(&mut stream, &mut pending).await {
+        let target = head.split_whitespace().nth(1).unwrap_or_default().to_owned();
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
         let at_once = {
             let mut busy = shared.busy.lock().unwrap();
             *busy += 1;
             *busy
         };
         shared.asked.lock().unwrap().push(Asked {
-            path: path.clone(),
-            query: query.clone(),
+            path: path.to_owned(),
+            query: query.to_owned(),
+            head,
+            body,
             at_once,
         });
         let mut writer = Writer(&stream);
         // A client that disconnects while its request blocks has no request in progress.
         let go_on = tokio::select! {
-            go_on = answer(&mut writer, &shared, &path, &query) => go_on,
+            go_on = answer(&mut writer, &shared, path, query) => go_on,
             () = hung_up(&stream) => false,
         };
         *shared.busy.lock().unwrap() -= 1;
@@ -196,14 +207,19 @@ async fn hung_up(stream: &TcpStream) {
     }
 }
 
-/// Path and query of the next request on this connection.
+/// Head and body of the next request on this connection.
 async fn question(stream: &mut TcpStream, pending: &mut Vec<u8>) -> Option<(String, String)> {
     loop {
         if let Some(end) = pending.windows(4).position(|window| window == b"\r\n\r\n") {
-            let head = String::from_utf8(pending.drain(..end + 4).collect()).unwrap();
-            let target = head.split_whitespace().nth(1)?.to_owned();
-            let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-            return Some((path.to_owned(), query.to_owned()));
+            let head = String::from_utf8(pending[..end + 4].to_vec()).unwrap();
+            let length = head
+                .lines()
+                .find_map(|line| line.to_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+            let whole = end + 4 + length.unwrap_or(0);
+            if pending.len() >= whole {
+                let request = String::from_utf8(pending.drain(..whole).collect()).unwrap();
+                return Some((head, request[end + 4..].to_owned()));
+            }
         }
         let mut buffer = [0; 4096];
         match stream.read(&mut buffer).await {
@@ -232,6 +248,10 @@ async fn answer(stream: &mut Writer<'_>, shared: &Shared, path: &str, query: &st
         }
     }
 
+    if path.contains("/acl/") {
+        let (status, text) = state.rights[usize::from(path.ends_with("/self"))];
+        return stream.write(failure(status, text).as_bytes()).await;
+    }
     let body = match path.strip_prefix("/v1/health/service/") {
         Some(name) => json!(state.services.get(name).cloned().unwrap_or_default()),
         None => {

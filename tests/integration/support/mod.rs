@@ -4,6 +4,7 @@
 pub(crate) mod agent;
 pub(crate) mod backend;
 pub(crate) mod cable;
+pub(crate) mod certificates;
 pub(crate) mod consul;
 pub(crate) mod etcd;
 pub(crate) mod fake_consul;

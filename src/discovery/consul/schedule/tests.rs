@@ -85,6 +85,7 @@ impl Fixture {
             Ok(Answer {
                 head,
                 body: body.to_owned().into(),
+                truly_empty: false,
             }),
         );
     }
@@ -414,6 +415,7 @@ fn without_a_leader_one_read_asks_it_and_may_fail() {
         Ok(Answer {
             head,
             body: health("s0", &["new"]).into(),
+            truly_empty: false,
         }),
     );
     assert_eq!(fixture.updates_of("s0"), [(ids(&["new"]), Trust::AdditionsOnly)]);
@@ -430,6 +432,7 @@ fn without_a_leader_one_read_asks_it_and_may_fail() {
         Ok(Answer {
             head,
             body: "{}".into(),
+            truly_empty: false,
         }),
     );
     assert!(

@@ -3,23 +3,24 @@
 //! reqwest's defaults are those of a browser: it follows redirects, honours `HTTP_PROXY`, and
 //! waits for ever. An agent that asks a registry needs none of that. And a machine without a CA
 //! bundle must still be able to use plain HTTP.
+//!
+//! ```text
+//! reloading    a client whose TLS files may be replaced
+//! tls          TLS files become a TLS configuration
+//! tls_errors   what a TLS error means, and what to do
+//! ```
 
-use std::path::Path;
-use std::sync::Arc;
+mod reloading;
+mod tls;
+mod tls_errors;
+
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// TLS files besides the system's own CA certificates.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tls {
-    /// PEM file with the CA certificates to trust in place of the system's.
-    pub ca_file: Option<std::path::PathBuf>,
-    /// PEM files with the client's certificate chain and its key, for mutual TLS.
-    pub identity: Option<(std::path::PathBuf, std::path::PathBuf)>,
-}
+pub use reloading::ReloadingClient;
+pub use tls::{Tls, check, is_server_name};
+pub use tls_errors::{TlsSettings, advice, tls_error, with_causes};
 
 /// Why a client could not be made, or why a body could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -80,60 +81,7 @@ pub fn builder(connect_timeout: Duration, tls: &Tls) -> Result<reqwest::ClientBu
         .tcp_keepalive(Duration::from_secs(15))
         .pool_max_idle_per_host(8)
         .user_agent(concat!("pickd/", env!("CARGO_PKG_VERSION")))
-        .tls_backend_preconfigured(tls_config(tls)?))
-}
-
-/// Checks whether the TLS files can be used, for callers that pass them to another library.
-///
-/// # Errors
-///
-/// When a certificate or key file cannot be used.
-pub fn check(tls: &Tls) -> Result<(), HttpError> {
-    tls_config(tls).map(drop)
-}
-
-fn tls_config(tls: &Tls) -> Result<rustls::ClientConfig, HttpError> {
-    let mut roots = rustls::RootCertStore::empty();
-    match &tls.ca_file {
-        Some(path) => {
-            for certificate in certificates(path)? {
-                roots.add(certificate)?;
-            }
-        }
-        // An unreadable bundle leaves the store empty: https then fails with a certificate error,
-        // and http works.
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
-    Ok(match &tls.identity {
-        None => config.with_no_client_auth(),
-        Some((certificate, key)) => {
-            let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| tls_file(key, &error))?;
-            config.with_client_auth_cert(certificates(certificate)?, key_der)?
-        }
-    })
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, HttpError> {
-    let certificates = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| tls_file(path, &error))?;
-    if certificates.is_empty() {
-        return Err(tls_file(path, &"no certificate in it"));
-    }
-    Ok(certificates)
-}
-
-fn tls_file(path: &Path, detail: &dyn std::fmt::Display) -> HttpError {
-    HttpError::TlsFile {
-        path: path.display().to_string(),
-        detail: detail.to_string(),
-    }
+        .tls_backend_preconfigured(tls::config(tls)?))
 }
 
 /// Reads a body to its end. Fails when the body is larger than `limit` bytes (after
@@ -152,3 +100,16 @@ pub async fn body(mut response: reqwest::Response, limit: usize) -> Result<Bytes
     }
     Ok(body.freeze())
 }
+
+/// A CA certificate whose key was thrown away.
+#[cfg(test)]
+pub(crate) const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\n\
+    MIIBdTCCARugAwIBAgIUdMeYHPLUzzjKWTKI10PhR8M5dvgwCgYIKoZIzj0EAwIw\n\
+    DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjUxNzM1MDdaGA8yMTI2MTEwMTE3MzUw\n\
+    N1owDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABCBx\n\
+    HHPZjMl6HL70+YDfrSu7ZCXUCSjNfu5pB0CT+J1xIqFlJOQX9QqJLf6+KcoH7EJu\n\
+    8LrfynQU8wMqm1HZThOjUzBRMB0GA1UdDgQWBBTk0M3gYoeuwfrqVa6qJXG8I6mK\n\
+    jzAfBgNVHSMEGDAWgBTk0M3gYoeuwfrqVa6qJXG8I6mKjzAPBgNVHRMBAf8EBTAD\n\
+    AQH/MAoGCCqGSM49BAMCA0gAMEUCIEawVgjFx9OIODtYQgJNWBwHjGnvddOntI4B\n\
+    0bHbxgJWAiEAydHt+K/YeU9G4JvQYRFklXqHJMwgAFprsQGxn634pW0=\n\
+    -----END CERTIFICATE-----\n";
