@@ -357,6 +357,8 @@ pub(crate) struct Load {
     pub(crate) leases: LeaseCounts,
     /// Picks made in panic mode.
     pub(crate) panic_picks: AtomicU64,
+    /// Picks made while the service fails open, outside panic mode.
+    pub(crate) fail_open_picks: AtomicU64,
     /// Median of the response times of the candidates, as the bits of `f32` seconds.
     median: AtomicU32,
     /// Median of the recent latencies of the candidates, as the bits of `f32` seconds; 0 while too
@@ -387,6 +389,7 @@ impl Load {
             in_flight: CountU64::new(0),
             leases: LeaseCounts::default(),
             panic_picks: AtomicU64::new(0),
+            fail_open_picks: AtomicU64::new(0),
             median: AtomicU32::new(0),
             pool_latency: AtomicU32::new(0),
             reported_at: AtomicU64::new(u64::MAX),

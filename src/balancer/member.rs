@@ -6,7 +6,7 @@ use super::config::LoadBalancerConfig;
 use super::health::ejection::Admission;
 use super::health::layers::{Layers, UnavailableReason};
 use super::health::slow_start;
-use super::instance::{HealthStatus, ServiceInstance};
+use super::instance::{HealthStatus, ServiceInstance, Tier};
 use super::live::Live;
 use super::overrides::WeightOrder;
 use super::render::Bodies;
@@ -37,6 +37,15 @@ pub(crate) struct MemberState {
 impl Member {
     pub(crate) fn instance(&self) -> &ServiceInstance {
         &self.instance
+    }
+
+    pub(crate) fn tier(&self) -> Tier {
+        self.instance.tier()
+    }
+
+    /// Whether a pick may choose the member, as of the moment when the view was made.
+    pub(crate) fn can_be_picked(&self) -> bool {
+        self.units > 0 && self.admission != Admission::Out
     }
 
     /// The weight in force: the operator's weight, else the registered one.

@@ -52,12 +52,17 @@ pub(super) fn explained(arguments: &ExplainArguments) -> Result<String, AgentErr
 
 fn text(answer: &Value, with_key: bool) -> String {
     let mut text = format!(
-        "{}: {} ({}), {} of {} instances can be picked{}\n\n",
+        "{}: {} ({}), {} of {} instances can be picked{}{}\n\n",
         word(&answer["service"]),
         word(&answer["strategy"]),
         word(&answer["mode"]),
         answer["available_instances"],
         answer["total_instances"],
+        if answer["fail_open"] == true {
+            "; FAIL OPEN: every instance is critical, and they are picked"
+        } else {
+            ""
+        },
         if answer["panic"] == true {
             "; PANIC: all eligible instances are picked"
         } else {
@@ -175,6 +180,8 @@ mod tests {
              b   unhealthy       1         3         1           1          0       -  -           drained, registry_critical (update)\n\
              \nthe key leads to a; ring order: b, a\n"
         );
+        let answer = json!({"service": "web", "fail_open": true, "panic": false});
+        assert!(text(&answer, false).contains("FAIL OPEN") && !text(&answer, false).contains("PANIC"));
         let answer = json!({"service": "web", "key": null});
         assert!(text(&answer, true).ends_with("this strategy ignores keys\n"));
         assert!(!text(&answer, false).contains("key"));

@@ -215,6 +215,18 @@ impl Upkeep {
         }
     }
 
+    /// Records a transition if a new view begins or ends to fail open.
+    pub(super) fn fails_open(&mut self, before: bool, now: bool, pool: PoolHealth) {
+        match (before, now) {
+            (false, true) => {
+                let instances = pool.eligible;
+                self.tell(None, Transitioned::FailOpenBegan { instances });
+            }
+            (true, false) => self.tell(None, Transitioned::FailOpenEnded),
+            _ => {}
+        }
+    }
+
     /// When the next view may be built.
     pub(super) fn ready_at(&self) -> Timestamp {
         let gap = (self.build_time * GAP_FOR_COST).clamp(GAP, WIDEST_GAP);
