@@ -14,6 +14,7 @@ mod api;
 mod balancer;
 mod command_line;
 mod consul_watcher;
+mod datacenters;
 mod documentation;
 mod etcd_docs;
 mod etcd_faults;

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
+use super::datacenter::Datacenter;
+use super::wire::SOURCE;
+use crate::balancer::Source;
 use crate::http_client::Tls;
 
 /// The most long polls at once. Consul lets each client address hold 200 connections, which all
@@ -29,6 +32,8 @@ pub struct ConsulSettings {
     pub tls: Tls,
     /// Another datacenter than the agent's own.
     pub datacenter: Option<String>,
+    /// The place of that datacenter among several; `None` for a single one.
+    pub place: Option<Datacenter>,
     /// How long one long poll waits for a change. Shorter waits cost requests, longer waits cost
     /// connections after a restart.
     pub wait: Duration,
@@ -54,12 +59,19 @@ impl ConsulSettings {
             basic_auth: None,
             tls: Tls::default(),
             datacenter: None,
+            place: None,
             wait: Duration::from_secs(55),
             max_watches: MAX_WATCHES,
             refresh: Duration::from_secs(90),
             max_stale: Duration::from_secs(30),
             required: true,
         }
+    }
+
+    /// The source of the instances: `consul`, or `consul-<datacenter>` with several datacenters.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        self.place.as_ref().map_or(SOURCE, Datacenter::source)
     }
 }
 
