@@ -99,6 +99,11 @@ const POOL_TIER: Series = gauge(
     SERVICE,
     "Place of the tier in turn, by priority and datacenter; 0 is the first; absent while no instance can be picked.",
 );
+const POOL_FLAPPING: Series = gauge(
+    "pickd_pool_flapping_instances",
+    SERVICE,
+    "Registered instances whose registration changed more than five times within a minute.",
+);
 const HEALTH_CHECKS: Series = counter(
     "pickd_health_checks_total",
     &["service", "result"],
@@ -439,6 +444,12 @@ fn add_service(table: &mut Table, balancer: &LoadBalancer, statistics: &Statisti
             .count();
         table.add(&POOL_INSTANCES, &[service, status.as_str()], count as f64);
     }
+    let flapping = statistics
+        .instances
+        .values()
+        .filter(|instance| instance.flapping)
+        .count();
+    table.add(&POOL_FLAPPING, &[service], flapping as f64);
     table.add(&POOL_AVAILABLE, &[service], statistics.available_instances as f64);
     let mut breakers = [("closed", 0_u32), ("half_open", 0), ("open", 0)];
     for breaker in statistics

@@ -47,6 +47,9 @@ pub(super) fn log_health(service: &ServiceName, transition: &Transition) {
             tracing::warn!(%service, instances, "every instance is critical, picking from critical ones: fail_open");
         }
         Transitioned::FailOpenEnded => tracing::info!(%service, "no longer picking from critical instances"),
+        Transitioned::Flapping { changes } => {
+            tracing::warn!(%service, instance, changes, "registration flaps, each return is a slow start");
+        }
         Transitioned::TierChanged { before, now } if before < now => {
             let (rank, priority) = (now.rank(), now.priority());
             tracing::warn!(%service, rank, priority, "no instance of the tier can be picked, the next tier is in turn");

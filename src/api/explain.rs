@@ -135,6 +135,8 @@ struct InstanceState {
     priority: u16,
     /// Whether the tier of the instance is in turn.
     in_turn: bool,
+    /// Changes of the registration within the last minute.
+    registry_changes: usize,
     /// Stable words: why the instance is unavailable, or why it is available and what reduces its
     /// weight.
     why: Vec<&'static str>,
@@ -182,6 +184,7 @@ impl InstanceState {
             available: explained.unavailable_reasons.is_empty(),
             priority: explained.instance.tier().priority(),
             in_turn: explained.in_turn,
+            registry_changes: explained.registry_changes,
             why: why(explained, panic, fail_open),
             effective_weight: explained.effective_weight,
             factors: FactorsState {
@@ -204,6 +207,7 @@ impl InstanceState {
 /// The words of `why`: why the instance can be picked or not.
 fn why(explained: &ExplainedInstance, panic: bool, fail_open: bool) -> Vec<&'static str> {
     let layers = &explained.layers;
+    let flapping = explained.flapping.then_some("flapping");
     let ignored_priority = explained.instance.ignored_priority().then_some("priority_ignored");
     if !explained.unavailable_reasons.is_empty() {
         let words = explained
@@ -217,6 +221,7 @@ fn why(explained: &ExplainedInstance, panic: bool, fail_open: bool) -> Vec<&'sta
             .chain((fail_open && is_picked).then_some("fail_open"))
             .chain((panic && is_picked).then_some("panic"))
             .chain((!explained.in_turn).then_some("not_in_turn"))
+            .chain(flapping)
             .chain(ignored_priority)
             .collect();
     }
@@ -231,6 +236,7 @@ fn why(explained: &ExplainedInstance, panic: bool, fail_open: bool) -> Vec<&'sta
     words.extend((explained.factors.slow_start < 1.0).then_some("slow_start"));
     words.extend(panic.then_some("panic"));
     words.extend((!explained.in_turn).then_some("not_in_turn"));
+    words.extend(flapping);
     words.extend(ignored_priority);
     words
 }

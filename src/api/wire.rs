@@ -113,6 +113,8 @@ struct InstanceDetail {
     priority: u16,
     /// Whether the tier of the instance is in turn.
     in_turn: bool,
+    /// Whether the registration flaps: more than five changes within a minute.
+    flapping: bool,
     effective_weight: f64,
     total_requests: u64,
     reported_requests: u64,
@@ -223,6 +225,7 @@ impl InstanceDetail {
             weight: instance.weight().get(),
             priority: instance.tier().priority(),
             in_turn: numbers.in_turn,
+            flapping: numbers.flapping,
             effective_weight: numbers.effective_weight,
             total_requests: numbers.total_requests,
             reported_requests: numbers.reported_requests,

@@ -82,6 +82,10 @@ pub struct ExplainedInstance {
     pub factors: Factors,
     /// Whether the tier of the instance is in turn: no lower tier can be picked.
     pub in_turn: bool,
+    /// Changes of the registration within the last minute: another status, a departure or a return.
+    pub registry_changes: usize,
+    /// Whether the registration flaps: more than five such changes. Each return is a slow start.
+    pub flapping: bool,
     /// The product of the factors, in steps of 1/16; 0 for an instance that cannot be picked, or
     /// whose tier is not in turn.
     pub effective_weight: f64,
@@ -254,6 +258,8 @@ impl Subject<'_> {
             weight_order: state.weight.clone(),
             factors: Factors::of(&member.instance, &layers, weight_override, ramp, config),
             in_turn: self.view.is_in_turn(member.tier()),
+            registry_changes: member.live.registry_changes(self.now),
+            flapping: member.live.is_flapping(self.now),
             effective_weight: if can_be_picked { weight } else { 0.0 },
             layers,
             unavailable_reasons,

@@ -4,8 +4,8 @@
 //!
 //! 1. [`Directory::get`] finds the [`LoadBalancer`] of the service: one hash, no lock.
 //! 2. [`LoadBalancer::select_instance`] loads the present view from one `ArcSwap`. The view holds
-//!    every registered instance, the candidates among them (available, of weight above zero) and
-//!    the prepared tables of the strategy.
+//!    every registered instance, the candidates among them (available, of weight above zero, of the
+//!    tier in turn) and the prepared tables of the strategy.
 //! 3. The strategy chooses: a turn in a precomputed sequence, a comparison of a few atomics, or a
 //!    place on a hash ring.
 //! 4. The counter of the chosen instance goes up by one. The caller gets a [`Pick`] that points

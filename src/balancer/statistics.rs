@@ -235,6 +235,8 @@ pub struct InstanceStatistics {
     pub layers: Layers,
     /// Why the instance cannot be picked; empty if the instance can be picked.
     pub unavailable_reasons: Vec<UnavailableReason>,
+    /// Whether the registration flaps: more than five changes within a minute.
+    pub flapping: bool,
     /// The share of picks: weight times all factors, in steps of 1/16. 0 while the tier of the
     /// instance is not in turn.
     pub effective_weight: f64,

@@ -556,7 +556,7 @@ fn services_are_listed_with_what_is_known_of_them() {
             "layers": {"admin": {"state": "in_service"}, "registry": {"state": "unknown"}, "active": null, "passive": null,
                        "breaker": null},
             "host": "10.0.1.11", "port": 8080,
-            "address": "10.0.1.11:8080", "weight": 2, "priority": 0, "in_turn": true, "effective_weight": 1.0, "total_requests": 3, "reported_requests": 0,
+            "address": "10.0.1.11:8080", "weight": 2, "priority": 0, "in_turn": true, "flapping": false, "effective_weight": 1.0, "total_requests": 3, "reported_requests": 0,
             "failed_requests": 0, "consecutive_failures": 0, "active_connections": 0, "average_response_time": 0.0,
             "tags": ["v1"], "metadata": {}, "source": "file", "sources": ["file"],
         })

@@ -21,6 +21,7 @@ mod etcd_faults;
 mod etcd_registry;
 mod etcd_scale;
 mod etcd_secured;
+mod flapping;
 mod health;
 mod house;
 mod integrations_clients;

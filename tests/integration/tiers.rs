@@ -258,6 +258,65 @@ fn tags_choose_their_own_tier() {
 }
 
 #[test]
+fn a_port_narrows_as_a_tag_does_in_every_strategy() {
+    let with = |id: &str, priority: u16, port: &str, tag: &str| {
+        let metadata = [("priority", priority.to_string()), (port, "9000".to_owned())];
+        instance(id, 0).with_metadata(metadata).with_tags([tag]).unwrap()
+    };
+    for strategy in LoadBalancingStrategy::ALL {
+        let pool = Pool::new(
+            config(strategy),
+            [
+                with("a", 1, "port-grpc", "v1"),
+                with("b", 1, "port-grpc", "v2"),
+                with("c", 2, "port-grpc", "v1"),
+                with("d", 1, "port-admin", "v1"),
+                with("e", 2, "port-admin", "v2"),
+            ],
+        );
+        let grpc = Context::new().with_port("grpc");
+        let admin = Context::new().with_port("admin");
+        let v2 = &["v2"];
+        assert_eq!(pool.picked(), ids(["a", "b", "d"]), "{strategy}");
+        assert_eq!(pool.picked_for(&grpc), ids(["a", "b"]), "{strategy}");
+        assert_eq!(pool.picked_for(&admin), ids(["d"]), "{strategy}");
+        assert_eq!(pool.picked_for(&grpc.with_tags(v2)), ids(["b"]), "{strategy}");
+        assert_eq!(
+            pool.picked_for(&Context::new().with_tags(v2).with_port("admin")),
+            ids(["e"])
+        );
+        assert_eq!(
+            pool.picked_for(&grpc.with_exclude(&["a", "b"])),
+            ids(["c"]),
+            "{strategy}"
+        );
+        let pick = pool.balancer.select_instance(&grpc).unwrap();
+        let alternates = pick.alternates(9, &grpc);
+        let alternates: BTreeSet<_> = alternates.iter().map(|it| it.instance().id().to_string()).collect();
+        assert_eq!(alternates.len(), 2);
+        assert!(alternates.contains("c"), "{alternates:?}");
+        drop(pick);
+        // Beyond the table of sets, and for a port that no instance has.
+        for number in 0..80 {
+            let tags: Vec<String> = (0..number).map(|_| "v1".to_owned()).collect();
+            let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+            let pick = pool.balancer.select_instance(&admin.with_tags(&tags)).unwrap();
+            assert_eq!(pick.id().as_str(), "d");
+        }
+        let refusal = pool
+            .balancer
+            .select_instance(&Context::new().with_port("http"))
+            .unwrap_err();
+        assert!(
+            matches!(&refusal, PickError::UnknownPort { port, total: 5, .. } if port == "http"),
+            "{refusal}"
+        );
+        pool.check("a", FAIL, 3);
+        assert_eq!(pool.picked_for(&grpc), ids(["b"]), "{strategy}");
+    }
+}
+
+#[test]
 fn alternates_come_tier_by_tier() {
     for strategy in LoadBalancingStrategy::ALL {
         let pool = Pool::new(

@@ -483,6 +483,7 @@ impl LoadBalancer {
                 status: layers.status(),
                 available: unavailable_reasons.is_empty(),
                 in_turn: view.is_in_turn(member.tier()),
+                flapping: live.is_flapping(now),
                 effective_weight: if view.lets_through(member, &unavailable_reasons) {
                     f64::from(member.units) / 16.0
                 } else {

@@ -95,10 +95,10 @@ impl LoadBalancer {
                     Some(before) if before.instance.address() == instance.address() => Arc::clone(&before.live),
                     _ => {
                         leaving.extend(before);
-                        let live = writer.arrive(instance.address());
+                        let live = writer.arrive(instance.address(), now);
                         // The address may have left with an open breaker.
                         writer.upkeep.stir(&live);
-                        if live.add_instance() && serves {
+                        if live.add_instance() && (serves || live.is_flapping(now)) {
                             live.start_ramp(now);
                         }
                         live
@@ -110,6 +110,10 @@ impl LoadBalancer {
                 let judged = judged(&instance, said, order, &live, &config);
                 let layers = judged.layers;
                 live.reset_eligible();
+                let other_status = |before: &Member| before.state.layers.registry.state != layers.registry.state;
+                if before.is_some_and(other_status) {
+                    writer.upkeep.registry_changed(&live, now);
+                }
                 if before.is_some_and(|before| recovered(before.state.layers.registry, layers.registry)) {
                     writer.upkeep.start_ramp(&live, now);
                 }

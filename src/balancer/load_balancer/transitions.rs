@@ -65,6 +65,12 @@ pub enum Transitioned {
     },
     /// The registry no longer calls every instance critical.
     FailOpenEnded,
+    /// The registration flaps: it changed more than five times within a minute. Each return is a slow
+    /// start.
+    Flapping {
+        /// Changes within the last minute.
+        changes: usize,
+    },
     /// Another tier is in turn.
     TierChanged {
         /// The tier in turn before.

@@ -73,13 +73,18 @@ impl Counted {
 impl Writer {
     /// Adds an instance to an address. Returns the present live state of the address, the one from
     /// before the address left, or a new one.
-    pub(super) fn arrive(&mut self, address: &Address) -> Arc<Live> {
+    pub(super) fn arrive(&mut self, address: &Address, now: Timestamp) -> Arc<Live> {
         if let Some(live) = self.registered.get(address) {
             return Arc::clone(live);
         }
         let remembered = self.departed.iter().position(|(_, departed, _)| departed == address);
-        let live = remembered.and_then(|index| self.departed.remove(index));
-        let live = live.map(|(_, _, live)| live).unwrap_or_default();
+        let live = match remembered.and_then(|index| self.departed.remove(index)) {
+            Some((_, _, live)) => {
+                self.upkeep.registry_changed(&live, now);
+                live
+            }
+            None => Arc::default(),
+        };
         self.registered.insert(address.clone(), Arc::clone(&live));
         live
     }
@@ -89,6 +94,7 @@ impl Writer {
         let was_last = self.registered.get(address).is_some_and(|live| live.remove_instance());
         if was_last && let Some((address, live)) = self.registered.remove_entry(address) {
             self.upkeep.calm(&live);
+            live.registry_changed(now);
             self.departed.push_back((now, address, live));
         }
     }
@@ -175,6 +181,14 @@ impl Upkeep {
     pub(super) fn start_ramp(&mut self, live: &Arc<Live>, now: Timestamp) {
         live.start_ramp(now);
         self.stir(live);
+    }
+
+    /// Records a change of an address in its registry.
+    pub(super) fn registry_changed(&mut self, live: &Arc<Live>, now: Timestamp) {
+        if live.registry_changed(now) {
+            let changes = live.registry_changes(now);
+            self.tell(Some(address_key(live)), Transitioned::Flapping { changes });
+        }
     }
 
     /// Advances this live state until it no longer changes with time.
