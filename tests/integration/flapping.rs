@@ -108,7 +108,7 @@ fn only_the_return_of_a_flapping_instance_is_slow() {
     pool.seconds(29);
     assert_eq!((pool.a().registry_changes, pool.a().flapping), (5, false));
     assert_eq!(pool.a().factors.slow_start, 15.0 / 16.0);
-    pool.seconds(1);
+    pool.seconds(2);
     assert_eq!((pool.a().factors.slow_start, pool.picks_of_a(100)), (1.0, 50));
     pool.seconds(60);
     assert_eq!((pool.a().registry_changes, pool.a().flapping), (0, false));
