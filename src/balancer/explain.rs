@@ -214,7 +214,7 @@ impl Subject<'_> {
     /// Every instance, or only the given one.
     pub(crate) fn instances(&self, only: Option<&InstanceId>) -> Vec<ExplainedInstance> {
         let members = &self.view.members;
-        let picked = |member: &&Member| member.live.admission() == Admission::In && self.view.is_in_turn(member.tier());
+        let picked = |member: &&Member| member.live.admission() == Admission::In && self.view.is_in_turn(member.tier);
         let all_units: u64 = members
             .iter()
             .filter(picked)
@@ -257,7 +257,7 @@ impl Subject<'_> {
             status: layers.status(),
             weight_order: state.weight.clone(),
             factors: Factors::of(&member.instance, &layers, weight_override, ramp, config),
-            in_turn: self.view.is_in_turn(member.tier()),
+            in_turn: self.view.is_in_turn(member.tier),
             registry_changes: member.live.registry_changes(self.now),
             flapping: member.live.is_flapping(self.now),
             effective_weight: if can_be_picked { weight } else { 0.0 },

@@ -17,6 +17,8 @@ use super::share::Factors;
 pub(crate) struct Member {
     pub(crate) instance: Arc<ServiceInstance>,
     pub(crate) status: HealthStatus,
+    /// The tier of the instance, for the passes over all members.
+    pub(crate) tier: Tier,
     /// Share of picks in 1/16, while the member is admitted; 0 = never picked.
     pub(crate) units: u32,
     /// The admission of the member's address when the view was made.
@@ -37,10 +39,6 @@ pub(crate) struct MemberState {
 impl Member {
     pub(crate) fn instance(&self) -> &ServiceInstance {
         &self.instance
-    }
-
-    pub(crate) fn tier(&self) -> Tier {
-        self.instance.tier()
     }
 
     /// Whether a pick may choose the member, as of the moment when the view was made.

@@ -70,7 +70,7 @@ impl Candidates {
     ) -> Self {
         let last = tier_in_turn(members, wanted);
         Self::new(config, members, turn, ring, |member| {
-            last.is_some_and(|last| member.tier() <= last) && wanted.admits(member.instance())
+            last.is_some_and(|last| member.tier <= last) && wanted.admits(member.instance())
         })
     }
 
@@ -95,7 +95,7 @@ impl Candidates {
             })
             .collect();
         let prepared = Prepared::new(config, &slots, members, turn, ring);
-        let tier = chosen().map(|(_, member)| member.tier()).max();
+        let tier = chosen().map(|(_, member)| member.tier).max();
         Self { tier, slots, prepared }
     }
 }
@@ -109,8 +109,8 @@ fn tier_in_turn(members: &[Member], wanted: &Context<'_>) -> Option<Tier> {
             .filter(|member| member.can_be_picked() && wanted.admits(member.instance()))
     };
     let admitted = pickable().filter(|member| member.admission == Admission::In);
-    let lowest = admitted.map(Member::tier).min();
-    lowest.or_else(|| pickable().map(Member::tier).max())
+    let lowest = admitted.map(|member| member.tier).min();
+    lowest.or_else(|| pickable().map(|member| member.tier).max())
 }
 
 /// A tier after the tier in turn.
@@ -283,7 +283,7 @@ impl View {
 
     /// The tiers of all members, in order.
     pub(crate) fn tiers(&self) -> Vec<Tier> {
-        let mut tiers: Vec<_> = self.members.iter().map(Member::tier).collect();
+        let mut tiers: Vec<_> = self.members.iter().map(|member| member.tier).collect();
         tiers.sort_unstable();
         tiers.dedup();
         tiers
@@ -298,7 +298,7 @@ impl View {
     pub(crate) fn lets_through(&self, member: &Member, reasons: &[UnavailableReason]) -> bool {
         let forgiven = |reason: &UnavailableReason| self.fail_open && *reason == UnavailableReason::RegistryCritical;
         let is_usable = self.panic || reasons.iter().all(forgiven);
-        member.units > 0 && is_usable && self.is_in_turn(member.tier())
+        member.units > 0 && is_usable && self.is_in_turn(member.tier)
     }
 
     /// Chooses a member; `None` if no member is acceptable. `epoch` is the present epoch of the
@@ -344,7 +344,7 @@ impl View {
         let acceptable = |member: &&Member| {
             member.units > 0 && member.live.admission() == Admission::In && context.admits(member.instance())
         };
-        let tier = self.members.iter().filter(acceptable).map(Member::tier).min()?;
+        let tier = self.members.iter().filter(acceptable).map(|member| member.tier).min()?;
         if let Some(reserve) = self.reserves.iter().find(|reserve| reserve.tier == tier) {
             let candidates = self.candidates_of(reserve);
             if let Some(slot) = candidates.choose(&self.members, context, load, AdmissionCheck::NoTrials) {
@@ -354,7 +354,7 @@ impl View {
         let mut chosen = None;
         let mut total = 0_u64;
         for (index, member) in self.members.iter().enumerate() {
-            if member.tier() == tier && acceptable(&member) {
+            if member.tier == tier && acceptable(&member) {
                 let units = u64::from(member.units);
                 total += units;
                 if fastrand::u64(0..total) < units {
@@ -378,7 +378,7 @@ impl View {
     fn candidates_of<'a>(&'a self, reserve: &'a Reserve) -> &'a Candidates {
         reserve.candidates.get_or_init(|| {
             let turn = Arc::new(Turn::starting_at(fastrand::u64(..)));
-            let is_in = |member: &Member| member.tier() == reserve.tier;
+            let is_in = |member: &Member| member.tier == reserve.tier;
             Candidates::new(&self.config, &self.members, turn, self.ring.clone(), is_in)
         })
     }
@@ -466,8 +466,8 @@ impl View {
 
 /// The tiers after the tier in turn, in order.
 fn reserves(members: &[Member], in_turn: Option<Tier>) -> Box<[Reserve]> {
-    let later = |member: &&Member| member.can_be_picked() && in_turn.is_some_and(|last| member.tier() > last);
-    let mut tiers: Vec<Tier> = members.iter().filter(later).map(Member::tier).collect();
+    let later = |member: &&Member| member.can_be_picked() && in_turn.is_some_and(|last| member.tier > last);
+    let mut tiers: Vec<Tier> = members.iter().filter(later).map(|member| member.tier).collect();
     tiers.sort_unstable();
     tiers.dedup();
     let reserve = |tier| Reserve {

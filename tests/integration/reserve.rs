@@ -58,13 +58,14 @@ fn why(agent: &Agent, id: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lower_priority_number_in_consul_is_picked_alone() {
     let consul = Consul::start().await;
-    let with = |priority: &str| json!({ "Address": "127.0.0.1", "Meta": { "priority": priority } });
+    let with = |priority: &str| json!({ "Address": "127.0.0.1", "Meta": { "priority": priority, "port-grpc": format!("90{priority}") } });
     consul.register("n1", "web", "first", 8001, with("10")).await;
     consul.register("n1", "web", "second", 8002, with("20")).await;
     let agent = blocking(|| Agent::run(["--consul", &consul.address()]).ready());
     blocking(|| until_picked(&agent, "web", &["first@n1"]));
     assert_eq!(why(&agent, "second@n1"), ["registry_passing", "not_in_turn"]);
     assert_eq!(agent.metric(r#"pickd_pool_tier{service="web"}"#), Some(0.0));
+    assert_eq!(agent.get("/pick/web?port=grpc").json()["address"], "127.0.0.1:9010");
 
     consul.check("n1", "first", "health", "critical", "down").await;
     blocking(|| until_picked(&agent, "web", &["second@n1"]));

@@ -482,7 +482,7 @@ impl LoadBalancer {
             let statistics = InstanceStatistics {
                 status: layers.status(),
                 available: unavailable_reasons.is_empty(),
-                in_turn: view.is_in_turn(member.tier()),
+                in_turn: view.is_in_turn(member.tier),
                 flapping: live.is_flapping(now),
                 effective_weight: if view.lets_through(member, &unavailable_reasons) {
                     f64::from(member.units) / 16.0

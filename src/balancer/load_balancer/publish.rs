@@ -223,6 +223,7 @@ impl LoadBalancer {
             })),
         };
         Member {
+            tier: instance.tier(),
             instance,
             status,
             units,
