@@ -62,6 +62,11 @@
 //!   are layers that do not overwrite each other. Breakers eject at most half of a pool and never
 //!   the last instance. When checks take out the rest, the pool is in panic mode: all instances are
 //!   candidates, and the answer says so. An ejection applies to the very next pick.
+//! - **The lowest tier is picked alone** while any of it can be picked. Tiers are decided when a view
+//!   is made, so that a pool of one tier has no work with them. A pick goes on to the next tier when
+//!   it accepts no instance of the tier in turn.
+//! - **The registry decides, unless told otherwise.** A service whose instances are all critical in
+//!   the registry is closed. With `fail_open` it is picked from, and each answer says so.
 //! - **An override stands beside the data of the registry**, and overwrites none of it. It belongs
 //!   to the id, follows a machine to a new id, and never passes to another machine. It ends when an
 //!   operator lifts it or when its time is over, and keeps its origin and reason.

@@ -61,7 +61,7 @@ const READY: Series = gauge("pickd_ready", &[], "Whether /readyz answers 200.");
 const PICKS: Series = counter(
     "pickd_picks_total",
     &["service", "result"],
-    "Picks by result: ok, panic (answered from a pool with too few usable instances), or the error code. Names that no source lists count under service \"(unknown)\".",
+    "Picks by result: ok, panic (answered from a pool with too few usable instances), fail_open (answered from a pool of critical instances), or the error code. Names that no source lists count under service \"(unknown)\".",
 );
 const POOL_INSTANCES: Series = gauge(
     "pickd_pool_instances",
@@ -88,6 +88,21 @@ const POOL_PANIC: Series = gauge(
     "pickd_pool_panic",
     SERVICE,
     "Whether so few instances are usable that instances taken out by local health are candidates, too.",
+);
+const POOL_FAIL_OPEN: Series = gauge(
+    "pickd_pool_fail_open",
+    SERVICE,
+    "Whether critical instances are candidates, because the registry calls every instance critical and fail_open is set.",
+);
+const POOL_TIER: Series = gauge(
+    "pickd_pool_tier",
+    SERVICE,
+    "Place of the tier in turn, by priority and datacenter; 0 is the first; absent while no instance can be picked.",
+);
+const POOL_FLAPPING: Series = gauge(
+    "pickd_pool_flapping_instances",
+    SERVICE,
+    "Registered instances whose registration changed more than five times within a minute.",
 );
 const HEALTH_CHECKS: Series = counter(
     "pickd_health_checks_total",
@@ -410,15 +425,22 @@ fn add_service(table: &mut Table, balancer: &LoadBalancer, statistics: &Statisti
     let service = balancer.service().as_str();
     let refusals = balancer.refusals();
     let panicked = balancer.panic_picks();
+    let failed_open = balancer.fail_open_picks();
     let checks = balancer.checks();
+    table.add(&POOL_FAIL_OPEN, &[service], f64::from(u8::from(balancer.fails_open())));
+    if let Some(place) = balancer.tier_in_turn() {
+        table.add(&POOL_TIER, &[service], place as f64);
+    }
     table.add(&POOL_PANIC, &[service], f64::from(u8::from(balancer.panics())));
     table.add(&HEALTH_CHECKS, &[service, "pass"], checks.passed as f64);
     table.add(&HEALTH_CHECKS, &[service, "fail"], checks.failed as f64);
     for (result, count) in [
-        ("ok", statistics.total_requests.saturating_sub(panicked)),
+        ("ok", statistics.total_requests.saturating_sub(panicked + failed_open)),
         ("panic", panicked),
+        ("fail_open", failed_open),
         ("not_synced", refusals.not_synced),
         ("no_instances", refusals.no_instances),
+        ("unknown_port", refusals.unknown_port),
         ("none_available", refusals.none_available),
     ] {
         table.add(&PICKS, &[service, result], count as f64);
@@ -431,6 +453,12 @@ fn add_service(table: &mut Table, balancer: &LoadBalancer, statistics: &Statisti
             .count();
         table.add(&POOL_INSTANCES, &[service, status.as_str()], count as f64);
     }
+    let flapping = statistics
+        .instances
+        .values()
+        .filter(|instance| instance.flapping)
+        .count();
+    table.add(&POOL_FLAPPING, &[service], flapping as f64);
     table.add(&POOL_AVAILABLE, &[service], statistics.available_instances as f64);
     let mut breakers = [("closed", 0_u32), ("half_open", 0), ("open", 0)];
     for breaker in statistics

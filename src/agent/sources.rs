@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::balancer::{Address, Clock, ServiceName, Source, SourceStatus, Sources};
 use crate::config::SourceConfig;
-use crate::discovery::consul::{self, ConsulWatcher, Reloader};
+use crate::discovery::consul::{ConsulWatcher, Reloader};
 use crate::discovery::etcd::{self, EtcdWatcher};
 use crate::discovery::file::{self, FileWatcher};
 use crate::discovery::supervise::supervise;
@@ -112,13 +112,14 @@ impl Running {
             SourceConfig::Consul(settings) => {
                 let names = settings.services.clone();
                 let scope = Box::new(move |service: &str| names.matches(service));
-                let status = Arc::new(SourceStatus::new(consul::SOURCE, settings.required, scope));
+                let source = settings.source();
+                let status = Arc::new(SourceStatus::new(source, settings.required, scope));
                 let directory = Arc::clone(&self.api.directory);
                 let interest =
                     move |service: &ServiceName| directory.get(service.as_str()).map_or(0, |balancer| balancer.picks());
                 let settings = settings.as_ref().clone();
                 let watcher = ConsulWatcher::new(settings, Arc::clone(&status), clock, Arc::new(interest))
-                    .map_err(failed(consul::SOURCE))?;
+                    .map_err(failed(source))?;
                 reloader = Some(watcher.reloader());
                 (status, AnyWatcher::Consul(Box::new(watcher)))
             }

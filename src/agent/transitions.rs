@@ -43,6 +43,21 @@ pub(super) fn log_health(service: &ServiceName, transition: &Transition) {
             tracing::warn!(%service, usable, eligible, "too few instances are usable, picking from all of them");
         }
         Transitioned::PanicEnded => tracing::info!(%service, "enough instances are usable again"),
+        Transitioned::FailOpenBegan { instances } => {
+            tracing::warn!(%service, instances, "every instance is critical, picking from critical ones: fail_open");
+        }
+        Transitioned::FailOpenEnded => tracing::info!(%service, "no longer picking from critical instances"),
+        Transitioned::Flapping { changes } => {
+            tracing::warn!(%service, instance, changes, "registration flaps, each return is a slow start");
+        }
+        Transitioned::TierChanged { before, now } if before < now => {
+            let (rank, priority) = (now.rank(), now.priority());
+            tracing::warn!(%service, rank, priority, "no instance of the tier can be picked, the next tier is in turn");
+        }
+        Transitioned::TierChanged { now, .. } => {
+            let (rank, priority) = (now.rank(), now.priority());
+            tracing::info!(%service, rank, priority, "a lower tier is in turn");
+        }
     }
 }
 

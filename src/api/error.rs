@@ -79,6 +79,7 @@ impl ApiError {
             Self::Pick(PickError::NotSynced { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "not_synced"),
             Self::Pick(PickError::Unknown { .. }) => (StatusCode::NOT_FOUND, "unknown_service"),
             Self::Pick(PickError::Empty { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "no_instances"),
+            Self::Pick(PickError::UnknownPort { .. }) => (StatusCode::NOT_FOUND, "unknown_port"),
             Self::Pick(PickError::NoneAvailable { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "none_available"),
             Self::Name(_) | Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, "invalid_request"),
             Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, "unknown_parameter"),
@@ -104,6 +105,7 @@ impl IntoResponse for ApiError {
                 PickError::NotSynced { service, .. }
                 | PickError::Unknown { service }
                 | PickError::Empty { service }
+                | PickError::UnknownPort { service, .. }
                 | PickError::NoneAvailable { service, .. },
             )
             | Self::Instance(UnknownInstance { service, .. }) => Some(service.to_string()),

@@ -13,8 +13,8 @@ use super::layers::{LayersState, OrderState, OrderedWeight};
 use super::query;
 use super::state::Api;
 use crate::balancer::{
-    DegradedReason, ExplainedInstance, Explanation, InstanceId, Layers, LoadBalancer, PassiveState, RegistryEntry,
-    RegistryStatus, Score, ServiceName, Timestamp, UnavailableReason,
+    DegradedReason, ExplainedInstance, ExplainedTier, Explanation, InstanceId, Layers, LoadBalancer, PassiveState,
+    RegistryEntry, RegistryStatus, Score, ServiceName, Timestamp, UnavailableReason,
 };
 
 /// The route. With the query parameter `key`, the answer says which instance the key leads to.
@@ -46,7 +46,10 @@ pub(super) struct ExplainedService {
     /// Whether the pool is in panic mode: too few instances are usable, so all eligible instances
     /// are candidates.
     panic: bool,
-    /// Instances that can be picked outside of panic mode.
+    /// Whether the service fails open: the registry calls every instance critical, and the critical
+    /// instances are candidates all the same.
+    fail_open: bool,
+    /// Instances that can be picked outside of panic mode, once their tier is in turn.
     available_instances: usize,
     /// Instances of weight above 0 that are neither drained nor rejected by the registry. The
     /// ejection cap and the panic threshold are shares of this number.
@@ -54,12 +57,37 @@ pub(super) struct ExplainedService {
     total_instances: usize,
     /// The time it took to build the current view.
     view_build_seconds: f64,
+    /// In order: the first tier that can be picked is picked alone.
+    tiers: Vec<TierState>,
     /// By id.
     instances: Vec<InstanceState>,
     /// The instance that the key leads to. Left out if the request has no key; null if the strategy
     /// ignores keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Option<KeyState>>,
+}
+
+#[derive(Serialize)]
+struct TierState {
+    /// The place of the datacenter or other source of the instances.
+    rank: u16,
+    priority: u16,
+    /// Whether picks may choose instances of the tier.
+    in_turn: bool,
+    available_instances: usize,
+    total_instances: usize,
+}
+
+impl TierState {
+    fn of(explained: &ExplainedTier) -> Self {
+        Self {
+            rank: explained.tier.rank(),
+            priority: explained.tier.priority(),
+            in_turn: explained.in_turn,
+            available_instances: explained.available_instances,
+            total_instances: explained.total_instances,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -77,13 +105,15 @@ impl ExplainedService {
         let instances: Vec<_> = explanation
             .instances
             .iter()
-            .map(|instance| InstanceState::of(instance, explanation.panic, now))
+            .map(|instance| InstanceState::of(instance, explanation.panic, explanation.fail_open, now))
             .collect();
         Self {
             service: service.to_string(),
             strategy: explanation.strategy.as_str(),
             mode: explanation.mode.as_str(),
             panic: explanation.panic,
+            fail_open: explanation.fail_open,
+            tiers: explanation.tiers.iter().map(TierState::of).collect(),
             eligible_instances: explanation.eligible_instances,
             available_instances: instances.iter().filter(|instance| instance.available).count(),
             total_instances: instances.len(),
@@ -101,6 +131,12 @@ struct InstanceState {
     address: String,
     status: &'static str,
     available: bool,
+    /// The priority that the registration gives, 0 without one.
+    priority: u16,
+    /// Whether the tier of the instance is in turn.
+    in_turn: bool,
+    /// Changes of the registration within the last minute.
+    registry_changes: usize,
     /// Stable words: why the instance is unavailable, or why it is available and what reduces its
     /// weight.
     why: Vec<&'static str>,
@@ -146,7 +182,7 @@ struct ScoreState {
 }
 
 impl InstanceState {
-    fn of(explained: &ExplainedInstance, panic: bool, now: Timestamp) -> Self {
+    fn of(explained: &ExplainedInstance, panic: bool, fail_open: bool, now: Timestamp) -> Self {
         let factors = &explained.factors;
         let score = |score: Score| ScoreState {
             kind: score.kind(),
@@ -157,7 +193,10 @@ impl InstanceState {
             address: explained.instance.address().to_string(),
             status: explained.status.as_str(),
             available: explained.unavailable_reasons.is_empty(),
-            why: why(explained, panic),
+            priority: explained.instance.tier().priority(),
+            in_turn: explained.in_turn,
+            registry_changes: explained.registry_changes,
+            why: why(explained, panic, fail_open),
             effective_weight: explained.effective_weight,
             factors: FactorsState {
                 weight: factors.weight.get(),
@@ -193,17 +232,24 @@ impl RegistrationState {
 }
 
 /// The words of `why`: why the instance can be picked or not.
-fn why(explained: &ExplainedInstance, panic: bool) -> Vec<&'static str> {
+fn why(explained: &ExplainedInstance, panic: bool, fail_open: bool) -> Vec<&'static str> {
     let layers = &explained.layers;
+    let flapping = explained.flapping.then_some("flapping");
+    let ignored_priority = explained.instance.ignored_priority().then_some("priority_ignored");
     if !explained.unavailable_reasons.is_empty() {
         let words = explained
             .unavailable_reasons
             .iter()
             .copied()
             .map(UnavailableReason::as_str);
-        // In panic mode the instance is picked although it is unavailable.
+        // The instance is picked although it is unavailable.
+        let is_picked = explained.score.is_some();
         return words
-            .chain((panic && explained.score.is_some()).then_some("panic"))
+            .chain((fail_open && is_picked).then_some("fail_open"))
+            .chain((panic && is_picked).then_some("panic"))
+            .chain((!explained.in_turn).then_some("not_in_turn"))
+            .chain(flapping)
+            .chain(ignored_priority)
             .collect();
     }
     let mut words = vec![reason_for_availability(layers)];
@@ -216,6 +262,9 @@ fn why(explained: &ExplainedInstance, panic: bool) -> Vec<&'static str> {
     words.extend(layers.held_by_cap.then_some("held_by_cap"));
     words.extend((explained.factors.slow_start < 1.0).then_some("slow_start"));
     words.extend(panic.then_some("panic"));
+    words.extend((!explained.in_turn).then_some("not_in_turn"));
+    words.extend(flapping);
+    words.extend(ignored_priority);
     words
 }
 
@@ -256,7 +305,8 @@ impl OverriddenInstance {
             id: id.to_string(),
             drain: orders.drain.as_deref().map(|standing| OrderState::of(standing, now)),
             weight_override: orders.weight.as_ref().map(|order| OrderedWeight::of(order, now)),
-            instance: explained.map(|explained| InstanceState::of(&explained, balancer.panics(), now)),
+            instance: explained
+                .map(|explained| InstanceState::of(&explained, balancer.panics(), balancer.fails_open(), now)),
         }
     }
 }

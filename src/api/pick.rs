@@ -1,6 +1,7 @@
 //! `GET /pick/{service}`: which instance should take the next request? `POST` picks as well, and
 //! takes a lease on the instance.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +14,21 @@ use axum::response::{IntoResponse, Response};
 use super::error::ApiError;
 use super::query;
 use super::state::Api;
-use crate::balancer::{Context, Lease, LeaseDenied, Pick, ServiceName, Source};
+use super::wire::JsonBodies;
+use crate::balancer::{
+    Bodies, Context, Described, HealthStatus, Lease, LeaseDenied, Pick, Render, ServiceInstance, ServiceName, Source,
+};
 
 /// The parameters of `GET`.
-const GET_PARAMETERS: &str = "key, n, exclude, tag, format";
+const GET_PARAMETERS: &str = "key, n, exclude, tag, port, format";
 /// The parameters of `POST`.
-const POST_PARAMETERS: &str = "key, n, exclude, tag, format, ttl";
+const POST_PARAMETERS: &str = "key, n, exclude, tag, port, format, ttl";
 /// The header that carries the lease of a text answer.
 const LEASE_HEADER: HeaderName = HeaderName::from_static("x-pickd-lease");
 /// The header of a text answer that says whether the caller may send a retry.
 const RETRY_HEADER: HeaderName = HeaderName::from_static("x-pickd-retry-allowed");
+/// The most characters in the name of a port.
+const MAX_PORT_NAME: usize = 64;
 /// The most instances in one answer, including the first.
 const MAX_INSTANCES: usize = 16;
 
@@ -33,6 +39,7 @@ struct Request {
     instances: Option<usize>,
     exclude: Vec<String>,
     tags: Vec<String>,
+    port: Option<String>,
     format: Option<Format>,
     ttl: Option<Duration>,
 }
@@ -70,11 +77,13 @@ impl Request {
                 "n" => query::once(&mut request.instances, "n", count(raw)?)?,
                 "exclude" => query::extend(&mut request.exclude, "exclude", raw)?,
                 "tag" => query::extend(&mut request.tags, "tag", raw)?,
+                "port" => query::once(&mut request.port, "port", port(raw)?)?,
                 "format" => query::once(&mut request.format, "format", format(raw)?)?,
                 "ttl" if kind == Kind::Leased => query::once(&mut request.ttl, "ttl", ttl(raw)?)?,
                 other => return Err(query::unknown(other, kind.parameters())),
             }
         }
+        request.port = request.port.filter(|port| !port.is_empty());
         request.key = request.key.filter(|key| !key.is_empty());
         if request.key.is_none() {
             request.key = headers
@@ -100,6 +109,17 @@ fn ttl(raw: &str) -> Result<Duration, ApiError> {
     seconds
         .map(Duration::from_secs_f64)
         .ok_or_else(|| ApiError::InvalidRequest("ttl must be a number of seconds from 0.1 to 3600".to_owned()))
+}
+
+/// The name of a port, as in the metadata `port-<name>`. Empty: not given.
+fn port(raw: &str) -> Result<String, ApiError> {
+    let name = query::text("port", raw)?;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if name.len() > MAX_PORT_NAME || !name.bytes().all(allowed) {
+        let message = format!("port must be a name of 1 to {MAX_PORT_NAME} characters of A-Z a-z 0-9 . _ -");
+        return Err(ApiError::InvalidRequest(message));
+    }
+    Ok(name)
 }
 
 fn format(raw: &str) -> Result<Format, ApiError> {
@@ -143,6 +163,9 @@ pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request)
     if let Some(key) = &request.key {
         context = context.with_key(key);
     }
+    if let Some(port) = &request.port {
+        context = context.with_port(port);
+    }
     let (pick, lease) = match kind {
         Kind::Plain => (api.directory.select_instance(&balancer, &context)?, None),
         Kind::Leased => {
@@ -158,6 +181,7 @@ pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request)
         .map(|instances| instances - 1);
     let answer = Answer {
         api: &api,
+        service: balancer.service(),
         pick: &pick,
         context: &context,
         alternates,
@@ -193,6 +217,7 @@ fn respond(content_type: &'static str, body: Vec<u8>) -> Response {
 /// The answer to a pick.
 struct Answer<'a> {
     api: &'a Api,
+    service: &'a ServiceName,
     pick: &'a Pick,
     context: &'a Context<'a>,
     /// The number of alternates that the caller asked for.
@@ -205,16 +230,34 @@ struct Answer<'a> {
 
 impl Answer<'_> {
     fn text(&self) -> Vec<u8> {
-        let mut body = self.pick.bodies().text.to_vec();
+        let mut body = self
+            .rendered(self.pick, self.pick.status(), self.pick.bodies())
+            .text
+            .to_vec();
         for alternate in self.pick.alternates(self.alternates.unwrap_or(0), self.context) {
-            body.extend_from_slice(&alternate.bodies().text);
+            let rendered = self.rendered(alternate.instance(), alternate.status(), alternate.bodies());
+            body.extend_from_slice(&rendered.text);
         }
         body
     }
 
+    /// The bodies of an instance: as rendered with the view, or at the port that the caller asked
+    /// for.
+    fn rendered<'b>(&self, instance: &ServiceInstance, status: HealthStatus, bodies: &'b Bodies) -> Cow<'b, Bodies> {
+        match self.context.port().and_then(|port| instance.at_named_port(port)) {
+            None => Cow::Borrowed(bodies),
+            Some(instance) => Cow::Owned(JsonBodies.render(&Described {
+                service: self.service,
+                instance: &instance,
+                status,
+            })),
+        }
+    }
+
     /// The rendered instance, then the fields of this answer, then the closing brace.
     fn json(&self) -> Vec<u8> {
-        let rendered = &self.pick.bodies().json;
+        let bodies = self.rendered(self.pick, self.pick.status(), self.pick.bodies());
+        let rendered = &bodies.json;
         let mut body = Vec::with_capacity(rendered.len() + 96);
         body.extend_from_slice(rendered);
         match self.lease {
@@ -235,10 +278,14 @@ impl Answer<'_> {
                 if index > 0 {
                     body.push(b',');
                 }
-                body.extend_from_slice(&alternate.bodies().json);
+                let rendered = self.rendered(alternate.instance(), alternate.status(), alternate.bodies());
+                body.extend_from_slice(&rendered.json);
                 body.push(b'}');
             }
             body.push(b']');
+        }
+        if self.pick.fails_open() {
+            body.extend_from_slice(b",\"fail_open\":true");
         }
         if self.pick.panic() {
             body.extend_from_slice(b",\"panic\":true");
@@ -298,14 +345,15 @@ mod tests {
 
     #[test]
     fn each_parameter_is_read() {
-        let request = parse("/pick/a?key=s%201&n=3&exclude=x%2Cy,z&tag=v1&tag=eu&format=text").unwrap();
+        let request = parse("/pick/a?key=s%201&n=3&exclude=x%2Cy,z&tag=v1&tag=eu&port=grpc&format=text").unwrap();
         assert_eq!(request.key.as_deref(), Some(&b"s 1"[..]));
         assert_eq!(request.instances, Some(3));
         assert_eq!(request.exclude, ["x,y", "z"]);
         assert_eq!(request.tags, ["v1", "eu"]);
+        assert_eq!(request.port.as_deref(), Some("grpc"));
         assert_eq!(request.format, Some(Format::Text));
         assert_eq!(parse("/pick/a").unwrap(), Request::default());
-        assert_eq!(parse("/pick/a?key=").unwrap(), Request::default());
+        assert_eq!(parse("/pick/a?key=&port=").unwrap(), Request::default());
         assert_eq!(
             parse("/pick/a?key=%ff").unwrap().key.as_deref(),
             Some(&b"\xff"[..]),
@@ -324,6 +372,12 @@ mod tests {
             "?key=a&key=a",
             "?format=xml",
             "?tag=%ff",
+            "?port=a&port=a",
+            "?port=a%20b",
+            "?port=a/b",
+            "?port=%ff",
+            "?port=%C3%A9",
+            &format!("?port={}", "x".repeat(65)),
         ] {
             assert!(
                 matches!(parse(&format!("/pick/a{uri}")), Err(ApiError::InvalidRequest(_))),

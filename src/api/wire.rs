@@ -76,6 +76,11 @@ pub(crate) struct ServiceSummary {
     /// Whether the pool is in panic mode: too few instances are usable, so all eligible instances
     /// are candidates.
     panic: bool,
+    /// Whether the service fails open: the registry calls every instance critical, and the critical
+    /// instances are candidates all the same.
+    fail_open: bool,
+    /// The place of the tier in turn, 0 for the first. Null while no instance can be picked.
+    tier_in_turn: Option<usize>,
     /// The names of the sources that list instances of the service.
     sources: Vec<&'static str>,
 }
@@ -117,6 +122,12 @@ struct InstanceDetail {
     port: u16,
     address: String,
     weight: u16,
+    /// The priority that the registration gives, 0 without one.
+    priority: u16,
+    /// Whether the tier of the instance is in turn.
+    in_turn: bool,
+    /// Whether the registration flaps: more than five changes within a minute.
+    flapping: bool,
     effective_weight: f64,
     total_requests: u64,
     reported_requests: u64,
@@ -190,6 +201,8 @@ impl ServiceSummary {
             available_instances: statistics.available_instances,
             total_instances: statistics.total_instances,
             panic: balancer.panics(),
+            fail_open: balancer.fails_open(),
+            tier_in_turn: balancer.tier_in_turn(),
             sources,
         }
     }
@@ -240,6 +253,9 @@ impl InstanceDetail {
             port: instance.port(),
             address: instance.address().to_string(),
             weight: instance.weight().get(),
+            priority: instance.tier().priority(),
+            in_turn: numbers.in_turn,
+            flapping: numbers.flapping,
             effective_weight: numbers.effective_weight,
             total_requests: numbers.total_requests,
             reported_requests: numbers.reported_requests,

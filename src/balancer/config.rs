@@ -264,6 +264,9 @@ instance never.";
             panic, with_panic: bool = (true), "Whether a pool with too few usable instances enters panic mode.";
             panic_threshold, with_panic_threshold: f64 = (0.0) in [0.0 to 1.0],
                 "Share of usable instances below which a pool enters panic mode; with 0, when no instance is usable.";
+            fail_open, with_fail_open: bool = (false),
+                "Whether critical instances are picked while the registry calls every instance of the service \
+critical. Each answer says so.";
             slow_start, with_slow_start: Duration = (30 s) in [0 (off) to 1 h],
                 "Time in which an instance that recovered, or that joined a pool in use, rises to its full share.";
         }

@@ -1,4 +1,4 @@
-//! The caller's wishes for a pick: key, tags, exclusions.
+//! The caller's wishes for a pick: key, tags, named port, exclusions.
 
 use super::instance::ServiceInstance;
 
@@ -18,6 +18,9 @@ pub struct Context<'a> {
     pub(crate) key: Option<&'a [u8]>,
     pub(crate) exclude: &'a [&'a str],
     pub(crate) tags: &'a [&'a str],
+    pub(crate) port: Option<&'a str>,
+    /// Whether there are tags or a port: a pick without them asks this one question.
+    pub(crate) narrows: bool,
 }
 
 impl<'a> Context<'a> {
@@ -28,6 +31,8 @@ impl<'a> Context<'a> {
             key: None,
             exclude: &[],
             tags: &[],
+            port: None,
+            narrows: false,
         }
     }
 
@@ -51,6 +56,16 @@ impl<'a> Context<'a> {
     #[must_use]
     pub const fn with_tags(mut self, tags: &'a [&'a str]) -> Self {
         self.tags = tags;
+        self.narrows = !tags.is_empty() || self.port.is_some();
+        self
+    }
+
+    /// Sets the name of the port that an instance must have, as in its metadata `port-<name>`: see
+    /// [`ServiceInstance::named_port`].
+    #[must_use]
+    pub const fn with_port(mut self, name: &'a str) -> Self {
+        self.port = Some(name);
+        self.narrows = true;
         self
     }
 
@@ -60,12 +75,30 @@ impl<'a> Context<'a> {
         self.key
     }
 
+    /// The name of the port that an instance must have.
+    #[must_use]
+    pub const fn port(&self) -> Option<&'a str> {
+        self.port
+    }
+
     #[inline]
     pub(crate) fn admits_all(&self) -> bool {
-        self.exclude.is_empty() && self.tags.is_empty()
+        self.exclude.is_empty() && !self.narrows
     }
 
     pub(crate) fn admits(&self, instance: &ServiceInstance) -> bool {
-        !self.exclude.contains(&instance.id().as_str()) && self.tags.iter().all(|tag| instance.has_tag(tag))
+        !self.exclude.contains(&instance.id().as_str())
+            && self.tags.iter().all(|tag| instance.has_tag(tag))
+            && self.port.is_none_or(|port| instance.named_port(port).is_some())
+    }
+
+    /// The same without tags and port, for candidates that have them.
+    pub(crate) const fn of_narrowed(&self) -> Self {
+        Self {
+            tags: &[],
+            port: None,
+            narrows: false,
+            ..*self
+        }
     }
 }

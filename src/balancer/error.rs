@@ -30,7 +30,18 @@ pub enum PickError {
         /// The requested service.
         service: ServiceName,
     },
-    /// The service has instances. Each is down, of weight 0, excluded, or without a requested tag.
+    /// The service has instances, and none has the requested port.
+    #[error("service {service}: none of {total} instances has the port {port:?}")]
+    UnknownPort {
+        /// The requested service.
+        service: ServiceName,
+        /// The requested port, shortened.
+        port: String,
+        /// The number of its instances.
+        total: usize,
+    },
+    /// The service has instances. Each is down, of weight 0, excluded, or without a requested tag or
+    /// port.
     #[error("service {service}: none of {total} instances can be picked")]
     NoneAvailable {
         /// The requested service.

@@ -13,7 +13,7 @@ use super::config::LoadBalancingStrategy;
 use super::context::Context;
 use super::health::ejection::Admission;
 use super::health::layers::{Layers, UnavailableReason};
-use super::instance::{HealthStatus, InstanceId, ServiceInstance};
+use super::instance::{HealthStatus, InstanceId, ServiceInstance, Tier};
 use super::live::Load;
 use super::load_balancer::LoadBalancer;
 use super::member::{Member, unavailable_reasons};
@@ -35,16 +35,35 @@ pub struct Explanation {
     pub mode: Mode,
     /// Whether the pool is in panic mode: all eligible instances are candidates.
     pub panic: bool,
+    /// Whether the service fails open: the registry calls every instance critical, and the critical
+    /// instances are candidates all the same.
+    pub fail_open: bool,
     /// Instances that only local judgement can take out.
     pub eligible_instances: usize,
     /// Eligible instances that local judgement does not take out.
     pub usable_instances: usize,
     /// The time that building the present view took.
     pub build_time: Duration,
+    /// The tiers of the registered instances, in order.
+    pub tiers: Vec<ExplainedTier>,
     /// Every registered instance, by id.
     pub instances: Vec<ExplainedInstance>,
     /// The instance of the key, if the caller gave a key and the strategy uses keys.
     pub key: Option<ExplainedKey>,
+}
+
+/// One tier of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExplainedTier {
+    /// The tier.
+    pub tier: Tier,
+    /// Whether picks may choose instances of the tier at present.
+    pub in_turn: bool,
+    /// Registered instances of the tier.
+    pub total_instances: usize,
+    /// Instances of the tier that can be picked, once the tier is in turn.
+    pub available_instances: usize,
 }
 
 /// The explanation of one instance.
@@ -61,11 +80,19 @@ pub struct ExplainedInstance {
     pub weight_order: Option<WeightOrder>,
     /// The factors of its share.
     pub factors: Factors,
-    /// The product of the factors, in steps of 1/16.
+    /// Whether the tier of the instance is in turn: no lower tier can be picked.
+    pub in_turn: bool,
+    /// Changes of the registration within the last minute: another status, a departure or a return.
+    pub registry_changes: usize,
+    /// Whether the registration flaps: more than five such changes. Each return is a slow start.
+    pub flapping: bool,
+    /// The product of the factors, in steps of 1/16; 0 for an instance that cannot be picked, or
+    /// whose tier is not in turn.
     pub effective_weight: f64,
     /// Why the instance cannot be picked outside panic mode. Empty if it can.
     pub unavailable_reasons: Vec<UnavailableReason>,
-    /// The number that the strategy compares. `None` for an instance that cannot be picked.
+    /// The number that the strategy compares. `None` for an instance that cannot be picked, or whose
+    /// tier is not in turn.
     pub score: Option<Score>,
 }
 
@@ -129,14 +156,17 @@ impl LoadBalancer {
                 ring_order: subject.ring_order(key),
             }
         });
+        let instances = subject.instances(None);
         Explanation {
             strategy: view.config.strategy(),
             mode: subject.mode,
             panic: view.panic,
+            fail_open: view.fail_open,
             eligible_instances: view.eligible,
             usable_instances: view.usable,
             build_time: Duration::from_nanos(self.shared.build_time.load(Ordering::Relaxed)),
-            instances: subject.instances(None),
+            tiers: tiers(&view, &instances),
+            instances,
             key,
         }
     }
@@ -160,6 +190,20 @@ impl LoadBalancer {
     }
 }
 
+fn tiers(view: &View, instances: &[ExplainedInstance]) -> Vec<ExplainedTier> {
+    let explained = |tier: Tier| {
+        let own = || instances.iter().filter(|explained| explained.instance.tier() == tier);
+        let is_available = |explained: &&ExplainedInstance| explained.unavailable_reasons.is_empty();
+        ExplainedTier {
+            tier,
+            in_turn: own().any(|explained| explained.score.is_some()),
+            total_instances: own().count(),
+            available_instances: own().filter(is_available).count(),
+        }
+    };
+    view.tiers().into_iter().map(explained).collect()
+}
+
 /// The view and the load that an explanation reads.
 pub(crate) struct Subject<'a> {
     pub(crate) view: &'a View,
@@ -172,7 +216,7 @@ impl Subject<'_> {
     /// Every instance, or only the given one.
     pub(crate) fn instances(&self, only: Option<&InstanceId>) -> Vec<ExplainedInstance> {
         let members = &self.view.members;
-        let picked = |member: &&Member| member.live.admission() == Admission::In;
+        let picked = |member: &&Member| member.live.admission() == Admission::In && self.view.is_in_turn(member.tier);
         let all_units: u64 = members
             .iter()
             .filter(picked)
@@ -208,13 +252,16 @@ impl Subject<'_> {
         let weight_override = state.weight.as_ref().map(|order| order.weight);
         let layers = member.layers_now();
         let unavailable_reasons = unavailable_reasons(member, &layers, config);
-        let can_be_picked = member.units > 0 && (unavailable_reasons.is_empty() || self.view.panic);
+        let can_be_picked = self.view.lets_through(member, &unavailable_reasons);
         let ramp = member.live.ramp(config, self.now);
         ExplainedInstance {
             instance: Arc::clone(&member.instance),
             status: layers.status(),
             weight_order: state.weight.clone(),
             factors: Factors::of(&member.instance, &layers, weight_override, ramp, config),
+            in_turn: self.view.is_in_turn(member.tier),
+            registry_changes: member.live.registry_changes(self.now),
+            flapping: member.live.is_flapping(self.now),
             effective_weight: if can_be_picked { weight } else { 0.0 },
             layers,
             unavailable_reasons,

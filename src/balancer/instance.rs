@@ -392,6 +392,48 @@ impl Default for Weight {
     }
 }
 
+/// The place of an instance in the order of tiers. Instances of the lowest tier are picked alone
+/// while any of them can be picked (as the priority of an SRV record, RFC 2782); the next tier is
+/// the reserve.
+///
+/// Tiers compare by rank first, then by priority.
+///
+/// ```
+/// use pickd::ServiceInstance;
+///
+/// let primary = ServiceInstance::new("a", "10.0.1.10", 80)?.with_metadata([("priority", "10")]);
+/// let reserve = ServiceInstance::new("b", "10.0.1.11", 80)?.with_metadata([("priority", "20")]);
+/// assert!(primary.tier() < reserve.tier());
+/// # Ok::<(), pickd::balancer::InvalidInstance>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tier {
+    rank: u16,
+    priority: u16,
+}
+
+impl Tier {
+    /// The first tier: rank 0, priority 0.
+    pub const FIRST: Self = Self { rank: 0, priority: 0 };
+
+    /// The rank of the datacenter or other place that the instance comes from: 0 is the first.
+    #[must_use]
+    pub fn rank(self) -> u16 {
+        self.rank
+    }
+
+    /// The priority that the registration gives, 0 without one.
+    #[must_use]
+    pub fn priority(self) -> u16 {
+        self.priority
+    }
+}
+
+/// The metadata that gives the priority of an instance.
+const PRIORITY: &str = "priority";
+/// What the metadata of a named port begins with.
+const NAMED_PORT: &str = "port-";
+
 /// The source of an instance: a registry, or the library. Each registry defines its source as a
 /// constant beside its watcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -519,6 +561,7 @@ pub struct ServiceInstance {
     address: Address,
     weight: Weight,
     warning_weight: Option<Weight>,
+    tier: Tier,
     // Shared, so that a copy of an instance (a watcher makes copies with another id or status)
     // clones counters and allocates nothing.
     tags: Arc<[Box<str>]>,
@@ -564,6 +607,7 @@ impl ServiceInstance {
             address,
             weight: Weight::ONE,
             warning_weight: None,
+            tier: Tier::FIRST,
             tags: Arc::default(),
             metadata: None,
             status: RegistryStatus::Unknown,
@@ -607,14 +651,34 @@ impl ServiceInstance {
         Ok(self)
     }
 
-    /// Sets the metadata.
+    /// Sets the metadata. `priority` gives the [tier](Tier) of the instance: a number from 0 to
+    /// 65,535. Any other value is ignored: see [`ignored_priority`](Self::ignored_priority).
     #[must_use]
     pub fn with_metadata<K: AsRef<str>, V: AsRef<str>>(mut self, entries: impl IntoIterator<Item = (K, V)>) -> Self {
         let metadata: BTreeMap<Box<str>, Box<str>> = entries
             .into_iter()
             .map(|(key, value)| (key.as_ref().into(), value.as_ref().into()))
             .collect();
+        if let Some(priority) = metadata.get(PRIORITY).and_then(|text| text.trim().parse().ok()) {
+            self.tier.priority = priority;
+        }
         self.metadata = (!metadata.is_empty()).then(|| Arc::new(metadata));
+        self
+    }
+
+    /// Sets the priority of the instance, in place of 0, for a registry with another default. The
+    /// priority in [`with_metadata`](Self::with_metadata) replaces the default if it comes later.
+    #[must_use]
+    pub fn with_priority(mut self, priority: u16) -> Self {
+        self.tier.priority = priority;
+        self
+    }
+
+    /// Sets the rank of the place that the instance comes from. All instances of a lower rank are
+    /// picked before it, whatever their priorities.
+    #[must_use]
+    pub fn with_rank(mut self, rank: u16) -> Self {
+        self.tier.rank = rank;
         self
     }
 
@@ -708,6 +772,45 @@ impl ServiceInstance {
     #[must_use]
     pub fn metadata(&self) -> &BTreeMap<Box<str>, Box<str>> {
         self.metadata.as_deref().unwrap_or(&NO_METADATA)
+    }
+
+    /// The tier of the instance.
+    #[must_use]
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Whether the metadata has a `priority` that is not a number from 0 to 65,535, and is ignored.
+    #[must_use]
+    pub fn ignored_priority(&self) -> bool {
+        let written = self.metadata().get(PRIORITY);
+        written.is_some_and(|text| text.trim().parse::<u16>().is_err())
+    }
+
+    /// The port of this name: the metadata `port-<name>`, if it is a number from 1 to 65,535.
+    #[must_use]
+    pub fn named_port(&self, name: &str) -> Option<u16> {
+        let mut ports = self.named_ports();
+        ports.find_map(|(own, port)| (own == name).then_some(port))
+    }
+
+    /// Every named port, by name: the metadata `port-<name>` with a number from 1 to 65,535.
+    pub fn named_ports(&self) -> impl Iterator<Item = (&str, u16)> {
+        self.metadata().iter().filter_map(|(key, text)| {
+            let name = key.strip_prefix(NAMED_PORT)?;
+            let port = text.trim().parse::<NonZeroU16>().ok()?;
+            Some((name, port.get()))
+        })
+    }
+
+    /// The same instance at the port of this name. `None` if the instance does not have the port.
+    #[must_use]
+    pub fn at_named_port(&self, name: &str) -> Option<Self> {
+        let address = Address::new(self.host(), self.named_port(name)?).ok()?;
+        Some(Self {
+            address,
+            ..self.clone()
+        })
     }
 
     /// The health status from the registry.
@@ -1022,6 +1125,50 @@ mod tests {
         let listed = instance.with_registrations(["etcd", "etcd", "file", "etcd"].map(of));
         let names: Vec<_> = listed.sources().map(Source::as_str).collect();
         assert_eq!(names, ["etcd", "file"]);
+    }
+
+    #[test]
+    fn metadata_gives_the_priority_and_what_is_no_number_is_ignored() {
+        let with = |text: &str| {
+            let instance = ServiceInstance::new("a", "h", 1).unwrap();
+            let instance = instance.with_metadata([("priority", text)]);
+            (instance.tier().priority(), instance.ignored_priority())
+        };
+        for (text, priority) in [("0", 0), ("10", 10), (" 20 ", 20), ("65535", 65_535)] {
+            assert_eq!(with(text), (priority, false), "{text}");
+        }
+        for text in ["", "-1", "65536", "high", "1.5", "1e3"] {
+            assert_eq!(with(text), (0, true), "{text}");
+        }
+        let without = ServiceInstance::new("a", "h", 1).unwrap();
+        assert_eq!((without.tier(), without.ignored_priority()), (Tier::FIRST, false));
+        let default = without.clone().with_priority(10);
+        assert_eq!(default.tier().priority(), 10);
+        assert_eq!(default.with_metadata([("priority", "high")]).tier().priority(), 10);
+        assert!(without.clone().with_priority(9).tier() < without.with_rank(1).tier());
+    }
+
+    #[test]
+    fn a_named_port_is_a_number_from_1_to_65535() {
+        let instance = ServiceInstance::new("a", "::1", 80).unwrap().with_metadata([
+            ("port-grpc", "9090"),
+            ("port-admin", " 8081 "),
+            ("port-zero", "0"),
+            ("port-far", "65536"),
+            ("port-word", "http"),
+            ("ports", "1"),
+        ]);
+        assert_eq!(
+            instance.named_ports().collect::<Vec<_>>(),
+            [("admin", 8_081), ("grpc", 9_090)]
+        );
+        assert_eq!(instance.named_port("grpc"), Some(9_090));
+        for name in ["zero", "far", "word", "s", "", "none"] {
+            assert_eq!(instance.named_port(name), None, "{name}");
+        }
+        let moved = instance.at_named_port("grpc").unwrap();
+        assert_eq!((moved.address().as_str(), moved.id()), ("[::1]:9090", instance.id()));
+        assert_eq!(instance.at_named_port("none"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! [`Admission`], which is derived from the layers.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::health::address::{AddressHealth, Step};
 use super::health::breaker::Trial;
 use super::health::checks::Check;
 use super::health::ejection::{AddressStatus, Admission};
+use super::health::flapping::{CALM_CHANGES, LEAST_SLOW_START, RegistryChanges};
 use super::health::slow_start;
 use super::outcome::Outcome;
 use super::report_credit::Credit;
@@ -51,6 +52,10 @@ pub(crate) struct Live {
     trial_since: AtomicU64,
     /// Time in nanoseconds at which the slow start began; 0 = no slow start.
     ramp_from: AtomicU64,
+    /// Whether the address flapped when that slow start began.
+    ramp_is_damped: AtomicBool,
+    /// Changes in the registry. `None` before the first.
+    registry_changes: OnceLock<Box<Mutex<RegistryChanges>>>,
     /// Recent latency, as the bits of `f32` seconds; 0 before the first sample.
     recent_latency: AtomicU32,
     health: OnceLock<Box<Mutex<AddressHealth>>>,
@@ -229,8 +234,26 @@ impl Live {
         self.health()?.next(trial, config, now)
     }
 
+    /// Records a change of the address in its registry. Returns whether the address begins to flap
+    /// with it. Only writers call this method.
+    pub(crate) fn registry_changed(&self, now: Timestamp) -> bool {
+        lock(self.registry_changes.get_or_init(Box::default)).record(now)
+    }
+
+    /// The number of changes in the registry within the last minute.
+    pub(crate) fn registry_changes(&self, now: Timestamp) -> usize {
+        let changes = self.registry_changes.get();
+        changes.map_or(0, |changes| lock(changes).count(now))
+    }
+
+    /// Whether the registration of the address flaps.
+    pub(crate) fn is_flapping(&self, now: Timestamp) -> bool {
+        self.registry_changes(now) > CALM_CHANGES
+    }
+
     /// Starts the ramp of the slow start.
     pub(crate) fn start_ramp(&self, now: Timestamp) {
+        self.ramp_is_damped.store(self.is_flapping(now), Ordering::Relaxed);
         self.ramp_from.store(now.as_nanos().max(1), Ordering::Relaxed);
     }
 
@@ -243,12 +266,19 @@ impl Live {
 
     /// The progress of the slow start, in sixteenths.
     pub(crate) fn ramp(&self, config: &LoadBalancerConfig, now: Timestamp) -> u32 {
-        slow_start::sixteenths(self.ramp_from(), config.slow_start(), now)
+        slow_start::sixteenths(self.ramp_from(), self.ramp_time(config), now)
     }
 
     /// When the slow start reaches its next step.
     pub(crate) fn next_ramp_step(&self, config: &LoadBalancerConfig, now: Timestamp) -> Option<Timestamp> {
-        slow_start::next_step(self.ramp_from()?, config.slow_start(), now)
+        slow_start::next_step(self.ramp_from()?, self.ramp_time(config), now)
+    }
+
+    fn ramp_time(&self, config: &LoadBalancerConfig) -> Duration {
+        match self.ramp_is_damped.load(Ordering::Relaxed) {
+            true => config.slow_start().max(LEAST_SLOW_START),
+            false => config.slow_start(),
+        }
     }
 
     fn recent_latency(&self) -> Option<f32> {
@@ -341,10 +371,10 @@ impl Live {
     }
 }
 
-fn lock(health: &Mutex<AddressHealth>) -> MutexGuard<'_, AddressHealth> {
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     // If another thread panicked while holding the lock, the state machine has at worst missed a
     // step.
-    health.lock().unwrap_or_else(PoisonError::into_inner)
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A key that is unique among live states, for as long as they are held.
@@ -361,6 +391,8 @@ pub(crate) struct Load {
     pub(crate) leases: LeaseCounts,
     /// Picks made in panic mode.
     pub(crate) panic_picks: AtomicU64,
+    /// Picks made while the service fails open, outside panic mode.
+    pub(crate) fail_open_picks: AtomicU64,
     /// Median of the response times of the candidates, as the bits of `f32` seconds.
     median: AtomicU32,
     /// Median of the recent latencies of the candidates, as the bits of `f32` seconds; 0 while too
@@ -391,6 +423,7 @@ impl Load {
             in_flight: CountU64::new(0),
             leases: LeaseCounts::default(),
             panic_picks: AtomicU64::new(0),
+            fail_open_picks: AtomicU64::new(0),
             median: AtomicU32::new(0),
             pool_latency: AtomicU32::new(0),
             reported_at: AtomicU64::new(u64::MAX),

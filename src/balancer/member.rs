@@ -6,7 +6,7 @@ use super::config::LoadBalancerConfig;
 use super::health::ejection::Admission;
 use super::health::layers::{Layers, UnavailableReason};
 use super::health::slow_start;
-use super::instance::{HealthStatus, ServiceInstance};
+use super::instance::{HealthStatus, ServiceInstance, Tier};
 use super::live::Live;
 use super::overrides::WeightOrder;
 use super::render::Bodies;
@@ -17,6 +17,8 @@ use super::share::Factors;
 pub(crate) struct Member {
     pub(crate) instance: Arc<ServiceInstance>,
     pub(crate) status: HealthStatus,
+    /// The tier of the instance, for the passes over all members.
+    pub(crate) tier: Tier,
     /// Share of picks in 1/16, while the member is admitted; 0 = never picked.
     pub(crate) units: u32,
     /// The admission of the member's address when the view was made.
@@ -37,6 +39,11 @@ pub(crate) struct MemberState {
 impl Member {
     pub(crate) fn instance(&self) -> &ServiceInstance {
         &self.instance
+    }
+
+    /// Whether a pick may choose the member, as of the moment when the view was made.
+    pub(crate) fn can_be_picked(&self) -> bool {
+        self.units > 0 && self.admission != Admission::Out
     }
 
     /// The weight in force: the operator's weight, else the registered one.

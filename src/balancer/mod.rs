@@ -4,8 +4,8 @@
 //!
 //! 1. [`Directory::get`] finds the [`LoadBalancer`] of the service: one hash, no lock.
 //! 2. [`LoadBalancer::select_instance`] loads the present view from one `ArcSwap`. The view holds
-//!    every registered instance, the candidates among them (available, of weight above zero) and
-//!    the prepared tables of the strategy.
+//!    every registered instance, the candidates among them (available, of weight above zero, of the
+//!    tier in turn) and the prepared tables of the strategy.
 //! 3. The strategy chooses: a turn in a precomputed sequence, a comparison of a few atomics, or a
 //!    place on a hash ring.
 //! 4. The counter of the chosen instance goes up by one. The caller gets a [`Pick`] that points
@@ -69,12 +69,12 @@ pub use diff::{Changes, diff};
 pub use directory::{KNOWN_FOR, ServiceConfigs};
 pub use environment::{Environment, Wake};
 pub use error::{ReportError, UnknownInstance};
-pub use explain::{ExplainedInstance, ExplainedKey, Explanation, Score};
+pub use explain::{ExplainedInstance, ExplainedKey, ExplainedTier, Explanation, Score};
 pub use health::breaker::{BreakerState, CloseReason, TripReason};
 pub use health::checks::{ActiveState, Check, CheckFailure};
 pub use health::grade::{DegradedReason, PassiveState};
 pub use health::layers::{Layers, UnavailableReason};
-pub use instance::{Address, InvalidInstance, RegistryEntry, RegistryStatus, Source};
+pub use instance::{Address, InvalidInstance, RegistryEntry, RegistryStatus, Source, Tier};
 pub use lease::{InvalidLease, Lease, LeaseDenied, LeaseId, LeaseKey};
 pub use load_balancer::call::{Attempt, Call, CallError, Failure};
 pub use load_balancer::pick::Alternate;

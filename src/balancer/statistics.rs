@@ -227,13 +227,18 @@ pub struct Statistics {
 pub struct InstanceStatistics {
     /// The derived status.
     pub status: HealthStatus,
-    /// Whether the instance can be picked.
+    /// Whether the instance can be picked, once its [tier](super::Tier) is in turn.
     pub available: bool,
+    /// Whether the tier of the instance is in turn: no lower tier can be picked.
+    pub in_turn: bool,
     /// The state of each health layer.
     pub layers: Layers,
     /// Why the instance cannot be picked; empty if the instance can be picked.
     pub unavailable_reasons: Vec<UnavailableReason>,
-    /// The share of picks: weight times all factors, in steps of 1/16.
+    /// Whether the registration flaps: more than five changes within a minute.
+    pub flapping: bool,
+    /// The share of picks: weight times all factors, in steps of 1/16. 0 while the tier of the
+    /// instance is not in turn.
     pub effective_weight: f64,
     /// Picks of the instance.
     pub total_requests: u64,
@@ -259,6 +264,8 @@ pub struct Refusals {
     pub not_synced: u64,
     /// No instance was registered.
     pub no_instances: u64,
+    /// Instances were registered, and none had the requested port.
+    pub unknown_port: u64,
     /// Instances were registered, and none could be picked.
     pub none_available: u64,
 }

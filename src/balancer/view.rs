@@ -5,8 +5,9 @@
 //!             │        ├─► Arc<Live>    live state of the address, outlives views
 //!             │        └─► Arc<Bodies>  rendered answers
 //!             ├── picks: number of picks of each member in this view
-//!             ├── all: Candidates = the slots that can be picked + the prepared strategy
-//!             ├── tagged: Candidates for a set of tags, made on first use, at most 64 sets
+//!             ├── all: Candidates = the slots of the tier in turn + the prepared strategy
+//!             ├── reserves: Candidates of each tier after it, made on first use
+//!             ├── narrowed: Candidates for a set of tags and a port, made on first use, at most 64
 //!             └── epoch: the version of the admissions that the view was made from
 //! ```
 //!
@@ -16,6 +17,12 @@
 //! none. Otherwise a pick reads the admission of each candidate that it considers, and draws
 //! another candidate at random by weight in place of one that is out. A new view with new tables
 //! follows a moment later.
+//!
+//! **The lowest tier is picked alone.** Which tier is in turn is decided when a view is made: the
+//! lowest tier with a member that can be picked now. Members of lower tiers whose breakers are half
+//! open are candidates, too, so that a trial can bring their tier back. A pick goes beyond the tier
+//! in turn only when it accepts no candidate there: all of them are excluded, or went out since the
+//! view was made. So a pool of one tier has no work with tiers.
 //!
 //! A view never changes. Load, latency and counters change, and are atomics behind the view's
 //! `Arc<Live>`s. Only picks are counted in the view, which later adds them to the live state.
@@ -28,7 +35,8 @@ use std::sync::{Arc, OnceLock};
 use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::context::Context;
 use super::health::ejection::{Admission, PoolHealth};
-use super::instance::InstanceId;
+use super::health::layers::UnavailableReason;
+use super::instance::{InstanceId, Tier};
 use super::live::Load;
 use super::member::{Member, Slot};
 use super::statistics::PickCounts;
@@ -38,31 +46,48 @@ use super::strategy::draw::{AdmissionCheck, Draw, Mode, Strategy};
 use super::strategy::ring::Ring;
 use super::strategy::schedule::Turn;
 
-/// Maximum number of tag sets with a table of their own. Picks with further tag sets redraw until
-/// the tags match.
-const MAX_TAG_SETS: usize = 64;
+/// Maximum number of sets of tags and port with a table of their own. Picks with further sets
+/// redraw until tags and port match.
+const MAX_NARROWED: usize = 64;
 
 /// The slots that can be picked, and the prepared strategy.
 #[derive(Debug)]
 pub(crate) struct Candidates {
+    /// The last tier among them. `None` without candidates.
+    tier: Option<Tier>,
     slots: Box<[Slot]>,
     prepared: Prepared,
 }
 
 impl Candidates {
+    /// The candidates of the tier in turn, among the members that the context admits.
+    fn in_turn(
+        config: &LoadBalancerConfig,
+        members: &[Member],
+        turn: Arc<Turn>,
+        ring: Option<Arc<Ring>>,
+        wanted: &Context<'_>,
+    ) -> Self {
+        let last = tier_in_turn(members, wanted);
+        Self::new(config, members, turn, ring, |member| {
+            last.is_some_and(|last| member.tier <= last) && wanted.admits(member.instance())
+        })
+    }
+
     fn new(
         config: &LoadBalancerConfig,
         members: &[Member],
         turn: Arc<Turn>,
         ring: Option<Arc<Ring>>,
-        tags: &[&str],
+        wanted: impl Fn(&Member) -> bool,
     ) -> Self {
-        let wanted = Context::new().with_tags(tags);
-        let slots: Box<[Slot]> = members
-            .iter()
-            .enumerate()
-            .filter(|(_, member)| member.units > 0 && member.admission != Admission::Out)
-            .filter(|(_, member)| wanted.admits(member.instance()))
+        let chosen = || {
+            members
+                .iter()
+                .enumerate()
+                .filter(|(_, member)| member.can_be_picked() && wanted(member))
+        };
+        let slots: Box<[Slot]> = chosen()
             .map(|(index, member)| Slot {
                 member: index as u32,
                 units: member.units,
@@ -70,19 +95,45 @@ impl Candidates {
             })
             .collect();
         let prepared = Prepared::new(config, &slots, members, turn, ring);
-        Self { slots, prepared }
+        let tier = chosen().map(|(_, member)| member.tier).max();
+        Self { tier, slots, prepared }
     }
 }
 
-/// The candidates for one set of tags.
-struct Tagged {
+/// The lowest tier with a member that every pick may choose. If only trials are left, the last of
+/// their tiers: each trial takes one pick, and the next pick goes to another.
+fn tier_in_turn(members: &[Member], wanted: &Context<'_>) -> Option<Tier> {
+    let pickable = || {
+        members
+            .iter()
+            .filter(|member| member.can_be_picked() && wanted.admits(member.instance()))
+    };
+    let admitted = pickable().filter(|member| member.admission == Admission::In);
+    let lowest = admitted.map(|member| member.tier).min();
+    lowest.or_else(|| pickable().map(|member| member.tier).max())
+}
+
+/// A tier after the tier in turn.
+struct Reserve {
+    tier: Tier,
+    candidates: OnceLock<Candidates>,
+}
+
+/// The candidates for one set of tags and port.
+struct Narrowed {
     tags: Box<[Box<str>]>,
+    port: Option<Box<str>>,
     candidates: Candidates,
 }
 
-impl Tagged {
-    fn is_for(&self, tags: &[&str]) -> bool {
-        self.tags.len() == tags.len() && tags.iter().all(|tag| self.tags.iter().any(|own| **own == **tag))
+impl Narrowed {
+    fn is_for(&self, context: &Context<'_>) -> bool {
+        self.port.as_deref() == context.port
+            && self.tags.len() == context.tags.len()
+            && context
+                .tags
+                .iter()
+                .all(|tag| self.tags.iter().any(|own| **own == **tag))
     }
 }
 
@@ -96,15 +147,20 @@ pub(crate) struct View {
     pub(crate) epoch: u64,
     /// Panic mode: all eligible members are candidates, whatever active checks and breakers say.
     pub(crate) panic: bool,
+    /// The registry calls every member critical, and the critical members are candidates all the
+    /// same: see `LoadBalancerConfig::fail_open`.
+    pub(crate) fail_open: bool,
     /// Number of members that only active checks and breakers can take out, and of those that they
     /// do not take out.
     pub(crate) eligible: usize,
     pub(crate) usable: usize,
     all: Candidates,
+    /// The tiers after the tier in turn, in order. Empty in a pool of one tier.
+    reserves: Box<[Reserve]>,
     ring: Option<Arc<Ring>>,
     /// For alternates, which are asked of a pick.
     load: Arc<Load>,
-    tagged: OnceLock<Box<[OnceLock<Tagged>]>>,
+    narrowed: OnceLock<Box<[OnceLock<Narrowed>]>>,
 }
 
 /// The epoch of a view in which a trial may be let through. The epoch of a service never has this
@@ -115,6 +171,7 @@ const ALWAYS_CHECK: u64 = u64::MAX;
 pub(crate) struct ViewParts<'a> {
     pub(crate) epoch: u64,
     pub(crate) health: PoolHealth,
+    pub(crate) fail_open: bool,
     pub(crate) load: Arc<Load>,
     pub(crate) turn: Arc<Turn>,
     pub(crate) previous: Option<&'a View>,
@@ -152,6 +209,7 @@ impl View {
         let ViewParts {
             epoch,
             health,
+            fail_open,
             load,
             turn,
             previous,
@@ -168,19 +226,22 @@ impl View {
                 .and_then(|previous| previous.ring_for(&config, &members))
                 .unwrap_or_else(|| Arc::new(ring(&config, &members)))
         });
-        let all = Candidates::new(&config, &members, turn, ring.clone(), &[]);
+        let all = Candidates::in_turn(&config, &members, turn, ring.clone(), &Context::new());
+        let reserves = reserves(&members, all.tier);
         Self {
             config,
             picks: PickCounts::new(members.len()),
             members,
             epoch,
             panic: health.panic,
+            fail_open,
             eligible: health.eligible,
             usable: health.usable,
             all,
+            reserves,
             ring,
             load,
-            tagged: OnceLock::new(),
+            narrowed: OnceLock::new(),
         }
     }
 
@@ -206,6 +267,8 @@ impl View {
             }
             if self.panic {
                 load.panic_picks.fetch_add(picks, Ordering::Relaxed);
+            } else if self.fail_open {
+                load.fail_open_picks.fetch_add(picks, Ordering::Relaxed);
             }
         });
     }
@@ -223,6 +286,38 @@ impl View {
         self.all.prepared.mode(load)
     }
 
+    /// The tier in turn; `None` while no member can be picked.
+    pub(crate) fn tier(&self) -> Option<Tier> {
+        self.all.tier
+    }
+
+    /// The place of the tier in turn among the tiers of all members: 0 is the first. `None` while no
+    /// member can be picked.
+    pub(crate) fn place_in_turn(&self) -> Option<usize> {
+        let last = self.all.tier?;
+        self.tiers().iter().position(|tier| *tier == last)
+    }
+
+    /// The tiers of all members, in order.
+    pub(crate) fn tiers(&self) -> Vec<Tier> {
+        let mut tiers: Vec<_> = self.members.iter().map(|member| member.tier).collect();
+        tiers.sort_unstable();
+        tiers.dedup();
+        tiers
+    }
+
+    /// Whether picks may choose members of this tier at present.
+    pub(crate) fn is_in_turn(&self, tier: Tier) -> bool {
+        self.all.tier.is_none_or(|last| tier <= last)
+    }
+
+    /// Whether picks may choose this member at present, if these are the reasons against it.
+    pub(crate) fn lets_through(&self, member: &Member, reasons: &[UnavailableReason]) -> bool {
+        let forgiven = |reason: &UnavailableReason| self.fail_open && *reason == UnavailableReason::RegistryCritical;
+        let is_usable = self.panic || reasons.iter().all(forgiven);
+        member.units > 0 && is_usable && self.is_in_turn(member.tier)
+    }
+
     /// Chooses a member; `None` if no member is acceptable. `epoch` is the present epoch of the
     /// service.
     #[inline]
@@ -230,12 +325,16 @@ impl View {
         if epoch != self.epoch {
             return self.choose_checked(context, load);
         }
-        let slot = if context.tags.is_empty() {
-            self.all.choose(&self.members, context, load, AdmissionCheck::Skip)
+        let slot = if context.narrows {
+            self.choose_narrowed(context, load, AdmissionCheck::Skip)
         } else {
-            self.choose_tagged(context, load, AdmissionCheck::Skip)
+            self.all.choose(&self.members, context, load, AdmissionCheck::Skip)
         };
-        slot.map(|slot| slot.member)
+        match slot {
+            Some(slot) => Some(slot.member),
+            None if self.reserves.is_empty() => None,
+            None => self.choose_from_all_members(context, load),
+        }
     }
 
     /// Chooses a member when admissions have changed since the tables were made, or a trial may be
@@ -244,24 +343,36 @@ impl View {
     fn choose_checked(&self, context: &Context<'_>, load: &Load) -> Option<u32> {
         // A pick that loses the race for a trial chooses again.
         for _ in 0..4 {
-            let Some(slot) = self.choose_tagged(context, load, AdmissionCheck::AllowTrials) else {
+            let Some(slot) = self.choose_narrowed(context, load, AdmissionCheck::AllowTrials) else {
                 break;
             };
             if slot.live.claim(|| load.now()) {
                 return Some(slot.member);
             }
         }
-        self.choose_from_all_members(context)
+        let chosen = self.choose_from_all_members(context, load);
+        chosen.or_else(|| self.claim_trial(context, load))
     }
 
-    /// Chooses, at random by weight, a member that may be picked by now and may be missing from
-    /// this view's candidates.
-    fn choose_from_all_members(&self, context: &Context<'_>) -> Option<u32> {
+    /// Chooses from the lowest tier that is acceptable by now: by the strategy in a reserve, else at
+    /// random by weight, because the candidates of this view may lack a member.
+    #[cold]
+    fn choose_from_all_members(&self, context: &Context<'_>, load: &Load) -> Option<u32> {
+        let acceptable = |member: &&Member| {
+            member.units > 0 && member.live.admission() == Admission::In && context.admits(member.instance())
+        };
+        let tier = self.members.iter().filter(acceptable).map(|member| member.tier).min()?;
+        if let Some(reserve) = self.reserves.iter().find(|reserve| reserve.tier == tier) {
+            let candidates = self.candidates_of(reserve);
+            if let Some(slot) = candidates.choose(&self.members, context, load, AdmissionCheck::NoTrials) {
+                return Some(slot.member);
+            }
+        }
         let mut chosen = None;
         let mut total = 0_u64;
         for (index, member) in self.members.iter().enumerate() {
-            let units = u64::from(member.units);
-            if units > 0 && member.live.admission() == Admission::In && context.admits(member.instance()) {
+            if member.tier == tier && acceptable(&member) {
+                let units = u64::from(member.units);
                 total += units;
                 if fastrand::u64(0..total) < units {
                     chosen = Some(index as u32);
@@ -271,66 +382,116 @@ impl View {
         chosen
     }
 
+    /// Claims the first trial of an acceptable member, whatever its tier: no other member is left.
+    fn claim_trial(&self, context: &Context<'_>, load: &Load) -> Option<u32> {
+        let claimed = |member: &Member| {
+            let has_trial = member.units > 0 && member.live.admission() == Admission::Trial;
+            has_trial && context.admits(member.instance()) && member.live.claim(|| load.now())
+        };
+        let index = self.members.iter().position(claimed)?;
+        Some(index as u32)
+    }
+
+    fn candidates_of<'a>(&'a self, reserve: &'a Reserve) -> &'a Candidates {
+        reserve.candidates.get_or_init(|| {
+            let turn = Arc::new(Turn::starting_at(fastrand::u64(..)));
+            let is_in = |member: &Member| member.tier == reserve.tier;
+            Candidates::new(&self.config, &self.members, turn, self.ring.clone(), is_in)
+        })
+    }
+
     /// The member that a pick with this context would choose now. Claims no trial; advances turns
     /// as a pick does.
     pub(crate) fn peek(&self, context: &Context<'_>, load: &Load) -> Option<&Member> {
-        let slot = self.choose_tagged(context, load, AdmissionCheck::NoTrials)?;
-        self.members.get(slot.member as usize)
+        let member = match self.choose_narrowed(context, load, AdmissionCheck::NoTrials) {
+            Some(slot) => slot.member,
+            None => self.choose_from_all_members(context, load)?,
+        };
+        self.members.get(member as usize)
     }
 
     #[cold]
-    fn choose_tagged(&self, context: &Context<'_>, load: &Load, check: AdmissionCheck) -> Option<&Slot> {
-        match (!context.tags.is_empty()).then(|| self.tagged(context.tags)).flatten() {
-            Some(candidates) => {
-                let rest = Context { tags: &[], ..*context };
-                candidates.choose(&self.members, &rest, load, check)
-            }
-            None => self.all.choose(&self.members, context, load, check),
+    fn choose_narrowed(&self, context: &Context<'_>, load: &Load, check: AdmissionCheck) -> Option<&Slot> {
+        let (candidates, rest) = self.candidates(context);
+        candidates.choose(&self.members, &rest, load, check)
+    }
+
+    /// The candidates for a context, and what is left of the context for them to look at.
+    fn candidates<'a>(&self, context: &Context<'a>) -> (&Candidates, Context<'a>) {
+        match context.narrows.then(|| self.narrowed(context)).flatten() {
+            Some(candidates) => (candidates, context.of_narrowed()),
+            None => (&self.all, *context),
         }
     }
 
-    /// The candidates with these tags, from the table or newly made. `None` if the table is full,
-    /// or no candidate has the tags.
-    fn tagged(&self, tags: &[&str]) -> Option<&Candidates> {
+    /// The candidates with the tags and the port of the context, from the table or newly made.
+    /// `None` if the table is full, or no candidate has them.
+    fn narrowed(&self, context: &Context<'_>) -> Option<&Candidates> {
         let table = self
-            .tagged
-            .get_or_init(|| (0..MAX_TAG_SETS).map(|_| OnceLock::new()).collect());
+            .narrowed
+            .get_or_init(|| (0..MAX_NARROWED).map(|_| OnceLock::new()).collect());
         let mut made = None;
         for cell in table {
             if cell.get().is_none() {
-                let turn = Arc::new(Turn::starting_at(fastrand::u64(..)));
-                let candidates = made
-                    .take()
-                    .unwrap_or_else(|| Candidates::new(&self.config, &self.members, turn, self.ring.clone(), tags));
-                // Tags without candidates take no place in the table, because callers can send any
-                // tags.
+                let candidates = made.take().unwrap_or_else(|| {
+                    let turn = Arc::new(Turn::starting_at(fastrand::u64(..)));
+                    let wanted = Context {
+                        key: None,
+                        exclude: &[],
+                        ..*context
+                    };
+                    Candidates::in_turn(&self.config, &self.members, turn, self.ring.clone(), &wanted)
+                });
+                // Tags and ports without candidates take no place in the table, because callers can
+                // send any.
                 if candidates.slots.is_empty() {
                     return None;
                 }
-                let tagged = Tagged {
-                    tags: tags.iter().map(|tag| (*tag).into()).collect(),
+                let narrowed = Narrowed {
+                    tags: context.tags.iter().map(|tag| (*tag).into()).collect(),
+                    port: context.port.map(Into::into),
                     candidates,
                 };
-                if let Err(late) = cell.set(tagged) {
+                if let Err(late) = cell.set(narrowed) {
                     made = Some(late.candidates);
                 }
             }
-            if let Some(tagged) = cell.get().filter(|tagged| tagged.is_for(tags)) {
-                return Some(&tagged.candidates);
+            if let Some(narrowed) = cell.get().filter(|narrowed| narrowed.is_for(context)) {
+                return Some(&narrowed.candidates);
             }
         }
         None
     }
 
-    /// Up to `count` members other than `first`, each once, in the order in which to try them: ring
-    /// order for a hashed key, else drawn by weight. Advances no turn.
+    /// Up to `count` members other than `first`, each once, in the order in which to try them: tier
+    /// by tier, in ring order for a hashed key, else drawn by weight. Advances no turn.
     pub(crate) fn alternates(&self, first: u32, count: usize, context: &Context<'_>) -> Vec<u32> {
-        let (candidates, rest) = match (!context.tags.is_empty()).then(|| self.tagged(context.tags)).flatten() {
-            Some(candidates) => (candidates, Context { tags: &[], ..*context }),
-            None => (&self.all, *context),
-        };
-        candidates.alternates(&self.members, first, count, &rest, &self.load)
+        let (candidates, rest) = self.candidates(context);
+        let mut found = Vec::with_capacity(count);
+        candidates.alternates(&self.members, first, count, &rest, &self.load, &mut found);
+        let later = |reserve: &&Reserve| candidates.tier.is_none_or(|last| reserve.tier > last);
+        for reserve in self.reserves.iter().filter(later) {
+            if found.len() == count {
+                break;
+            }
+            let candidates = self.candidates_of(reserve);
+            candidates.alternates(&self.members, first, count, context, &self.load, &mut found);
+        }
+        found
     }
+}
+
+/// The tiers after the tier in turn, in order.
+fn reserves(members: &[Member], in_turn: Option<Tier>) -> Box<[Reserve]> {
+    let later = |member: &&Member| member.can_be_picked() && in_turn.is_some_and(|last| member.tier > last);
+    let mut tiers: Vec<Tier> = members.iter().filter(later).map(|member| member.tier).collect();
+    tiers.sort_unstable();
+    tiers.dedup();
+    let reserve = |tier| Reserve {
+        tier,
+        candidates: OnceLock::new(),
+    };
+    tiers.into_iter().map(reserve).collect()
 }
 
 fn ring(config: &LoadBalancerConfig, members: &[Member]) -> Ring {
@@ -350,14 +511,22 @@ impl Candidates {
         self.slots.get(self.prepared.choose(&draw)?)
     }
 
-    fn alternates(&self, members: &[Member], first: u32, count: usize, context: &Context<'_>, load: &Load) -> Vec<u32> {
+    /// Adds alternates to `found`, up to `count` in all.
+    fn alternates(
+        &self,
+        members: &[Member],
+        first: u32,
+        count: usize,
+        context: &Context<'_>,
+        load: &Load,
+        found: &mut Vec<u32>,
+    ) {
         // Alternates are rare enough to read every admission.
         let draw = Draw::new(&self.slots, members, context, load, AdmissionCheck::NoTrials);
         let member_of = |index: usize| self.slots.get(index).map(|slot| slot.member);
-        let mut found: Vec<u32> = Vec::with_capacity(count);
         if let (Prepared::ConsistentHash(hash), Some(key)) = (&self.prepared, context.key) {
-            found.extend(self.in_ring_order(hash, key, first, count, &draw));
-            return found;
+            self.in_ring_order(hash, key, first, count, &draw, found);
+            return;
         }
         while found.len() < count {
             let taken =
@@ -367,13 +536,21 @@ impl Candidates {
             };
             found.push(member);
         }
-        found
     }
 
-    fn in_ring_order(&self, hash: &ConsistentHash, key: &[u8], first: u32, count: usize, draw: &Draw<'_>) -> Vec<u32> {
-        let mut found = Vec::with_capacity(count);
-        // The walk ends when every candidate was seen: a ring has many points for each candidate.
-        let mut left = self.slots.len().saturating_sub(1).min(count);
+    fn in_ring_order(
+        &self,
+        hash: &ConsistentHash,
+        key: &[u8],
+        first: u32,
+        count: usize,
+        draw: &Draw<'_>,
+        found: &mut Vec<u32>,
+    ) {
+        // The walk ends when every candidate was found: a ring has many points for each candidate.
+        let has_first = self.slots.binary_search_by_key(&first, |slot| slot.member).is_ok();
+        let others = self.slots.len() - usize::from(has_first);
+        let mut left = others.min(count - found.len());
         for index in hash.walk(key) {
             if left == 0 {
                 break;
@@ -384,6 +561,5 @@ impl Candidates {
                 left -= 1;
             }
         }
-        found
     }
 }

@@ -112,7 +112,7 @@ impl AgentError {
             Self::Unreachable { .. } | Self::NotAnAgent { .. } => Exit::Unreachable,
             Self::Local(_) => Exit::Failed,
             Self::Problem { code, .. } => match code.as_str() {
-                "unknown_service" | "unknown_instance" => Exit::UnknownService,
+                "unknown_service" | "unknown_instance" | "unknown_port" => Exit::UnknownService,
                 "no_instances" | "none_available" => Exit::NothingToPick,
                 "not_synced" => Exit::NotSynced,
                 "invalid_request" | "unknown_parameter" => Exit::Usage,
@@ -349,6 +349,7 @@ pub(super) mod tests {
     fn every_problem_code_has_an_exit_code() {
         for (code, exit) in [
             ("unknown_service", Exit::UnknownService),
+            ("unknown_port", Exit::UnknownService),
             ("unknown_instance", Exit::UnknownService),
             ("forbidden", Exit::Failed),
             ("no_instances", Exit::NothingToPick),

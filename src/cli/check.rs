@@ -53,7 +53,10 @@ fn checked(path: &Path) -> Result<String, String> {
         Err(error) => return Err(error.to_string()),
     };
     let sources = config.sources.iter().map(|source| match source {
-        SourceConfig::Consul(consul) => Ok(format!("Consul at {}", consul.address)),
+        SourceConfig::Consul(consul) => Ok(match &consul.datacenter {
+            Some(datacenter) => format!("Consul at {} (datacenter {datacenter})", consul.address),
+            None => format!("Consul at {}", consul.address),
+        }),
         SourceConfig::Etcd(etcd) => Ok(format!("etcd at {}", etcd.endpoints.join(", "))),
         SourceConfig::File(file) => {
             let summary = registry(&file.path, &read(&file.path)?, file.service.as_ref())?;

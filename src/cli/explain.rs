@@ -52,12 +52,17 @@ pub(super) fn explained(arguments: &ExplainArguments) -> Result<String, AgentErr
 
 fn text(answer: &Value, with_key: bool) -> String {
     let mut text = format!(
-        "{}: {} ({}), {} of {} instances can be picked{}\n\n",
+        "{}: {} ({}), {} of {} instances can be picked{}{}\n\n",
         word(&answer["service"]),
         word(&answer["strategy"]),
         word(&answer["mode"]),
         answer["available_instances"],
         answer["total_instances"],
+        if answer["fail_open"] == true {
+            "; FAIL OPEN: every instance is critical, and they are picked"
+        } else {
+            ""
+        },
         if answer["panic"] == true {
             "; PANIC: all eligible instances are picked"
         } else {
@@ -222,6 +227,8 @@ mod tests {
             10.0.0.2:80  b@n1           consul  critical\n\
             10.0.0.3:80  c              file    unknown\n";
         assert!(text(&answer, false).ends_with(shared), "{}", text(&answer, false));
+        let answer = json!({"service": "web", "fail_open": true, "panic": false});
+        assert!(text(&answer, false).contains("FAIL OPEN") && !text(&answer, false).contains("PANIC"));
         let answer = json!({"service": "web", "key": null});
         assert!(text(&answer, true).ends_with("this strategy ignores keys\n"));
         assert!(!text(&answer, false).contains("key"));

@@ -14,7 +14,7 @@ Examples:
 
 const EXITS: &str = "\
 Exit codes:
-  0   an instance was picked         3   no such service
+  0   an instance was picked         3   no such service, or no such port of it
   2   the request is invalid         4   the service has no instance that can be picked
   69  the agent cannot be reached    75  a registry of the agent has not synced yet";
 
@@ -36,6 +36,9 @@ pub(super) struct PickArguments {
     /// Only instances with this tag; if repeated, with all of the tags
     #[arg(long)]
     tag: Vec<String>,
+    /// The port of this name, as in the metadata port-NAME; only instances that have it
+    #[arg(long, value_name = "NAME")]
+    port: Option<String>,
     /// host:port lines, or the JSON answer of the agent
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -79,6 +82,9 @@ impl PickArguments {
             let ids: Vec<_> = self.exclude.iter().map(|id| encoded(id.as_str())).collect();
             path.push_str(&format!("&exclude={}", ids.join(",")));
         }
+        if let Some(port) = &self.port {
+            path.push_str(&format!("&port={}", encoded(port)));
+        }
         for tag in &self.tag {
             path.push_str(&format!("&tag={}", encoded(tag)));
         }
@@ -111,10 +117,12 @@ mod tests {
                 "v1",
                 "--tag",
                 "ä",
+                "--port",
+                "grpc",
                 "--output",
                 "json",
             ]),
-            "/pick/a%3Ab%40c?format=json&key=k%261&n=3&exclude=a%2Cb,c%20d&tag=v1&tag=%C3%A4"
+            "/pick/a%3Ab%40c?format=json&key=k%261&n=3&exclude=a%2Cb,c%20d&port=grpc&tag=v1&tag=%C3%A4"
         );
     }
 

@@ -14,6 +14,9 @@ use crate::http_client::{self, Tls};
 /// The flag that stands in for `consul.services`.
 const CONSUL_SERVICE: Origin = Origin::Named("--consul-service");
 
+/// The most datacenters. Each has a poll of its catalog, and long polls of its own.
+const MAX_DATACENTERS: usize = 16;
+
 const TEN_MINUTES: Duration = Duration::from_secs(600);
 
 /// `[consul]`
@@ -25,6 +28,7 @@ pub(super) struct RawConsul {
     exclude: Option<Vec<Spanned<String>>>,
     token_file: Option<Spanned<String>>,
     datacenter: Option<Spanned<String>>,
+    datacenters: Option<Spanned<Vec<Spanned<String>>>>,
     namespace: Option<Spanned<String>>,
     partition: Option<Spanned<String>>,
     filter: Option<Spanned<String>>,
@@ -48,14 +52,14 @@ impl Checker<'_> {
         &mut self,
         raw: Option<&Spanned<RawConsul>>,
         from: &ConfigSources,
-    ) -> Option<consul::ConsulSettings> {
+    ) -> Vec<consul::ConsulSettings> {
         let ConfigSources { flags, environment, .. } = from;
         if raw.is_none() && flags.consul.is_none() {
             if !flags.consul_services.is_empty() {
                 let message = "there is no Consul to take services from: give --consul or a [consul] table, too";
                 self.refuse(CONSUL_SERVICE, message);
             }
-            return None;
+            return Vec::new();
         }
         let without = RawConsul::default();
         let raw = raw.map_or(&without, Spanned::get_ref);
@@ -68,12 +72,8 @@ impl Checker<'_> {
         if let Some(written) = &raw.datacenter
             && !written.get_ref().is_empty()
         {
-            let name = written.get_ref();
-            if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
-                let message = format!("consul.datacenter {name:?}: expected letters, digits, - and _ only");
-                self.refuse(written.span(), message);
-            }
-            settings.datacenter = Some(name.clone());
+            self.check_datacenter("consul.datacenter", written);
+            settings.datacenter = Some(written.get_ref().clone());
         }
         settings.namespace = self.consul_scope("namespace", "CONSUL_NAMESPACE", raw.namespace.as_ref(), environment);
         settings.partition = self.consul_scope("partition", "CONSUL_PARTITION", raw.partition.as_ref(), environment);
@@ -105,7 +105,46 @@ impl Checker<'_> {
             (SECOND, DAY),
         );
         settings.required = raw.required.unwrap_or(settings.required);
-        Some(settings)
+        match &raw.datacenters {
+            Some(written) => {
+                if let Some(single) = raw.datacenter.as_ref().filter(|single| !single.get_ref().is_empty()) {
+                    let message = "consul.datacenter: consul.datacenters is set, too: leave one of them out";
+                    self.refuse(single.span(), message);
+                }
+                consul::of_several(&settings, &self.datacenters(written))
+            }
+            None => vec![settings],
+        }
+    }
+
+    /// The names of several datacenters, in lower case as in Consul.
+    fn datacenters(&mut self, written: &Spanned<Vec<Spanned<String>>>) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for name in written.get_ref() {
+            self.check_datacenter("consul.datacenters", name);
+            let lower = name.get_ref().to_ascii_lowercase();
+            if lower.is_empty() {
+                let message = "consul.datacenters \"\": expected the name of a datacenter";
+                self.refuse(name.span(), message);
+            } else if names.contains(&lower) {
+                let message = format!("consul.datacenters {lower:?}: listed twice");
+                self.refuse(name.span(), message);
+            }
+            names.push(lower);
+        }
+        if !(1..=MAX_DATACENTERS).contains(&names.len()) {
+            let message = format!("consul.datacenters: expected 1 to {MAX_DATACENTERS} names");
+            self.refuse(written.span(), message);
+        }
+        names
+    }
+
+    fn check_datacenter(&mut self, key: &str, written: &Spanned<String>) {
+        let name = written.get_ref();
+        if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
+            let message = format!("{key} {name:?}: expected letters, digits, - and _ only");
+            self.refuse(written.span(), message);
+        }
     }
 
     /// `CONSUL_HTTP_SSL` adds TLS, as in Consul's own tools, but not to a URL given by a flag.
@@ -293,6 +332,7 @@ fn glob_is_fine(glob: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SourceConfig;
     use super::super::tests::{config_sources, consul, consul_flag, refused_once, with};
     use super::*;
     use crate::discovery::consul;
@@ -344,6 +384,26 @@ mod tests {
             (
                 "[consul]\nca_file = \"a\"\nca_path = \"b\"",
                 "p.toml:3:11: consul.ca_path: consul.ca_file is set, too: leave one of them out",
+            ),
+            (
+                "[consul]\ndatacenters = []",
+                "p.toml:2:15: consul.datacenters: expected 1 to 16 names",
+            ),
+            (
+                "[consul]\ndatacenters = [\"dc1\", \"dc/2\"]",
+                "p.toml:2:23: consul.datacenters \"dc/2\": expected letters, digits, - and _ only",
+            ),
+            (
+                "[consul]\ndatacenters = [\"dc1\", \"DC1\"]",
+                "p.toml:2:23: consul.datacenters \"dc1\": listed twice",
+            ),
+            (
+                "[consul]\ndatacenters = [\"dc1\", \"\"]",
+                "p.toml:2:23: consul.datacenters \"\": expected the name of a datacenter",
+            ),
+            (
+                "[consul]\ndatacenter = \"dc1\"\ndatacenters = [\"dc1\"]",
+                "p.toml:2:14: consul.datacenter: consul.datacenters is set, too: leave one of them out",
             ),
             ("[consul]\nwait = 0", "p.toml:2:8: consul.wait 0: expected 1s to 10m"),
             (
@@ -479,6 +539,25 @@ mod tests {
                 .to_string();
             assert_eq!(error, format!("{name}: {value:?}: {expected}"));
         }
+    }
+
+    #[test]
+    fn several_datacenters_are_several_sources_in_their_order() {
+        let text = "[file]\npath = \"a\"\n[consul]\ndatacenters = [\"DC1\", \"dc2\"]\ntoken_file = \"t\"\n[etcd]";
+        let config = with(text, &[], Flags::default()).unwrap();
+        let shown = config.sources.iter().map(|source| match source {
+            SourceConfig::Consul(settings) => {
+                assert_eq!(settings.token, Some(consul::Token::File("/etc/pickd/t".into())));
+                settings.source().to_string()
+            }
+            SourceConfig::Etcd(_) => "etcd".to_owned(),
+            SourceConfig::File(_) => "file".to_owned(),
+        });
+        assert_eq!(shown.collect::<Vec<_>>(), ["file", "consul-dc1", "consul-dc2", "etcd"]);
+        // A flag for the address leaves the list in force.
+        let config = with(text, &[], consul_flag("http://b:1")).unwrap();
+        assert_eq!(config.sources.len(), 4);
+        assert_eq!(consul(&config).address, "http://b:1");
     }
 
     #[test]

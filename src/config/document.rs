@@ -161,13 +161,19 @@ impl Checker<'_> {
     fn sources(&mut self, raw: &RawConfig, from: &ConfigSources) -> Vec<SourceConfig> {
         let consul = self
             .consul(raw.consul.as_ref(), from)
-            .map(|settings| SourceConfig::Consul(Box::new(settings)));
+            .into_iter()
+            .map(|settings| SourceConfig::Consul(Box::new(settings)))
+            .collect();
         let etcd = self
             .etcd(raw.etcd.as_ref(), from)
-            .map(|settings| SourceConfig::Etcd(Box::new(settings)));
+            .map(|settings| SourceConfig::Etcd(Box::new(settings)))
+            .into_iter()
+            .collect();
         let file = self
             .file(raw.file.as_ref(), from.flags.file.as_ref())
-            .map(SourceConfig::File);
+            .map(SourceConfig::File)
+            .into_iter()
+            .collect();
         let in_order = [
             (raw.consul.as_ref().map(|table| table.span().start), consul),
             (raw.etcd.as_ref().map(|table| table.span().start), etcd),
@@ -178,8 +184,8 @@ impl Checker<'_> {
 }
 
 /// Sorts the registries of the file by their order there. A registry that a flag added keeps its
-/// index.
-fn in_order_of_the_file<const N: usize>(sources: [(Option<usize>, Option<SourceConfig>); N]) -> Vec<SourceConfig> {
+/// index. A table of several datacenters is several sources, in the order of the datacenters.
+fn in_order_of_the_file<const N: usize>(sources: [(Option<usize>, Vec<SourceConfig>); N]) -> Vec<SourceConfig> {
     let mut starts: Vec<usize> = sources.iter().filter_map(|(start, _)| *start).collect();
     starts.sort_unstable();
     let mut starts = starts.into_iter();
@@ -192,7 +198,7 @@ fn in_order_of_the_file<const N: usize>(sources: [(Option<usize>, Option<SourceC
     let mut ordered = Vec::new();
     for place in places {
         let index = left.iter().position(|(start, _)| *start == place);
-        ordered.extend(index.and_then(|index| left.remove(index).1));
+        ordered.extend(index.map(|index| left.remove(index).1).unwrap_or_default());
     }
     ordered
 }

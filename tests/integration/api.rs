@@ -568,6 +568,7 @@ fn services_are_listed_with_what_is_known_of_them() {
         json!({
             "service": "user-service", "strategy": "round_robin", "total_requests": 3, "reported_requests": 0,
             "failed_requests": 0, "failure_rate": 0.0, "available_instances": 3, "total_instances": 3, "panic": false,
+            "fail_open": false, "tier_in_turn": 0,
             "sources": ["file"],
         })
     );
@@ -621,7 +622,7 @@ fn services_are_listed_with_what_is_known_of_them() {
             "layers": {"admin": {"state": "in_service"}, "registry": {"state": "unknown"}, "active": null, "passive": null,
                        "breaker": null},
             "host": "10.0.1.11", "port": 8080,
-            "address": "10.0.1.11:8080", "weight": 2, "effective_weight": 1.0, "total_requests": 3, "reported_requests": 0,
+            "address": "10.0.1.11:8080", "weight": 2, "priority": 0, "in_turn": true, "flapping": false, "effective_weight": 1.0, "total_requests": 3, "reported_requests": 0,
             "failed_requests": 0, "consecutive_failures": 0, "active_connections": 0, "average_response_time": 0.0,
             "tags": ["v1"], "metadata": {}, "source": "file", "sources": ["file"],
         })

@@ -96,6 +96,11 @@ impl Layers {
         self.reasons_beyond_panic().next().is_none()
     }
 
+    /// Whether the instance would be eligible if its registry did not call it critical.
+    pub(crate) fn is_only_critical(&self) -> bool {
+        self.reasons_beyond_panic().eq([UnavailableReason::RegistryCritical])
+    }
+
     /// Every reason that takes the instance out.
     pub(crate) fn unavailable_reasons(&self) -> impl Iterator<Item = UnavailableReason> {
         let active = match self.active.map(|layer| layer.state) {

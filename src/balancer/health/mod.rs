@@ -18,6 +18,7 @@ pub(crate) mod address;
 pub(crate) mod breaker;
 pub(crate) mod checks;
 pub(crate) mod ejection;
+pub(crate) mod flapping;
 pub(crate) mod grade;
 pub(crate) mod layers;
 pub(crate) mod slow_start;

@@ -78,6 +78,7 @@ pub(crate) struct Shared {
     is_driven: bool,
     not_synced: AtomicU64,
     no_instances: AtomicU64,
+    unknown_port: AtomicU64,
     none_available: AtomicU64,
     checks_passed: AtomicU64,
     checks_failed: AtomicU64,
@@ -122,6 +123,7 @@ impl LoadBalancer {
         let made = ViewParts {
             epoch: 0,
             health: PoolHealth::default(),
+            fail_open: false,
             load: Arc::clone(&load),
             turn: Arc::clone(&turn),
             previous: None,
@@ -151,6 +153,7 @@ impl LoadBalancer {
             is_driven,
             not_synced: AtomicU64::new(0),
             no_instances: AtomicU64::new(0),
+            unknown_port: AtomicU64::new(0),
             none_available: AtomicU64::new(0),
             checks_passed: AtomicU64::new(0),
             checks_failed: AtomicU64::new(0),
@@ -187,6 +190,7 @@ impl LoadBalancer {
         let counter = match refusal {
             PickError::NotSynced { .. } => &self.shared.not_synced,
             PickError::Empty { .. } | PickError::Unknown { .. } => &self.shared.no_instances,
+            PickError::UnknownPort { .. } => &self.shared.unknown_port,
             PickError::NoneAvailable { .. } => &self.shared.none_available,
         };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -435,6 +439,20 @@ impl LoadBalancer {
         self.shared.view.load().panic
     }
 
+    /// Whether the service fails open: the registry calls every instance critical, and the critical
+    /// instances are candidates, because [`fail_open`](LoadBalancerConfig::fail_open) is set.
+    #[must_use]
+    pub fn fails_open(&self) -> bool {
+        self.shared.view.load().fail_open
+    }
+
+    /// The place of the tier in turn among the [tiers](super::Tier) of the service; 0 is the first.
+    /// `None` while no instance can be picked.
+    #[must_use]
+    pub fn tier_in_turn(&self) -> Option<usize> {
+        self.shared.view.load().place_in_turn()
+    }
+
     /// Results of active checks so far.
     #[must_use]
     pub fn checks(&self) -> CheckStatistics {
@@ -451,12 +469,21 @@ impl LoadBalancer {
         self.shared.load.panic_picks.load(Ordering::Relaxed)
     }
 
+    /// Picks so far while the service failed open, outside panic mode. [`picks`](Self::picks) counts
+    /// them as well.
+    #[must_use]
+    pub fn fail_open_picks(&self) -> u64 {
+        self.settle(&self.write());
+        self.shared.load.fail_open_picks.load(Ordering::Relaxed)
+    }
+
     /// Picks through a [`Directory`](super::Directory) so far that returned no instance, by reason.
     #[must_use]
     pub fn refusals(&self) -> Refusals {
         Refusals {
             not_synced: self.shared.not_synced.load(Ordering::Relaxed),
             no_instances: self.shared.no_instances.load(Ordering::Relaxed),
+            unknown_port: self.shared.unknown_port.load(Ordering::Relaxed),
             none_available: self.shared.none_available.load(Ordering::Relaxed),
         }
     }
@@ -476,7 +503,9 @@ impl LoadBalancer {
             let statistics = InstanceStatistics {
                 status: layers.status(),
                 available: unavailable_reasons.is_empty(),
-                effective_weight: if unavailable_reasons.is_empty() || view.panic {
+                in_turn: view.is_in_turn(member.tier),
+                flapping: live.is_flapping(now),
+                effective_weight: if view.lets_through(member, &unavailable_reasons) {
                     f64::from(member.units) / 16.0
                 } else {
                     0.0

@@ -27,8 +27,8 @@ impl LoadBalancer {
     ///
     /// # Errors
     ///
-    /// [`PickError::Empty`] without instances, [`PickError::NoneAvailable`] when no instance can be
-    /// picked.
+    /// [`PickError::Empty`] without instances, [`PickError::UnknownPort`] when the context asks for
+    /// a port that no instance has, [`PickError::NoneAvailable`] when no instance can be picked.
     #[inline]
     pub fn select_instance(&self, context: &Context<'_>) -> Result<Pick, PickError> {
         let view = self.shared.view.load();
@@ -40,15 +40,25 @@ impl LoadBalancer {
                     member: member as usize,
                 })
             }
-            None => Err(self.refusal(&view)),
+            None => Err(self.refusal(&view, context)),
         }
     }
 
     #[cold]
-    fn refusal(&self, view: &View) -> PickError {
+    fn refusal(&self, view: &View, context: &Context<'_>) -> PickError {
         let (service, total) = (self.shared.service.clone(), view.members.len());
-        match total {
-            0 => PickError::Empty { service },
+        let has = |port| {
+            view.members
+                .iter()
+                .any(|member| member.instance.named_port(port).is_some())
+        };
+        match (total, context.port()) {
+            (0, _) => PickError::Empty { service },
+            (_, Some(port)) if !has(port) => PickError::UnknownPort {
+                service,
+                port: port.chars().take(64).collect(),
+                total,
+            },
             _ => PickError::NoneAvailable { service, total },
         }
     }
@@ -118,8 +128,16 @@ impl Pick {
         self.view.panic
     }
 
-    /// Up to `count` other instances to try in turn if this one fails: in ring order for a hashed
-    /// key, else drawn by weight. All differ from each other and fit `context`, which is the
+    /// Whether the service fails open: the registry calls every instance critical, and the critical
+    /// instances are candidates all the same.
+    #[must_use]
+    #[inline]
+    pub fn fails_open(&self) -> bool {
+        self.view.fail_open
+    }
+
+    /// Up to `count` other instances to try in turn if this one fails: tier by tier, in ring order
+    /// for a hashed key, else drawn by weight. All differ from each other and fit `context`, which is the
     /// context of the pick. The call counts no pick and advances no turn.
     #[must_use]
     pub fn alternates(&self, count: usize, context: &Context<'_>) -> Vec<Alternate<'_>> {
@@ -159,6 +177,12 @@ impl<'a> Alternate<'a> {
     #[must_use]
     pub fn instance(&self) -> &'a ServiceInstance {
         &self.member.instance
+    }
+
+    /// The derived status of the instance.
+    #[must_use]
+    pub fn status(&self) -> HealthStatus {
+        self.member.status
     }
 
     /// The rendered bodies of the instance.

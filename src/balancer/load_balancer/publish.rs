@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::LoadBalancer;
+use super::transitions::Transitioned;
 use super::writer::{Writer, heed};
 use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
@@ -84,7 +85,7 @@ impl LoadBalancer {
         let mut previous = old.members.iter().peekable();
         let mut updated = changes.updated.iter().peekable();
         let mut last = None;
-        let drafts: Vec<Draft<'_>> = instances
+        let mut drafts: Vec<Draft<'_>> = instances
             .into_iter()
             .map(|instance| {
                 while let Some(gone) = previous.next_if(|member| member.instance.id() < instance.id()) {
@@ -95,10 +96,10 @@ impl LoadBalancer {
                     Some(before) if before.instance.address() == instance.address() => Arc::clone(&before.live),
                     _ => {
                         leaving.extend(before);
-                        let live = writer.arrive(instance.address());
+                        let live = writer.arrive(instance.address(), now);
                         // The address may have left with an open breaker.
                         writer.upkeep.stir(&live);
-                        if live.add_instance() && serves {
+                        if live.add_instance() && (serves || live.is_flapping(now)) {
                             live.start_ramp(now);
                         }
                         live
@@ -110,6 +111,10 @@ impl LoadBalancer {
                 let judged = judged(&instance, said, order, &live, &config);
                 let layers = judged.layers;
                 live.reset_eligible();
+                let other_status = |before: &Member| before.state.layers.registry.state != layers.registry.state;
+                if before.is_some_and(other_status) {
+                    writer.upkeep.registry_changed(&live, now);
+                }
                 if before.is_some_and(|before| recovered(before.state.layers.registry, layers.registry)) {
                     writer.upkeep.start_ramp(&live, now);
                 }
@@ -130,6 +135,7 @@ impl LoadBalancer {
             })
             .collect();
         leaving.extend(previous);
+        let fail_open = config.fail_open() && fails_open(&mut drafts);
         writer.ejections = ejections(&drafts, &config);
         let members: Box<[Member]> = drafts
             .into_iter()
@@ -144,12 +150,21 @@ impl LoadBalancer {
         let made = ViewParts {
             epoch: self.shared.epoch.load(Ordering::Relaxed),
             health: writer.ejections.pool(),
+            fail_open,
             load: Arc::clone(&self.shared.load),
             turn: Arc::clone(&writer.turn),
             previous: Some(&old),
         };
         let view = View::new(config, members, made);
         writer.upkeep.panics(old.panic, writer.ejections.pool());
+        writer
+            .upkeep
+            .fails_open(old.fail_open, fail_open, writer.ejections.pool());
+        if let (Some(before), Some(now)) = (old.tier(), view.tier())
+            && before != now
+        {
+            writer.upkeep.tell(None, Transitioned::TierChanged { before, now });
+        }
         writer.retired.push(self.shared.view.swap(Arc::new(view)));
         for member in leaving {
             writer.leave(member.instance.address(), now);
@@ -209,6 +224,7 @@ impl LoadBalancer {
             })),
         };
         Member {
+            tier: instance.tier(),
             instance,
             status,
             units,
@@ -257,6 +273,20 @@ fn kept(state: MemberState, before: Option<&Member>, last: &mut Option<Arc<Membe
         (_, Some(last)) if **last == state => Arc::clone(last),
         _ => Arc::clone(last.insert(Arc::new(state))),
     }
+}
+
+/// Makes the critical instances of a pool without eligible instances eligible. Returns whether there
+/// are any. Local judgement applies to them as to others.
+fn fails_open(drafts: &mut [Draft<'_>]) -> bool {
+    if drafts.iter().any(|draft| draft.eligible) {
+        return false;
+    }
+    for draft in &mut *drafts {
+        let order = draft.state.weight.as_ref().map(|order| order.weight);
+        let has_weight = order.unwrap_or(draft.instance.weight()).get() > 0;
+        draft.eligible = has_weight && draft.state.layers.is_only_critical();
+    }
+    drafts.iter().any(|draft| draft.eligible)
 }
 
 /// Decides about the pool of these drafts.

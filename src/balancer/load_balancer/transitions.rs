@@ -6,7 +6,7 @@ use crate::balancer::health::address::Step;
 use crate::balancer::health::breaker::{BreakerStep, CloseReason, TripReason};
 use crate::balancer::health::checks::{ActiveState, CheckFailure};
 use crate::balancer::health::grade::PassiveState;
-use crate::balancer::instance::InstanceId;
+use crate::balancer::instance::{InstanceId, Tier};
 
 /// A transition of the health of an instance or a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,26 @@ pub enum Transitioned {
     },
     /// Panic mode ended: enough instances are usable.
     PanicEnded,
+    /// The registry calls every instance critical, and the critical instances are candidates.
+    FailOpenBegan {
+        /// Critical instances that are candidates.
+        instances: usize,
+    },
+    /// The registry no longer calls every instance critical.
+    FailOpenEnded,
+    /// The registration flaps: it changed more than five times within a minute. Each return is a slow
+    /// start.
+    Flapping {
+        /// Changes within the last minute.
+        changes: usize,
+    },
+    /// Another tier is in turn.
+    TierChanged {
+        /// The tier in turn before.
+        before: Tier,
+        /// The tier in turn now.
+        now: Tier,
+    },
 }
 
 pub(super) fn transitioned(step: Step, held_by_cap: bool, now: Timestamp) -> Option<Transitioned> {

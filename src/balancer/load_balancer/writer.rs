@@ -73,13 +73,18 @@ impl Counted {
 impl Writer {
     /// Adds an instance to an address. Returns the present live state of the address, the one from
     /// before the address left, or a new one.
-    pub(super) fn arrive(&mut self, address: &Address) -> Arc<Live> {
+    pub(super) fn arrive(&mut self, address: &Address, now: Timestamp) -> Arc<Live> {
         if let Some(live) = self.registered.get(address) {
             return Arc::clone(live);
         }
         let remembered = self.departed.iter().position(|(_, departed, _)| departed == address);
-        let live = remembered.and_then(|index| self.departed.remove(index));
-        let live = live.map(|(_, _, live)| live).unwrap_or_default();
+        let live = match remembered.and_then(|index| self.departed.remove(index)) {
+            Some((_, _, live)) => {
+                self.upkeep.registry_changed(&live, now);
+                live
+            }
+            None => Arc::default(),
+        };
         self.registered.insert(address.clone(), Arc::clone(&live));
         live
     }
@@ -89,6 +94,7 @@ impl Writer {
         let was_last = self.registered.get(address).is_some_and(|live| live.remove_instance());
         if was_last && let Some((address, live)) = self.registered.remove_entry(address) {
             self.upkeep.calm(&live);
+            live.registry_changed(now);
             self.departed.push_back((now, address, live));
         }
     }
@@ -177,6 +183,14 @@ impl Upkeep {
         self.stir(live);
     }
 
+    /// Records a change of an address in its registry.
+    pub(super) fn registry_changed(&mut self, live: &Arc<Live>, now: Timestamp) {
+        if live.registry_changed(now) {
+            let changes = live.registry_changes(now);
+            self.tell(Some(address_key(live)), Transitioned::Flapping { changes });
+        }
+    }
+
     /// Advances this live state until it no longer changes with time.
     pub(super) fn stir(&mut self, live: &Arc<Live>) {
         self.stirring
@@ -211,6 +225,18 @@ impl Upkeep {
         match (before, panic) {
             (false, true) => self.tell(None, Transitioned::PanicBegan { usable, eligible }),
             (true, false) => self.tell(None, Transitioned::PanicEnded),
+            _ => {}
+        }
+    }
+
+    /// Records a transition if a new view begins or ends to fail open.
+    pub(super) fn fails_open(&mut self, before: bool, now: bool, pool: PoolHealth) {
+        match (before, now) {
+            (false, true) => {
+                let instances = pool.eligible;
+                self.tell(None, Transitioned::FailOpenBegan { instances });
+            }
+            (true, false) => self.tell(None, Transitioned::FailOpenEnded),
             _ => {}
         }
     }

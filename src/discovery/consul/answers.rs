@@ -334,7 +334,7 @@ impl Answers {
     fn note_filtered_catalog(&mut self, filtered: bool) {
         if filtered && !self.filtered {
             self.status.count_error(Reason::Denied.as_str());
-            tracing::warn!(source = %wire::SOURCE, "the ACL token may not read every service: the catalog is filtered");
+            tracing::warn!(source = %self.status.source(), "the ACL token may not read every service: the catalog is filtered");
         }
         self.filtered = filtered;
     }
@@ -385,7 +385,7 @@ impl Answers {
                 Err(error) => {
                     if self.unusable.insert(text.clone()) {
                         self.status.count_error(Reason::InvalidInstance.as_str());
-                        tracing::warn!(source = %wire::SOURCE, %error, "service skipped: its name is not valid");
+                        tracing::warn!(source = %self.status.source(), %error, "service skipped: its name is not valid");
                     }
                 }
             }
@@ -489,7 +489,7 @@ impl Answers {
         let delay = self.retry_delay(times);
         self.status.count_error(Reason::Denied.as_str());
         if times == 1 {
-            tracing::warn!(source = %wire::SOURCE, service = %name,
+            tracing::warn!(source = %self.status.source(), service = %name,
                 "service listed without instances: the ACL token may lack node:read, or the service was just deregistered");
         }
         self.send(name, &[], Trust::AdditionsOnly, empty.read_at);
@@ -567,11 +567,11 @@ impl Answers {
         });
         let Some((failures, was_filtered)) = before else { return };
         if failures > 0 {
-            tracing::info!(source = %wire::SOURCE, service = %name, "answer for the service is valid again");
+            tracing::info!(source = %self.status.source(), service = %name, "answer for the service is valid again");
         }
         if filtered && !was_filtered {
             self.status.count_error(Reason::Denied.as_str());
-            tracing::warn!(source = %wire::SOURCE, service = %name, "the ACL token may not read every instance of the service");
+            tracing::warn!(source = %self.status.source(), service = %name, "the ACL token may not read every instance of the service");
         }
     }
 
@@ -613,7 +613,7 @@ impl Answers {
         if before.is_some_and(|before| before != noted)
             && let Some(reason) = first.as_ref().or(listing.ignored.first())
         {
-            tracing::warn!(source = %wire::SOURCE, service = %name, skipped,
+            tracing::warn!(source = %self.status.source(), service = %name, skipped,
                 ignored = listing.ignored.len(), %reason, "registrations skipped or partly ignored");
         }
     }
@@ -630,7 +630,7 @@ impl Answers {
         let delay = self.retry_delay(failures);
         self.status.count_error(Reason::Protocol.as_str());
         if failures == 1 {
-            tracing::warn!(source = %wire::SOURCE, service = %name, error = %detail,
+            tracing::warn!(source = %self.status.source(), service = %name, error = %detail,
                 "answer for the service is not valid, keeping the last valid one");
         }
         if failures >= ATTEMPTS_BEFORE_SYNC {

@@ -108,7 +108,7 @@ impl Client {
             }
         })?;
         if settings.tls.unverified && base.starts_with("https://") {
-            tracing::warn!(source = %wire::SOURCE, address = %settings.address,
+            tracing::warn!(source = %settings.source(), address = %settings.address,
                 "the certificate of the server is not verified");
         }
         let http = Arc::new(http);

@@ -25,12 +25,13 @@
 //! services   what is known of each service          leader  sync
 //! query      when to ask, and whether to accept     client
 //! bucket  request  rights  scope  wire
-//! settings
+//! datacenter  settings
 //! ```
 
 mod answers;
 mod bucket;
 mod client;
+mod datacenter;
 mod leader;
 mod query;
 mod request;
@@ -49,6 +50,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 pub use client::Reloader;
+pub use datacenter::{Datacenter, of_several};
 pub use schedule::Interest;
 pub use settings::{BasicAuth, ConsulSettings, KINDS, MAX_WATCHES, Names, Token};
 pub use wire::SOURCE;
@@ -68,6 +70,8 @@ pub struct ConsulWatcher {
     client: Client,
     clock: Arc<dyn Clock>,
     schedule: Schedule,
+    /// `None` for a single datacenter.
+    place: Option<Datacenter>,
     in_flight: FuturesUnordered<InFlight>,
 }
 
@@ -88,6 +92,7 @@ impl ConsulWatcher {
         Ok(Self {
             client: Client::new(&settings)?,
             schedule: Schedule::new(&settings, status, interest, fastrand::u64(..), clock.now()),
+            place: settings.place,
             clock,
             in_flight: FuturesUnordered::new(),
         })
@@ -102,13 +107,16 @@ impl ConsulWatcher {
 
 impl Watcher for ConsulWatcher {
     fn source(&self) -> Source {
-        SOURCE
+        self.place.as_ref().map_or(SOURCE, Datacenter::source)
     }
 
     async fn next(&mut self) -> Result<Update, WatchError> {
         loop {
             if let Some(update) = self.schedule.next_update() {
-                return Ok(update);
+                return Ok(match &self.place {
+                    Some(place) => place.label(update),
+                    None => update,
+                });
             }
             if let Some(error) = self.schedule.take_error() {
                 if error.reason == Reason::Denied {

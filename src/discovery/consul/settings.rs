@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
+use super::datacenter::Datacenter;
+use super::wire::SOURCE;
+use crate::balancer::Source;
 use crate::balancer::text::lower_case;
 use crate::http_client::Tls;
 
@@ -33,6 +36,8 @@ pub struct ConsulSettings {
     pub tls: Tls,
     /// Another datacenter than the agent's own.
     pub datacenter: Option<String>,
+    /// The place of that datacenter among several; `None` for a single one.
+    pub place: Option<Datacenter>,
     /// The namespace of the services (Consul Enterprise).
     pub namespace: Option<String>,
     /// The admin partition of the services (Consul Enterprise).
@@ -68,6 +73,7 @@ impl ConsulSettings {
             basic_auth: None,
             tls: Tls::default(),
             datacenter: None,
+            place: None,
             namespace: None,
             partition: None,
             filter: None,
@@ -79,6 +85,12 @@ impl ConsulSettings {
             max_stale: Duration::from_secs(30),
             required: true,
         }
+    }
+
+    /// The source of the instances: `consul`, or `consul-<datacenter>` with several datacenters.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        self.place.as_ref().map_or(SOURCE, Datacenter::source)
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct Consul {
     directory: TempDir,
     http_port: u16,
     https_port: u16,
+    /// 0 without another datacenter.
+    wan_port: u16,
     client: reqwest::Client,
     token: Option<String>,
 }
@@ -43,6 +45,33 @@ impl Consul {
         consul.spawn();
         consul.wait_until_ready().await;
         consul
+    }
+
+    /// Starts a server of this datacenter, which joins the other server over the WAN ports.
+    pub(crate) async fn start_in(datacenter: &str, other: Option<&Self>) -> Self {
+        let [http, server, serf, wan] = free_ports();
+        let mut consul = Self::configured(json!({
+            "datacenter": datacenter,
+            "ports": {
+                "http": http, "server": server, "serf_lan": serf, "serf_wan": wan, "dns": -1, "grpc": -1, "https": -1
+            },
+            "retry_join_wan": other.map(|other| format!("127.0.0.1:{}", other.wan_port)).as_slice(),
+            "retry_interval_wan": "1s",
+        }));
+        (consul.http_port, consul.wan_port) = (http, wan);
+        consul.spawn();
+        consul.wait_until_ready().await;
+        consul
+    }
+
+    /// Waits until this server can ask the other datacenter.
+    pub(crate) async fn reaches(&self, datacenter: &str) {
+        let path = format!("/v1/catalog/services?dc={datacenter}");
+        eventually(Duration::from_secs(30), &format!("a path to {datacenter}"), || async {
+            let (status, _) = self.ask(reqwest::Method::GET, &path, None).await.ok()?;
+            (status == 200).then_some(())
+        })
+        .await;
     }
 
     /// Chooses ports and writes the configuration; no process runs.
@@ -76,6 +105,7 @@ impl Consul {
             directory,
             http_port: http,
             https_port: https,
+            wan_port: 0,
             client,
             token: None,
         }

@@ -13,6 +13,8 @@ use crate::discovery::shared::or_default;
 
 /// CoreDNS's weight of a record without one.
 const DEFAULT_WEIGHT: i64 = 100;
+/// CoreDNS's priority of a record without one.
+const DEFAULT_PRIORITY: u16 = 10;
 
 #[derive(Deserialize)]
 struct Written {
@@ -58,7 +60,8 @@ pub(super) fn read(place: &Place<'_>, value: Value) -> Decoded {
     ];
     let instance = place
         .instance(Address::new(&written.host, port)?)?
-        .with_weight(Weight::new(weight)?);
+        .with_weight(Weight::new(weight)?)
+        .with_priority(DEFAULT_PRIORITY);
     let metadata = metadata.into_iter().filter(|(_, text)| !text.is_empty());
     Ok(vec![instance.with_metadata(metadata)])
 }
@@ -110,6 +113,22 @@ mod tests {
         assert_eq!(instance.weight().get(), 100);
         for (key, text) in [("priority", "10"), ("text", "hello"), ("group", "g")] {
             assert_eq!(metadata(&instance, key), Some(text));
+        }
+    }
+
+    #[test]
+    fn no_priority_is_ten_as_in_coredns() {
+        for (priority, expected) in [
+            ("", 10),
+            (r#","priority":0"#, 10),
+            (r#","priority":"20""#, 20),
+            (r#","priority":5"#, 5),
+            (r#","priority":-1"#, 10),
+            (r#","priority":70000"#, 10),
+        ] {
+            let value = format!(r#"{{"host":"db.local","port":1{priority}}}"#);
+            let instance = instance(ValueFormat::SkyDns, KEY, &value);
+            assert_eq!(instance.tier().priority(), expected, "{value}");
         }
     }
 
