@@ -67,6 +67,8 @@
 //!   it accepts no instance of the tier in turn.
 //! - **The registry decides, unless told otherwise.** A service whose instances are all critical in
 //!   the registry is closed. With `fail_open` it is picked from, and each answer says so.
+//! - **A session stays while its instance can be picked**, or is drained, and moves once when it
+//!   cannot. An exclusion diverts one pick. Without sticky sessions, no pick asks about sessions.
 //! - **An override stands beside the data of the registry**, and overwrites none of it. It belongs
 //!   to the id, follows a machine to a new id, and never passes to another machine. It ends when an
 //!   operator lifts it or when its time is over, and keeps its origin and reason.

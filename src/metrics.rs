@@ -165,6 +165,26 @@ const LEASES_DENIED: Series = counter(
     SERVICE,
     "Picks that got no lease, because too many were open.",
 );
+const SESSIONS: Series = gauge(
+    "pickd_sessions",
+    SERVICE,
+    "Sticky sessions remembered now, of services with sticky_sessions.",
+);
+const SESSIONS_MOVED: Series = counter(
+    "pickd_sessions_moved_total",
+    SERVICE,
+    "Sticky sessions that moved, because their instance could not be picked any more.",
+);
+const SESSIONS_EVICTED: Series = counter(
+    "pickd_sessions_evicted_total",
+    SERVICE,
+    "Sticky sessions that were forgotten before their time, because of max_sessions.",
+);
+const SESSION_TOKENS_REJECTED: Series = counter(
+    "pickd_session_tokens_rejected_total",
+    SERVICE,
+    "Session tokens that the session key of this agent did not sign.",
+);
 const RETRIES: Series = counter(
     "pickd_retries_total",
     &["service", "result"],
@@ -408,6 +428,12 @@ fn add_leases(table: &mut Table, balancer: &LoadBalancer) {
     let (leases, reports) = (balancer.leases(), balancer.reports());
     table.add(&LEASES_EXPIRED, &[service], leases.expired as f64);
     table.add(&LEASES_DENIED, &[service], leases.denied as f64);
+    if let Some(sessions) = balancer.sessions() {
+        table.add(&SESSIONS, &[service], sessions.open as f64);
+        table.add(&SESSIONS_MOVED, &[service], sessions.moved as f64);
+        table.add(&SESSIONS_EVICTED, &[service], sessions.evicted as f64);
+        table.add(&SESSION_TOKENS_REJECTED, &[service], sessions.rejected_tokens as f64);
+    }
     let retries = balancer.retries();
     for (result, count) in [("allowed", retries.allowed), ("denied", retries.denied)] {
         table.add(&RETRIES, &[service, result], count as f64);

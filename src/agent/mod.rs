@@ -21,6 +21,7 @@
 //! | [`reload`] | reads the configuration again, and applies it |
 //! | [`timer`] | advances the core when it is due, and passes on its news |
 //! | [`leases`] | the lease key |
+//! | [`sessions`] | the key of session tokens |
 //! | [`service_manager`] | tells systemd when the agent is up, reloads and stops |
 //! | [`checks`] | tells the prober which instances to check |
 //! | [`transitions`] | log lines for health transitions and ended overrides |
@@ -30,6 +31,7 @@ mod leases;
 mod listeners;
 mod reload;
 mod service_manager;
+mod sessions;
 mod sources;
 mod tasks;
 mod timer;
@@ -46,7 +48,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::server::{Listen, Listener};
 use crate::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
-use crate::balancer::{Clock, Directory, Environment, Monotonic, Source, SourceStatus, Sources, Timestamp, Wake};
+use crate::balancer::{
+    Clock, Directory, Environment, Monotonic, SessionKey, Source, SourceStatus, Sources, Timestamp, Wake,
+};
 use crate::config::Config;
 use crate::discovery::reconcile::Reconciler;
 use crate::discovery::{Reason, Update};
@@ -92,7 +96,7 @@ pub enum AgentError {
         /// The error of the client.
         source: HttpError,
     },
-    /// The system provides no random bytes for the lease key.
+    /// The system provides no random bytes for the keys of leases and sessions.
     #[error("the system provides no random bytes")]
     NoEntropy,
     /// The metrics library refused the definitions of the series.
@@ -117,7 +121,17 @@ pub struct Agent {
     hosts: AllowedHosts,
     listeners: Vec<(Listen, Listener)>,
     timer: Arc<Timer>,
+    session_key: SessionKey,
     service_manager: ServiceManager,
+}
+
+/// Bits of the generator of the system.
+fn random_bits() -> Result<[u8; 16], AgentError> {
+    let mut bits = [0; 16];
+    match rustls::crypto::ring::default_provider().secure_random.fill(&mut bits) {
+        Ok(()) => Ok(bits),
+        Err(_) => Err(AgentError::NoEntropy),
+    }
 }
 
 impl Agent {
@@ -129,7 +143,10 @@ impl Agent {
     pub async fn bind(config: Config) -> Result<Self, AgentError> {
         let clock = Arc::new(Monotonic::start());
         let timer = Arc::new(Timer::default());
+        let session_key = sessions::new_key()?;
+        sessions::read_key(&session_key, config.api.session_key_file.as_deref()).await;
         let environment = Environment {
+            session_key: session_key.clone(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             render: Arc::new(JsonBodies),
             wake: Some(Arc::clone(&timer) as Arc<dyn Wake>),
@@ -157,6 +174,7 @@ impl Agent {
             hosts,
             listeners: bound,
             timer,
+            session_key,
             service_manager: ServiceManager::default(),
         })
     }
@@ -199,6 +217,7 @@ impl Agent {
         let mut running = Running {
             check_plans: Arc::default(),
             timer: self.timer,
+            session_key: self.session_key,
             reconciler: Reconciler::new(Arc::clone(&self.api.directory), &[], published),
             config: self.config.clone(),
             clock: self.clock,
@@ -230,6 +249,7 @@ impl Agent {
 /// A running agent.
 struct Running {
     config: Config,
+    session_key: SessionKey,
     clock: Arc<Monotonic>,
     api: Api,
     hosts: AllowedHosts,

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Config, ConfigError, ConfigSources};
 
-use super::{AgentError, Running};
+use super::{AgentError, Running, sessions};
 
 /// The configuration of an agent, and the requests to reload it.
 #[derive(Debug)]
@@ -47,7 +47,11 @@ impl Running {
         self.api.metrics.set_reload_successful(outcome.is_ok());
         self.service_manager.reloaded(outcome.is_ok());
         match outcome {
-            Ok(()) => tracing::info!(why, "configuration reloaded"),
+            Ok(()) => {
+                // The file of the key may have changed although its name has not.
+                sessions::read_key(&self.session_key, self.config.api.session_key_file.as_deref()).await;
+                tracing::info!(why, "configuration reloaded");
+            }
             Err(error) => {
                 let error = format!("{error:#}");
                 tracing::error!(why, error, "configuration rejected, keeping the previous one");

@@ -62,7 +62,7 @@ pub(super) struct ExplainedService {
     /// By id.
     instances: Vec<InstanceState>,
     /// The instance that the key leads to. Left out if the request has no key; null if the strategy
-    /// ignores keys.
+    /// ignores keys and sessions are not sticky.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Option<KeyState>>,
 }
@@ -93,6 +93,8 @@ impl TierState {
 #[derive(Serialize)]
 struct KeyState {
     instance: Option<String>,
+    /// Whether the key has a sticky session at the instance.
+    session: bool,
     ring_order: Vec<String>,
 }
 
@@ -100,6 +102,7 @@ impl ExplainedService {
     fn of(service: &ServiceName, explanation: Explanation, asked_for_key: bool, now: Timestamp) -> Self {
         let key = explanation.key.map(|key| KeyState {
             instance: key.instance.map(|id| id.to_string()),
+            session: key.has_session,
             ring_order: key.ring_order.iter().map(InstanceId::to_string).collect(),
         });
         let instances: Vec<_> = explanation

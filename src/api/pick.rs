@@ -16,17 +16,20 @@ use super::query;
 use super::state::Api;
 use super::wire::JsonBodies;
 use crate::balancer::{
-    Bodies, Context, Described, HealthStatus, Lease, LeaseDenied, Pick, Render, ServiceInstance, ServiceName, Source,
+    Bodies, Context, CookieName, Described, HealthStatus, Lease, LeaseDenied, Pick, Render, ServiceInstance,
+    ServiceName, SessionToken, Source,
 };
 
 /// The parameters of `GET`.
-const GET_PARAMETERS: &str = "key, n, exclude, tag, port, format";
+const GET_PARAMETERS: &str = "key, session_id, user_id, session, n, exclude, tag, port, format";
 /// The parameters of `POST`.
-const POST_PARAMETERS: &str = "key, n, exclude, tag, port, format, ttl";
+const POST_PARAMETERS: &str = "key, session_id, user_id, session, n, exclude, tag, port, format, ttl";
 /// The header that carries the lease of a text answer.
 const LEASE_HEADER: HeaderName = HeaderName::from_static("x-pickd-lease");
 /// The header of a text answer that says whether the caller may send a retry.
 const RETRY_HEADER: HeaderName = HeaderName::from_static("x-pickd-retry-allowed");
+/// The header of the session token, in requests and in text answers.
+const SESSION_HEADER: HeaderName = HeaderName::from_static("x-pickd-session");
 /// The most characters in the name of a port.
 const MAX_PORT_NAME: usize = 64;
 /// The most instances in one answer, including the first.
@@ -35,7 +38,12 @@ const MAX_INSTANCES: usize = 16;
 /// The parameters of a pick.
 #[derive(Debug, Default, PartialEq)]
 struct Request {
+    /// The key, of the query or the header.
     key: Option<Vec<u8>>,
+    session_id: Option<Vec<u8>>,
+    user_id: Option<Vec<u8>>,
+    /// The session token, of the query or the header.
+    session: Option<String>,
     instances: Option<usize>,
     exclude: Vec<String>,
     tags: Vec<String>,
@@ -74,6 +82,9 @@ impl Request {
         for (name, raw) in query::parameters(uri) {
             match name {
                 "key" => query::once(&mut request.key, "key", query::bytes(raw))?,
+                "session_id" => query::once(&mut request.session_id, "session_id", query::bytes(raw))?,
+                "user_id" => query::once(&mut request.user_id, "user_id", query::bytes(raw))?,
+                "session" => query::once(&mut request.session, "session", query::text("session", raw)?)?,
                 "n" => query::once(&mut request.instances, "n", count(raw)?)?,
                 "exclude" => query::extend(&mut request.exclude, "exclude", raw)?,
                 "tag" => query::extend(&mut request.tags, "tag", raw)?,
@@ -91,11 +102,39 @@ impl Request {
                 .map(|key| key.as_bytes().to_vec())
                 .filter(|key| !key.is_empty());
         }
+        request.session = request.session.filter(|session| !session.is_empty());
+        if request.session.is_none() {
+            let header = headers.get(SESSION_HEADER).and_then(|token| token.to_str().ok());
+            request.session = header.filter(|token| !token.is_empty()).map(str::to_owned);
+        }
         if request.format.is_none() && prefers_text(headers) {
             request.format = Some(Format::Text);
         }
         Ok(request)
     }
+
+    /// The affinity key: the key, else the cookie of a service with sticky sessions, else the id of
+    /// the session, else the id of the user.
+    fn affinity_key<'a>(&'a self, cookie: Option<&CookieName>, headers: &'a HeaderMap) -> Option<&'a [u8]> {
+        let given = |key: &'a Option<Vec<u8>>| key.as_deref().filter(|key| !key.is_empty());
+        given(&self.key)
+            .or_else(|| cookie.and_then(|name| cookie_value(headers, name)))
+            .or_else(|| given(&self.session_id))
+            .or_else(|| given(&self.user_id))
+    }
+}
+
+/// The first value of a cookie that is not empty, without quotes around it.
+fn cookie_value<'a>(headers: &'a HeaderMap, name: &CookieName) -> Option<&'a [u8]> {
+    let lines = headers.get_all(header::COOKIE).iter();
+    let pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    let mut values = pairs.filter_map(|pair| {
+        let value = pair.trim_ascii().strip_prefix(name.as_str().as_bytes())?;
+        let value = value.strip_prefix(b"=")?;
+        let unquoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+        Some(unquoted.unwrap_or(value))
+    });
+    values.find(|value| !value.is_empty())
 }
 
 fn count(raw: &str) -> Result<usize, ApiError> {
@@ -160,8 +199,12 @@ pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request)
     let exclude: Vec<&str> = request.exclude.iter().map(String::as_str).collect();
     let tags: Vec<&str> = request.tags.iter().map(String::as_str).collect();
     let mut context = Context::new().with_exclude(&exclude).with_tags(&tags);
-    if let Some(key) = &request.key {
+    let cookie = balancer.session_cookie();
+    if let Some(key) = request.affinity_key(cookie.as_ref(), headers) {
         context = context.with_key(key);
+    }
+    if let Some(session) = &request.session {
+        context = context.with_session(session);
     }
     if let Some(port) = &request.port {
         context = context.with_port(port);
@@ -186,6 +229,7 @@ pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request)
         context: &context,
         alternates,
         lease,
+        session: pick.session(&context),
         retry_allowed,
     };
     Ok(match request.format {
@@ -195,6 +239,11 @@ pub(super) async fn pick(State(api): State<Arc<Api>>, request: extract::Request)
                 && let Ok(id) = HeaderValue::try_from(lease.id.to_string())
             {
                 response.headers_mut().insert(LEASE_HEADER, id);
+            }
+            if let Some(session) = answer.session
+                && let Ok(session) = HeaderValue::try_from(session.to_string())
+            {
+                response.headers_mut().insert(SESSION_HEADER, session);
             }
             if let Some(allowed) = retry_allowed {
                 let allowed = HeaderValue::from_static(if allowed { "true" } else { "false" });
@@ -224,6 +273,8 @@ struct Answer<'a> {
     alternates: Option<usize>,
     /// The lease, or its refusal. `None` for picks without a lease.
     lease: Option<Result<Lease, LeaseDenied>>,
+    /// The token of the session. `None` without sticky sessions.
+    session: Option<SessionToken>,
     /// Whether the caller may send the request to this instance. `None` for picks that are no retry.
     retry_allowed: Option<bool>,
 }
@@ -268,6 +319,9 @@ impl Answer<'_> {
                 let _ok = write!(body, ",\"lease\":\"{}\",\"lease_ttl_ms\":{milliseconds}", lease.id);
             }
             Some(Err(LeaseDenied)) => body.extend_from_slice(b",\"lease_denied\":true"),
+        }
+        if let Some(session) = self.session {
+            let _ok = write!(body, ",\"session\":\"{session}\"");
         }
         if let Some(allowed) = self.retry_allowed {
             let _ok = write!(body, ",\"retry_allowed\":{allowed}");
@@ -352,6 +406,11 @@ mod tests {
         assert_eq!(request.tags, ["v1", "eu"]);
         assert_eq!(request.port.as_deref(), Some("grpc"));
         assert_eq!(request.format, Some(Format::Text));
+        let request = parse("/pick/a?session_id=s%201&user_id=%ff&session=00ff").unwrap();
+        assert_eq!(request.session_id.as_deref(), Some(&b"s 1"[..]));
+        assert_eq!(request.user_id.as_deref(), Some(&b"\xff"[..]));
+        assert_eq!(request.session.as_deref(), Some("00ff"));
+        assert_eq!(parse("/pick/a?session=").unwrap(), Request::default());
         assert_eq!(parse("/pick/a").unwrap(), Request::default());
         assert_eq!(parse("/pick/a?key=&port=").unwrap(), Request::default());
         assert_eq!(
@@ -370,6 +429,10 @@ mod tests {
             "?n=",
             "?n=1&n=1",
             "?key=a&key=a",
+            "?session_id=a&session_id=a",
+            "?user_id=a&user_id=a",
+            "?session=a&session=a",
+            "?session=%ff",
             "?format=xml",
             "?tag=%ff",
             "?port=a&port=a",
@@ -410,5 +473,28 @@ mod tests {
                 .format,
             None
         );
+    }
+
+    #[test]
+    fn the_cookie_is_read_as_browsers_and_proxies_send_it() {
+        let name: CookieName = "SID".parse().unwrap();
+        for (lines, expected) in [
+            (&["SID=a"][..], Some("a")),
+            (&["x=1; SID=a; y=2"], Some("a")),
+            (&["x=1;SID=\"a b\""], Some("a b")),
+            (&["x=1", "SID=a=b"], Some("a=b")),
+            (&["SID=; SID=b"], Some("b")),
+            (&["XSID=a; SIDX=b; sid=c; SID"], None),
+            (&[], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(header::COOKIE, HeaderValue::from_static(line));
+            }
+            let request = Request::default();
+            let key = request.affinity_key(Some(&name), &headers);
+            assert_eq!(key, expected.map(str::as_bytes), "{lines:?}");
+            assert_eq!(request.affinity_key(None, &headers), None);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::denied_networks::DeniedNetworks;
@@ -161,6 +162,70 @@ impl fmt::Display for Choices {
     }
 }
 
+/// The name of a cookie: 1 to 64 characters of `A-Z a-z 0-9` and `` !#$%&'*+-.^_`|~ `` (RFC 6265).
+///
+/// ```
+/// use pickd::balancer::CookieName;
+///
+/// assert_eq!(CookieName::default().as_str(), "SESSION_ID");
+/// assert!("a=b".parse::<CookieName>().is_err());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CookieName(Arc<str>);
+
+impl CookieName {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn of_row(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+impl Default for CookieName {
+    /// `SESSION_ID`
+    fn default() -> Self {
+        LoadBalancerConfig::default().session_cookie_name
+    }
+}
+
+impl FromStr for CookieName {
+    type Err = InvalidConfig;
+
+    fn from_str(text: &str) -> Result<Self, InvalidConfig> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        if text.is_empty() || text.len() > 64 || !text.bytes().all(allowed) {
+            return Err(InvalidConfig::OutOfRange {
+                key: "session_cookie_name",
+                found: format!("{:?}", text.chars().take(64).collect::<String>()),
+                expected: Self::values(),
+            });
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl InToml for CookieName {
+    fn in_toml(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+impl Unbounded for CookieName {
+    fn values() -> String {
+        "the name of a cookie, 1 to 64 characters".to_owned()
+    }
+}
+
+impl fmt::Display for CookieName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Usual settings of active checks for a kind of service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -267,6 +332,14 @@ instance never.";
             fail_open, with_fail_open: bool = (false),
                 "Whether critical instances are picked while the registry calls every instance of the service \
 critical. Each answer says so.";
+            sticky_sessions, with_sticky_sessions: bool = (false),
+                "Whether a session stays at its instance, under every strategy.";
+            session_cookie_name, with_session_cookie_name: CookieName = ("SESSION_ID"),
+                "Cookie with the key of the session, for picks that give no other key.";
+            session_ttl, with_session_ttl: Duration = (30 min) in [1 s to 24 h],
+                "Time after its last pick for which a session is remembered.";
+            max_sessions, with_max_sessions: u32 = (100_000) in [1 to 1_000_000],
+                "Sessions of one service that are remembered; the least recently used leaves.";
             slow_start, with_slow_start: Duration = (30 s) in [0 (off) to 1 h],
                 "Time in which an instance that recovered, or that joined a pool in use, rises to its full share.";
         }
@@ -402,6 +475,16 @@ mod tests {
             ),
             (config().with_max_leases(0).unwrap_err(), "max_leases 0"),
             (config().with_max_leases(1_000_001).unwrap_err(), "max_leases 1000001"),
+            (
+                config().with_session_ttl(Duration::ZERO).unwrap_err(),
+                "session_ttl 0ns",
+            ),
+            (config().with_max_sessions(0).unwrap_err(), "max_sessions 0"),
+            ("a b".parse::<CookieName>().unwrap_err(), "session_cookie_name \"a b\""),
+            (
+                "a".repeat(65).parse::<CookieName>().unwrap_err(),
+                "session_cookie_name \"aaaa",
+            ),
             (Choices::random(33).unwrap_err(), "choices 33"),
             ("some".parse::<Choices>().unwrap_err(), "choices \"some\""),
             (

@@ -1,4 +1,4 @@
-//! The caller's wishes for a pick: key, tags, named port, exclusions.
+//! The caller's wishes for a pick: key, session, tags, named port, exclusions.
 
 use super::instance::ServiceInstance;
 
@@ -19,8 +19,19 @@ pub struct Context<'a> {
     pub(crate) exclude: &'a [&'a str],
     pub(crate) tags: &'a [&'a str],
     pub(crate) port: Option<&'a str>,
+    pub(crate) session: Option<&'a str>,
     /// Whether there are tags or a port: a pick without them asks this one question.
     pub(crate) narrows: bool,
+    pub(crate) key_from: KeyFrom,
+}
+
+/// Where the affinity key comes from, if there is one: an earlier source replaces a later one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum KeyFrom {
+    #[default]
+    Key,
+    Session,
+    User,
 }
 
 impl<'a> Context<'a> {
@@ -32,15 +43,57 @@ impl<'a> Context<'a> {
             exclude: &[],
             tags: &[],
             port: None,
+            session: None,
             narrows: false,
+            key_from: KeyFrom::Key,
         }
     }
 
-    /// Sets the affinity key: `consistent_hash` picks the same instance for equal keys. Other
-    /// strategies ignore the key.
+    /// Sets the affinity key: `consistent_hash` picks the same instance for equal keys, and a service
+    /// with sticky sessions keeps the session of a key at its instance. Otherwise the key has no
+    /// effect. Replaces a [session id](Self::with_session_id) and a [user id](Self::with_user_id).
     #[must_use]
     pub fn with_key(mut self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
         self.key = Some(key.as_ref());
+        self.key_from = KeyFrom::Key;
+        self
+    }
+
+    /// Sets the id of the session as the affinity key, unless a [key](Self::with_key) is given.
+    /// Replaces a user id. An empty id counts as none.
+    ///
+    /// ```
+    /// use pickd::Context;
+    ///
+    /// let context = Context::new().with_session_id("s-42").with_user_id("ada");
+    /// assert_eq!(context.key(), Some(&b"s-42"[..]));
+    /// ```
+    #[must_use]
+    pub fn with_session_id(self, id: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
+        self.with_key_from(KeyFrom::Session, id.as_ref())
+    }
+
+    /// Sets the id of the user as the affinity key, unless a key or a session id is given. An empty
+    /// id counts as none.
+    #[must_use]
+    pub fn with_user_id(self, id: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
+        self.with_key_from(KeyFrom::User, id.as_ref())
+    }
+
+    fn with_key_from(mut self, from: KeyFrom, key: &'a [u8]) -> Self {
+        if !key.is_empty() && (self.key.is_none() || from <= self.key_from) {
+            self.key = Some(key);
+            self.key_from = from;
+        }
+        self
+    }
+
+    /// Sets the session token of an earlier [pick](crate::Pick::session). A service with sticky
+    /// sessions picks the instance that the token names, as long as it can. Text that is no token of
+    /// the service counts as none.
+    #[must_use]
+    pub const fn with_session(mut self, token: &'a str) -> Self {
+        self.session = Some(token);
         self
     }
 
@@ -81,15 +134,25 @@ impl<'a> Context<'a> {
         self.port
     }
 
+    /// The session token.
+    #[must_use]
+    pub const fn session(&self) -> Option<&'a str> {
+        self.session
+    }
+
+    /// Whether the instance has the tags and the port.
+    pub(crate) fn fits(&self, instance: &ServiceInstance) -> bool {
+        self.tags.iter().all(|tag| instance.has_tag(tag))
+            && self.port.is_none_or(|port| instance.named_port(port).is_some())
+    }
+
     #[inline]
     pub(crate) fn admits_all(&self) -> bool {
         self.exclude.is_empty() && !self.narrows
     }
 
     pub(crate) fn admits(&self, instance: &ServiceInstance) -> bool {
-        !self.exclude.contains(&instance.id().as_str())
-            && self.tags.iter().all(|tag| instance.has_tag(tag))
-            && self.port.is_none_or(|port| instance.named_port(port).is_some())
+        !self.exclude.contains(&instance.id().as_str()) && self.fits(instance)
     }
 
     /// The same without tags and port, for candidates that have them.
@@ -100,5 +163,37 @@ impl<'a> Context<'a> {
             narrows: false,
             ..*self
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_comes_before_the_session_and_the_session_before_the_user() {
+        let (user, session, key) = ("user", "session", "key");
+        for context in [
+            Context::new().with_user_id(user).with_session_id(session).with_key(key),
+            Context::new().with_key(key).with_session_id(session).with_user_id(user),
+            Context::new().with_session_id(session).with_key(key).with_user_id(user),
+        ] {
+            assert_eq!(context.key(), Some(&b"key"[..]));
+        }
+        for context in [
+            Context::new().with_user_id(user).with_session_id(session),
+            Context::new().with_session_id(session).with_user_id(user),
+            Context::new()
+                .with_session_id(session)
+                .with_session_id("")
+                .with_user_id(user),
+        ] {
+            assert_eq!(context.key(), Some(&b"session"[..]));
+        }
+        assert_eq!(
+            Context::new().with_session_id("").with_user_id(user).key(),
+            Some(&b"user"[..])
+        );
+        assert_eq!(Context::new().with_user_id("").key(), None);
     }
 }

@@ -1,11 +1,12 @@
-//! What a balancer is handed besides its configuration: time, rendering, and a wake for the timer
-//! that drives it.
+//! What a balancer is handed besides its configuration: time, rendering, a wake for the timer that
+//! drives it, and the key of session tokens.
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::clock::{Clock, Monotonic};
 use super::render::{NoBodies, Render};
+use super::session_token::SessionKey;
 
 /// What a balancer is handed besides its configuration.
 #[derive(Clone)]
@@ -17,6 +18,8 @@ pub struct Environment {
     /// The timer that calls `advance`. `None`: there is no timer, and requests that are acquired,
     /// leased, finished or reported do what is due.
     pub wake: Option<Arc<dyn Wake>>,
+    /// Signs session tokens. Balancers with the same key honour each other's tokens.
+    pub session_key: SessionKey,
 }
 
 /// Asks for the next `advance` ([`Directory::advance`](crate::Directory::advance), or
@@ -29,12 +32,14 @@ pub trait Wake: Send + Sync {
 }
 
 impl Default for Environment {
-    /// The machine's monotonic clock, no bodies, and no timer.
+    /// The machine's monotonic clock, no bodies, no timer, and a session key of a fast generator that
+    /// is not secure.
     fn default() -> Self {
         Self {
             clock: Arc::new(Monotonic::start()),
             render: Arc::new(NoBodies),
             wake: None,
+            session_key: SessionKey::default(),
         }
     }
 }

@@ -48,7 +48,8 @@ pub struct Explanation {
     pub tiers: Vec<ExplainedTier>,
     /// Every registered instance, by id.
     pub instances: Vec<ExplainedInstance>,
-    /// The instance of the key, if the caller gave a key and the strategy uses keys.
+    /// The instance of the key, if the caller gave a key, and the strategy uses keys or sessions are
+    /// sticky.
     pub key: Option<ExplainedKey>,
 }
 
@@ -136,8 +137,11 @@ impl Score {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExplainedKey {
-    /// The instance that a pick with this key would get now.
+    /// The instance that a pick with this key would get now. `None` if no instance can be picked, or
+    /// if the key has no session and the strategy ignores keys.
     pub instance: Option<InstanceId>,
+    /// Whether the key has a session at that instance.
+    pub has_session: bool,
     /// The first 64 registered instances in ring order from the place of the key, whether they can
     /// be picked or not. Instances of registered weight 0 are not on the ring.
     pub ring_order: Vec<InstanceId>,
@@ -149,10 +153,14 @@ impl LoadBalancer {
     pub fn explain(&self, key: Option<&[u8]>) -> Explanation {
         let view = self.shared.view.load_full();
         let subject = self.subject(&view);
-        let key = key.filter(|_| view.ring().is_some()).map(|key| {
-            let member = view.peek(&Context::new().with_key(key), &self.shared.load);
+        let hashes = view.ring().is_some();
+        let key = key.filter(|_| hashes || view.is_sticky()).map(|key| {
+            let in_session = view.session_of_key(key);
+            let by_ring = || view.peek(&Context::new().with_key(key), &self.shared.load);
+            let member = in_session.or_else(|| hashes.then(by_ring).flatten());
             ExplainedKey {
                 instance: member.map(|member| member.instance.id().clone()),
+                has_session: in_session.is_some(),
                 ring_order: subject.ring_order(key),
             }
         });

@@ -52,18 +52,21 @@ pub(crate) mod overrides;
 pub(crate) mod render;
 pub(crate) mod report_credit;
 pub(crate) mod retry;
+pub(crate) mod session_token;
+pub(crate) mod sessions;
 pub(crate) mod settings;
 pub(crate) mod share;
 pub(crate) mod skipped;
 pub(crate) mod sources;
 pub(crate) mod statistics;
+pub(crate) mod sticky;
 pub(crate) mod strategy;
 mod sync;
 pub(crate) mod text;
 pub(crate) mod view;
 
 pub use clock::{Clock, Manual, Monotonic, Since, Timestamp};
-pub use config::{BreakerConfig, Choices, Preset};
+pub use config::{BreakerConfig, Choices, CookieName, Preset};
 pub use denied_networks::{DeniedNetworks, InvalidNetwork, Network};
 pub use diff::{Changes, diff};
 pub use directory::{KNOWN_FOR, ServiceConfigs};
@@ -84,11 +87,14 @@ pub use overrides::{
 };
 pub use render::{Bodies, Described, NoBodies, Render};
 pub use retry::RetryStatistics;
+pub use session_token::{InvalidSessionKey, SessionKey, SessionToken};
 pub use settings::{InvalidConfig, Setting};
 pub use share::Factors;
 pub use skipped::{LISTED, SkipReason, Skipped, SkippedRegistration};
 pub use sources::{Scope, SourceStatus, Sources};
-pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics};
+pub use statistics::{
+    CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, SessionStatistics,
+};
 pub use strategy::draw::Mode;
 pub use text::is_printable;
 

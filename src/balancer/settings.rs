@@ -283,6 +283,9 @@ macro_rules! value {
     ($type:ident: default) => {
         $type::default()
     };
+    (CookieName: $name:literal) => {
+        CookieName::of_row($name)
+    };
     ($type:ident: $number:literal) => {
         $number
     };
@@ -322,6 +325,15 @@ macro_rules! getter {
         #[doc = $meaning]
         #[must_use]
         pub fn $key(&self) -> &BreakerConfig {
+            &self.$key
+        }
+    };
+    ($key:ident: CookieName = ($($default:tt)+), $meaning:literal) => {
+        #[doc = $meaning]
+        ///
+        #[doc = concat!("Default: ", stringify!($($default)+), ".")]
+        #[must_use]
+        pub fn $key(&self) -> &CookieName {
             &self.$key
         }
     };

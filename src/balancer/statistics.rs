@@ -292,6 +292,20 @@ pub struct LeaseStatistics {
     pub denied: u64,
 }
 
+/// Sticky sessions of one service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionStatistics {
+    /// Sessions that the table holds now.
+    pub open: usize,
+    /// Sessions that moved so far, because their instance could not be picked any more.
+    pub moved: u64,
+    /// Sessions that left the table so far, because `max_sessions` others were used since.
+    pub evicted: u64,
+    /// Session tokens so far that the session key did not sign for the service.
+    pub rejected_tokens: u64,
+}
+
 /// Reports of one service so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

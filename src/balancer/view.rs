@@ -7,6 +7,7 @@
 //!             ├── picks: number of picks of each member in this view
 //!             ├── all: Candidates = the slots of the tier in turn + the prepared strategy
 //!             ├── reserves: Candidates of each tier after it, made on first use
+//!             ├── sticky: members by the hash of their id, for sticky sessions
 //!             ├── narrowed: Candidates for a set of tags and a port, made on first use, at most 64
 //!             └── epoch: the version of the admissions that the view was made from
 //! ```
@@ -39,7 +40,10 @@ use super::health::layers::UnavailableReason;
 use super::instance::{InstanceId, Tier};
 use super::live::Load;
 use super::member::{Member, Slot};
+use super::session_token::SessionToken;
+use super::sessions::Sessions;
 use super::statistics::PickCounts;
+use super::sticky::{Moment, Sticky};
 use super::strategy::Prepared;
 use super::strategy::consistent_hash::ConsistentHash;
 use super::strategy::draw::{AdmissionCheck, Draw, Mode, Strategy};
@@ -161,10 +165,13 @@ pub(crate) struct View {
     /// For alternates, which are asked of a pick.
     load: Arc<Load>,
     narrowed: OnceLock<Box<[OnceLock<Narrowed>]>>,
+    /// `None` without sticky sessions.
+    sticky: Option<Box<Sticky>>,
 }
 
-/// The epoch of a view in which a trial may be let through. The epoch of a service never has this
-/// value.
+/// The epoch of a view in which a trial may be let through, and of a view with sticky sessions: each
+/// of its picks takes the long way, so that no other pick asks about sessions. The epoch of a service
+/// never has this value.
 const ALWAYS_CHECK: u64 = u64::MAX;
 
 /// The parts of a new view, besides its members.
@@ -175,6 +182,7 @@ pub(crate) struct ViewParts<'a> {
     pub(crate) load: Arc<Load>,
     pub(crate) turn: Arc<Turn>,
     pub(crate) previous: Option<&'a View>,
+    pub(crate) sessions: &'a Arc<Sessions>,
 }
 
 impl fmt::Debug for View {
@@ -213,10 +221,14 @@ impl View {
             load,
             turn,
             previous,
+            sessions,
         } = parts;
         let on_trial =
             |member: &Member| member.units > 0 && matches!(member.admission, Admission::Trial | Admission::OnTrial);
-        let epoch = if members.iter().any(on_trial) {
+        let sticky = config
+            .sticky_sessions()
+            .then(|| Box::new(Sticky::new(&config, &members, Arc::clone(sessions))));
+        let epoch = if sticky.is_some() || members.iter().any(on_trial) {
             ALWAYS_CHECK
         } else {
             epoch
@@ -242,6 +254,7 @@ impl View {
             ring,
             load,
             narrowed: OnceLock::new(),
+            sticky,
         }
     }
 
@@ -337,10 +350,42 @@ impl View {
         }
     }
 
-    /// Chooses a member when admissions have changed since the tables were made, or a trial may be
-    /// let through.
+    /// Chooses a member when admissions have changed since the tables were made, a trial may be let
+    /// through, or sessions are sticky.
     #[cold]
     fn choose_checked(&self, context: &Context<'_>, load: &Load) -> Option<u32> {
+        match &self.sticky {
+            Some(sticky) => sticky.choose(&self.moment(load), context, || self.choose_by_strategy(context, load)),
+            None => self.choose_by_strategy(context, load),
+        }
+    }
+
+    fn moment(&self, load: &Load) -> Moment<'_> {
+        Moment {
+            members: &self.members,
+            now: load.now(),
+        }
+    }
+
+    /// The token of the session of a pick, which chose `member`. `None` without sticky sessions.
+    pub(crate) fn session(&self, context: &Context<'_>, member: &Member) -> Option<SessionToken> {
+        let sticky = self.sticky.as_ref()?;
+        Some(sticky.token(&self.moment(&self.load), context, member))
+    }
+
+    /// Whether sessions are sticky.
+    pub(crate) fn is_sticky(&self) -> bool {
+        self.sticky.is_some()
+    }
+
+    /// The member that keeps the session of a key at present.
+    pub(crate) fn session_of_key(&self, key: &[u8]) -> Option<&Member> {
+        let sticky = self.sticky.as_ref()?;
+        sticky.member_of_key(&self.moment(&self.load), key)
+    }
+
+    /// Chooses a member by the strategy, with a look at every admission.
+    fn choose_by_strategy(&self, context: &Context<'_>, load: &Load) -> Option<u32> {
         // A pick that loses the race for a trial chooses again.
         for _ in 0..4 {
             let Some(slot) = self.choose_narrowed(context, load, AdmissionCheck::AllowTrials) else {

@@ -21,7 +21,7 @@ Examples:
 pub(super) struct ExplainArguments {
     /// The service
     service: ServiceName,
-    /// Show the instance for this key, under consistent_hash
+    /// Show the instance for this key, under consistent_hash or with sticky sessions
     #[arg(long)]
     key: Option<String>,
     /// A table, or the JSON answer of the agent
@@ -88,6 +88,13 @@ fn text(answer: &Value, with_key: bool) -> String {
     if with_key {
         text.push('\n');
         text.push_str(&match &answer["key"] {
+            Value::Object(key) if key.get("session") == Some(&Value::Bool(true)) => {
+                let instance = key.get("instance").map(word).unwrap_or_default();
+                format!("the key has a session at {instance}\n")
+            }
+            Value::Object(_) if answer["strategy"] != "consistent_hash" => {
+                "the key has no session; this strategy ignores keys\n".to_owned()
+            }
             Value::Object(key) => {
                 let instance = key.get("instance").map(word).filter(|id| !id.is_empty());
                 let order: Vec<_> = key
@@ -229,6 +236,10 @@ mod tests {
         assert!(text(&answer, false).ends_with(shared), "{}", text(&answer, false));
         let answer = json!({"service": "web", "fail_open": true, "panic": false});
         assert!(text(&answer, false).contains("FAIL OPEN") && !text(&answer, false).contains("PANIC"));
+        let answer = json!({"service": "web", "key": {"instance": "a", "session": true, "ring_order": []}});
+        assert!(text(&answer, true).ends_with("\nthe key has a session at a\n"));
+        let answer = json!({"service": "web", "strategy": "random", "key": {"instance": null, "session": false}});
+        assert!(text(&answer, true).ends_with("\nthe key has no session; this strategy ignores keys\n"));
         let answer = json!({"service": "web", "key": null});
         assert!(text(&answer, true).ends_with("this strategy ignores keys\n"));
         assert!(!text(&answer, false).contains("key"));

@@ -104,7 +104,7 @@ mod with_an_agent {
             let tools = Environment {
                 clock: clock.clone(),
                 render: Arc::new(JsonBodies),
-                wake: None,
+                ..Environment::default()
             };
             let sources = Sources::new(vec![early, late.clone()]);
             let directory = Directory::new(ServiceConfigs::default(), sources, tools);

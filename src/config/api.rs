@@ -25,6 +25,8 @@ pub struct ApiConfig {
     /// The file with the admin token. Overrides need the token over listeners that are neither
     /// loopback nor Unix sockets.
     pub admin_token_file: Option<PathBuf>,
+    /// The file with the key that signs session tokens. `None`: a random key of this agent.
+    pub session_key_file: Option<PathBuf>,
     /// Mode and group of Unix sockets.
     pub socket: SocketAccess,
 }
@@ -38,6 +40,7 @@ pub(super) struct RawApi {
     allowed_hosts: Vec<Spanned<String>>,
     ready_timeout: Option<RawDuration>,
     admin_token_file: Option<Spanned<String>>,
+    session_key_file: Option<Spanned<String>>,
     socket_mode: Option<Spanned<String>>,
     socket_group: Option<Spanned<String>>,
 }
@@ -88,6 +91,9 @@ impl Checker<'_> {
             ready_timeout,
             admin_token_file: self
                 .path_from(None, raw.admin_token_file.as_ref())
+                .map(|given| given.value),
+            session_key_file: self
+                .path_from(None, raw.session_key_file.as_ref())
                 .map(|given| given.value),
             socket,
         }
@@ -210,7 +216,7 @@ mod tests {
     fn sockets_and_the_admin_token_are_read() {
         let config = read(
             "[api]\nlisten = [\"127.0.0.1:1\", \"unix:/run/pickd/pickd.sock\"]\nsocket_mode = \"0600\"\n\
-             socket_group = \"ops\"\nadmin_token_file = \"secrets/admin\"\n[consul]",
+             socket_group = \"ops\"\nadmin_token_file = \"secrets/admin\"\nsession_key_file = \"secrets/key\"\n[consul]",
         );
         assert_eq!(config.api.listen[1], Listen::Unix("/run/pickd/pickd.sock".into()));
         let socket = SocketAccess {
@@ -219,7 +225,9 @@ mod tests {
         };
         assert_eq!(config.api.socket, socket);
         assert_eq!(config.api.admin_token_file, Some("/etc/pickd/secrets/admin".into()));
-        let config = read("[api]\nadmin_token_file = \"\"\n[consul]");
+        assert_eq!(config.api.session_key_file, Some("/etc/pickd/secrets/key".into()));
+        let config = read("[api]\nadmin_token_file = \"\"\nsession_key_file = \"\"\n[consul]");
+        assert_eq!(config.api.session_key_file, None);
         assert_eq!((config.api.admin_token_file, config.api.socket.mode), (None, 0o660));
     }
 

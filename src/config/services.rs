@@ -97,6 +97,7 @@ macro_rules! raw {
     (f64) => { Spanned<f64> };
     (Duration) => { RawDuration };
     (LoadBalancingStrategy) => { Spanned<String> };
+    (CookieName) => { Spanned<String> };
     (Choices) => { Spanned<Value> };
     (BreakerConfig) => { RawBreaker };
 }
@@ -116,6 +117,9 @@ macro_rules! reader {
         Checker::time
     };
     (LoadBalancingStrategy) => {
+        Checker::name
+    };
+    (CookieName) => {
         Checker::name
     };
     (Choices) => {
@@ -388,6 +392,11 @@ mod tests {
             (
                 "[defaults]\nlease_ttl = 3601",
                 "p.toml:2:13: defaults.lease_ttl 3601: expected 1s to 1h".to_owned(),
+            ),
+            (
+                "[services.a]\nsession_cookie_name = \"a b\"",
+                "p.toml:2:23: services.a.session_cookie_name \"a b\": expected the name of a cookie, 1 to 64 characters"
+                    .to_owned(),
             ),
             (
                 "[services.a]\nmax_leases = 0",

@@ -234,9 +234,9 @@ fn an_unknown_key_is_refused_where_it_stands() {
         ("[file]\npath = \"a\"\nwatch = true", "p.toml:3:1: ", "`watch`"),
         ("[defaults]\nretry_limit = 0.2", "p.toml:2:1: ", "`retry_limit`"),
         (
-            "[services.a]\nsticky_sessions = true",
+            "[services.a]\nsticky_session = true",
             "p.toml:2:1: ",
-            "`sticky_sessions`",
+            "`sticky_session`",
         ),
         ("listen = 1", "p.toml:1:1: ", "`listen`"),
     ] {

@@ -437,7 +437,11 @@ fn api() -> Api {
         clock: clock.clone(),
         ..Environment::default()
     };
-    let directory = Directory::new(ServiceConfigs::default(), Sources::new(vec![Arc::new(status)]), tools);
+    let configs = ServiceConfigs {
+        defaults: LoadBalancerConfig::default().with_sticky_sessions(true),
+        ..ServiceConfigs::default()
+    };
+    let directory = Directory::new(configs, Sources::new(vec![Arc::new(status)]), tools);
     let instance = ServiceInstance::new("web-1", "10.0.0.1", 80).unwrap();
     directory.apply(&"web".parse().unwrap(), [Arc::new(instance)]);
     let balancer = directory.get("web").unwrap();

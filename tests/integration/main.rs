@@ -38,6 +38,7 @@ mod overrides;
 mod registrations;
 mod reserve;
 mod service_manager;
+mod sessions;
 mod slow_clients;
 mod support;
 mod tiers;

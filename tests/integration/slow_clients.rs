@@ -50,7 +50,7 @@ impl Served {
         let tools = Environment {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             render: Arc::new(JsonBodies),
-            wake: None,
+            ..Environment::default()
         };
         let directory = Directory::new(ServiceConfigs::default(), Sources::default(), tools);
         directory.apply(&"web".parse().unwrap(), [Arc::new(instance)]);

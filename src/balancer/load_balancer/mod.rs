@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 
 use self::writer::{Counted, Upkeep, Writer};
 use super::clock::Timestamp;
-use super::config::LoadBalancerConfig;
+use super::config::{CookieName, LoadBalancerConfig};
 use super::diff::Changes;
 use super::environment::Environment;
 use super::error::{PickError, ReportError, UnknownInstance};
@@ -26,8 +26,10 @@ use super::member::{Member, unavailable_reasons};
 use super::outcome::Outcome;
 use super::overrides::{Ended, InstanceOverrides, Order, OverrideCounts, Overrides, StandingOrder, WeightOrder};
 use super::retry::RetryBudget;
+use super::sessions::{Limits, Sessions};
 use super::statistics::{
-    CheckStatistics, InstanceStatistics, LeaseCounts, LeaseStatistics, Refusals, ReportStatistics, Statistics,
+    CheckStatistics, InstanceStatistics, LeaseCounts, LeaseStatistics, Refusals, ReportStatistics, SessionStatistics,
+    Statistics,
 };
 use super::strategy::draw::Mode;
 use super::strategy::schedule::Turn;
@@ -85,6 +87,7 @@ pub(crate) struct Shared {
     /// Nanoseconds that building the present view took.
     pub(crate) build_time: AtomicU64,
     pub(crate) retries: RetryBudget,
+    sessions: Arc<Sessions>,
     writer: Mutex<Writer>,
 }
 
@@ -120,6 +123,8 @@ impl LoadBalancer {
         let now = environment.clock.now();
         let turn = Arc::new(Turn::starting_at(seed));
         let load = Arc::new(Load::new(Arc::clone(&environment.clock)));
+        let sessions = Sessions::new(service.clone(), environment.session_key.clone());
+        sessions.switch(config.sticky_sessions());
         let made = ViewParts {
             epoch: 0,
             health: PoolHealth::default(),
@@ -127,6 +132,7 @@ impl LoadBalancer {
             load: Arc::clone(&load),
             turn: Arc::clone(&turn),
             previous: None,
+            sessions: &sessions,
         };
         let view = View::new(config, Box::default(), made);
         let writer = Writer {
@@ -159,6 +165,7 @@ impl LoadBalancer {
             checks_failed: AtomicU64::new(0),
             build_time: AtomicU64::new(0),
             retries: RetryBudget::new(now),
+            sessions,
             writer: Mutex::new(writer),
         };
         Self {
@@ -277,6 +284,24 @@ impl LoadBalancer {
     #[must_use]
     pub fn reports(&self) -> ReportStatistics {
         self.shared.load.leases.reports()
+    }
+
+    /// Statistics of the sticky sessions of the service. `None` without
+    /// [`sticky_sessions`](LoadBalancerConfig::sticky_sessions).
+    #[must_use]
+    pub fn sessions(&self) -> Option<SessionStatistics> {
+        let view = self.shared.view.load();
+        let now = self.shared.environment.clock.now();
+        view.is_sticky()
+            .then(|| self.shared.sessions.statistics(Limits::of(&view.config), now))
+    }
+
+    /// The cookie with the key of the session. `None` without sticky sessions, at the cost of one
+    /// atomic read.
+    #[must_use]
+    pub fn session_cookie(&self) -> Option<CookieName> {
+        let is_on = self.shared.sessions.is_on();
+        is_on.then(|| self.shared.view.load().config.session_cookie_name().clone())
     }
 
     /// Adds an instance, or replaces the instance with the same id.

@@ -17,6 +17,7 @@ use crate::balancer::live::Live;
 use crate::balancer::member::Member;
 use crate::balancer::outcome::Outcome;
 use crate::balancer::render::Bodies;
+use crate::balancer::session_token::SessionToken;
 use crate::balancer::view::View;
 
 impl LoadBalancer {
@@ -134,6 +135,17 @@ impl Pick {
     #[inline]
     pub fn fails_open(&self) -> bool {
         self.view.fail_open
+    }
+
+    /// The token of the caller's session, for [`Context::with_session`] of later picks, here or at
+    /// another agent with the same [`SessionKey`](crate::balancer::SessionKey). `None` without
+    /// [`sticky_sessions`](LoadBalancerConfig::sticky_sessions). `context` is the context of the pick.
+    ///
+    /// The token names the instance of the session: also where the caller excluded that instance for
+    /// this one pick. A caller that gave neither key nor token gets a new session.
+    #[must_use]
+    pub fn session(&self, context: &Context<'_>) -> Option<SessionToken> {
+        self.view.session(context, &self.view.members[self.member])
     }
 
     /// Up to `count` other instances to try in turn if this one fails: tier by tier, in ring order

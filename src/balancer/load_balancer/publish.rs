@@ -154,7 +154,9 @@ impl LoadBalancer {
             load: Arc::clone(&self.shared.load),
             turn: Arc::clone(&writer.turn),
             previous: Some(&old),
+            sessions: &self.shared.sessions,
         };
+        self.shared.sessions.switch(config.sticky_sessions());
         let view = View::new(config, members, made);
         writer.upkeep.panics(old.panic, writer.ejections.pool());
         writer
