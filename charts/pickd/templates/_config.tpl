@@ -16,6 +16,9 @@ them, known or not; the schema of the values and pickd itself refuse unknown one
 {{- if .Values.adminToken.existingSecret -}}
 {{- $_ := set $added.api "admin_token_file" (printf "%s/%s" (include "pickd.secretFolder" "admin") .Values.adminToken.key) -}}
 {{- end -}}
+{{- if .Values.sessionKey.existingSecret -}}
+{{- $_ := set $added.api "session_key_file" (printf "%s/%s" (include "pickd.secretFolder" "session") .Values.sessionKey.key) -}}
+{{- end -}}
 {{- if include "pickd.consulAddress" . }}{{ $_ := set $added "consul" dict }}{{ end -}}
 {{- if .Values.etcd.endpoints }}{{ $_ := set $added "etcd" dict }}{{ end -}}
 {{- if .Values.consul.token.existingSecret -}}

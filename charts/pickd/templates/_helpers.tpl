@@ -106,7 +106,7 @@ imagePullSecrets:
 {{- fail "existingConfigMap and config: one of them" -}}
 {{- end -}}
 {{- if .Values.existingConfigMap -}}
-{{- range $name, $secret := dict "consul.token" .Values.consul.token "consul.tls" .Values.consul.tls "etcd.password" .Values.etcd.password "etcd.tls" .Values.etcd.tls "adminToken" .Values.adminToken -}}
+{{- range $name, $secret := dict "consul.token" .Values.consul.token "consul.tls" .Values.consul.tls "etcd.password" .Values.etcd.password "etcd.tls" .Values.etcd.tls "adminToken" .Values.adminToken "sessionKey" .Values.sessionKey -}}
 {{- if $secret.existingSecret -}}
 {{- fail (printf "%s.existingSecret: with existingConfigMap, name the file in that configuration, and mount it by extraVolumes" $name) -}}
 {{- end -}}

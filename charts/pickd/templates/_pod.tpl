@@ -22,6 +22,7 @@ httpGet:
 {{- with .Values.etcd.password.existingSecret }}{{ $_ := set $secrets "etcd" . }}{{ end -}}
 {{- with .Values.etcd.tls.existingSecret }}{{ $_ := set $secrets "etcd-tls" . }}{{ end -}}
 {{- with .Values.adminToken.existingSecret }}{{ $_ := set $secrets "admin" . }}{{ end -}}
+{{- with .Values.sessionKey.existingSecret }}{{ $_ := set $secrets "session" . }}{{ end -}}
 {{- toJson $secrets -}}
 {{- end -}}
 
