@@ -39,6 +39,7 @@ pub struct SourceStatus {
     errors: Mutex<BTreeMap<&'static str, u64>>,
     last_error: Mutex<Option<String>>,
     skipped: SkippedByService,
+    incomplete: Mutex<Option<String>>,
 }
 
 impl SourceStatus {
@@ -62,6 +63,7 @@ impl SourceStatus {
             errors: Mutex::default(),
             last_error: Mutex::default(),
             skipped: SkippedByService::default(),
+            incomplete: Mutex::default(),
         }
     }
 
@@ -150,10 +152,17 @@ impl SourceStatus {
         self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The last error; `None` while the source is up.
+    /// The last error. While the source is up: the part of it that cannot be read, if any.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let error = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        error.or_else(|| self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Records which part of the source cannot be read although the source answers; `None` when the
+    /// whole source can be read.
+    pub fn set_incomplete(&self, error: Option<String>) {
+        *self.incomplete.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
     /// Records a good answer. Returns true if the source was away until now.
@@ -326,6 +335,22 @@ mod tests {
         assert_eq!(status.last_error().as_deref(), Some("connection refused"));
         assert!(status.heard(at(21)));
         assert_eq!((status.last_error(), status.is_up()), (None, true));
+    }
+
+    #[test]
+    fn a_source_that_answers_may_be_incomplete() {
+        let status = status("etcd", "");
+        let now = Timestamp::default();
+        status.heard(now);
+        status.set_incomplete(Some("list \"/b/\": permission denied".to_owned()));
+        status.heard(now);
+        assert!(status.is_up());
+        assert_eq!(status.last_error().as_deref(), Some("list \"/b/\": permission denied"));
+        status.lost(now, &"connection refused");
+        assert_eq!(status.last_error().as_deref(), Some("connection refused"));
+        status.heard(now);
+        status.set_incomplete(None);
+        assert_eq!(status.last_error(), None);
     }
 
     #[test]

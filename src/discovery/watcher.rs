@@ -97,6 +97,8 @@ pub enum Reason {
     NoLeader,
     /// Status 401 or 403, or an empty answer that only missing rights explain.
     Denied,
+    /// The auth token was not valid any more. The call is repeated with a new token.
+    Token,
     /// An answer that cannot be decoded, or is too large.
     Protocol,
     /// A registration that cannot be used. Only that registration is skipped.
@@ -109,12 +111,13 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason. Metrics start each at zero.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Unreachable,
         Self::Timeout,
         Self::Unavailable,
         Self::NoLeader,
         Self::Denied,
+        Self::Token,
         Self::Protocol,
         Self::InvalidInstance,
         Self::NoPort,
@@ -130,6 +133,7 @@ impl Reason {
             Self::Unavailable => "unavailable",
             Self::NoLeader => "no_leader",
             Self::Denied => "denied",
+            Self::Token => "token",
             Self::Protocol => "protocol",
             Self::InvalidInstance => "invalid_instance",
             Self::NoPort => "no_port",

@@ -115,18 +115,19 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("pickd.toml"), text.as_bytes(), &ConfigSources::default())
 }
 
-/// The value of a key such as `etcd.refresh` or, in the first table of a list,
+/// The value of a key such as `etcd.refresh` or, in the first table of a list that has the key,
 /// `etcd.prefixes[].format`.
 fn value_at<'a>(file: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
-    let (parents, key) = path.rsplit_once('.')?;
-    let mut table = file;
-    for parent in parents.split('.') {
-        table = match parent.strip_suffix("[]") {
-            Some(list) => table.get(list)?.as_array()?.first()?.as_table()?,
-            None => table.get(parent)?.as_table()?,
-        };
+    let Some((parent, rest)) = path.split_once('.') else {
+        return file.get(path);
+    };
+    match parent.strip_suffix("[]") {
+        Some(list) => {
+            let mut tables = file.get(list)?.as_array()?.iter().filter_map(toml::Value::as_table);
+            tables.find_map(|table| value_at(table, rest))
+        }
+        None => value_at(file.get(parent)?.as_table()?, rest),
     }
-    table.get(key)
 }
 
 /// The keys of a table (of a list of tables: `etcd.prefixes[]`), from the error of the parser for

@@ -7,6 +7,7 @@ use etcd_client::{PutOptions, Txn, TxnOp, WatchOptions};
 
 use crate::support::agent::{Agent, SOON};
 use crate::support::etcd::Etcd;
+use crate::support::folder::Folder;
 use crate::support::pool::{ids, pool, total, until_picked};
 use crate::support::until;
 
@@ -213,12 +214,24 @@ fn scenario_36_garbage_costs_its_own_key_and_is_counted() {
     until_picked(&agent, "web", &["a"], SOON);
 }
 
+/// An agent that watches the keys of these services of go-zero.
+fn watching_keys(etcd: &Etcd, keys: &[&str]) -> Agent {
+    let prefixes: String = keys
+        .iter()
+        .map(|key| format!("{{ prefix = \"{key}\", format = \"go-zero\" }},"))
+        .collect();
+    let text = format!("[etcd]\nendpoints = [\"{}\"]\nprefixes = [{prefixes}]", etcd.url(0));
+    let folder = Folder::new();
+    let config = folder.write("pickd.toml", &text);
+    Agent::run(["--config", config.to_str().unwrap()]).ready()
+}
+
 #[test]
 fn scenario_38_user_and_user_admin_are_two_services_and_two_prefixes() {
     let etcd = Etcd::start();
     etcd.put("user/1", "10.0.0.1:80");
     etcd.put("user-admin/1", "10.0.0.2:80");
-    let agent = beside(&etcd, &["--etcd-prefix", "user"]);
+    let agent = watching_keys(&etcd, &["user"]);
     until_picked(&agent, "user", &["1"], SOON);
     etcd.put("user-admin/2", "10.0.0.3:80");
     etcd.put("user/2", "10.0.0.4:80");
@@ -229,7 +242,7 @@ fn scenario_38_user_and_user_admin_are_two_services_and_two_prefixes() {
         (404, Some("unknown_service"))
     );
 
-    let both = beside(&etcd, &["--etcd-prefix", "user", "--etcd-prefix", "user-admin"]);
+    let both = watching_keys(&etcd, &["user", "user-admin"]);
     until_picked(&both, "user", &["1", "2"], SOON);
     until_picked(&both, "user-admin", &["1", "2"], SOON);
     // One stream has a separate watch for each prefix.

@@ -30,6 +30,7 @@ use super::settings::{ConsulSettings, Names};
 use super::sync::InitialSync;
 use super::wire::{self, Catalog, Head, Listing, Selection};
 use crate::balancer::{ServiceInstance, ServiceName, SkipReason, Skipped, SourceStatus, Timestamp};
+use crate::discovery::shared::json_reason;
 use crate::discovery::watcher::{CONFIRM_AFTER, Reading, Reason, Trust, Update, WatchError};
 
 /// A service whose answers cannot be decoded delays `Synced` for so many attempts.
@@ -288,7 +289,11 @@ impl Answers {
                 Some(listing)
             }
             Err(error) => {
-                self.interrupted(Reason::Protocol, format!("/v1/catalog/services: {error}"), now);
+                self.interrupted(
+                    Reason::Protocol,
+                    format!("/v1/catalog/services: {}", json_reason(&error)),
+                    now,
+                );
                 return Followup::default();
             }
         };
@@ -529,7 +534,7 @@ impl Answers {
         let Some((trust, false)) = trusted else { return };
         let listing = match wire::health(&answer.body, name, &self.selection) {
             Ok(listing) => listing,
-            Err(error) => return self.not_decoded(name, &error, now),
+            Err(error) => return self.not_decoded(name, &json_reason(&error), now),
         };
         self.note_decoded(name, head.filtered);
         if !unchanged {
