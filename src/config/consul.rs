@@ -29,6 +29,7 @@ pub(super) struct RawConsul {
     max_watches: Option<Spanned<i64>>,
     refresh: Option<RawDuration>,
     max_stale: Option<RawDuration>,
+    hold: Option<RawDuration>,
     required: Option<bool>,
     ca_file: Option<Spanned<String>>,
     cert_file: Option<Spanned<String>>,
@@ -85,6 +86,7 @@ impl Checker<'_> {
             settings.max_stale,
             (SECOND, DAY),
         );
+        settings.hold = self.duration("consul.hold", raw.hold.as_ref(), settings.hold, (Duration::ZERO, DAY));
         settings.required = raw.required.unwrap_or(settings.required);
         Some(settings)
     }

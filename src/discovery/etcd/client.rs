@@ -439,10 +439,10 @@ async fn list_once(connection: &Connection, consistency: Consistency) -> Result<
             let more = page.more();
             let last = page.kvs().last().map(|last| [last.key(), b"\0"].concat());
             for pair in page.take_kvs() {
-                let mod_revision = pair.mod_revision();
+                let (mod_revision, leased) = (pair.mod_revision(), pair.lease() != 0);
                 let (key, value) = pair.into_key_value();
                 if prefix.covers(&key) {
-                    let read = prefix.read(&key, &value);
+                    let read = prefix.read(&key, &value).map(|read| read.leased(leased));
                     keys.push(Listed {
                         key,
                         mod_revision,
@@ -507,7 +507,10 @@ fn message(response: WatchResponse) -> Message {
         let pair = event.kv?;
         // Not by the crate's own accessor, which panics on a type that it does not know.
         let kind = match event.r#type {
-            0 => EventKind::Put(pair.value),
+            0 => EventKind::Put {
+                leased: pair.lease != 0,
+                value: pair.value,
+            },
             1 => EventKind::Delete,
             other => EventKind::Unknown(other),
         };

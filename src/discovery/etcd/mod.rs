@@ -332,7 +332,11 @@ impl EtcdWatcher {
             revision = listing.at.revision, "listed");
         let at = listing.at;
         self.at = Some(at);
-        self.keys.replace(listing, Trust::AfterGap, now);
+        let trust = match self.why {
+            Relist::Rollback => Trust::AfterLoss,
+            _ => Trust::AfterGap,
+        };
+        self.keys.replace(listing, trust, now);
         self.confirm_at = self.keys.needs_confirmation().then(|| now + CONFIRM_AFTER);
         let flight = Box::pin(connection.watch(at.revision + 1));
         self.phase = Phase::Subscribing {
