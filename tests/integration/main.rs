@@ -21,6 +21,7 @@ mod etcd_registry;
 mod etcd_scale;
 mod etcd_secured;
 mod health;
+mod holds;
 mod house;
 mod integrations_clients;
 mod integrations_consul;
