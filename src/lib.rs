@@ -55,8 +55,8 @@
 //!   requests in flight, exactly. Their memory is bounded, and a pick without a lease never waits
 //!   for them.
 //! - **Only a trusted registry empties a pool.** A registry that is away or has no leader removes
-//!   no instance. A registry that has just come back removes none at once: pickd holds the missing
-//!   instances for a bounded time. Every answer shows the age of the data. Unknown, empty, none
+//!   no instance. A registry that has lost its memory, or drops most of a service at once, removes
+//!   no instance that accepts connections: pickd holds those for a bounded time. Every answer shows the age of the data. Unknown, empty, none
 //!   available and not synced are four answers ([`PickError`]).
 //! - **Local judgement never empties a pool.** Admin, registry, active checks, grades and breakers
 //!   are layers that do not overwrite each other. Breakers eject at most half of a pool and never

@@ -215,6 +215,11 @@ const SOURCE_REMOVALS_HELD: Series = counter(
     SOURCE,
     "Removals that were held back so far, those of the past included.",
 );
+const SOURCE_HOLDS_ENDED: Series = counter(
+    "pickd_source_holds_ended_total",
+    &["source", "reason"],
+    "Held removals that are held no longer, by reason: listed (again), refused or unanswered (connections), over (in time), accepted (by an operator).",
+);
 const SOURCE_RELISTS: Series = counter(
     "pickd_source_relists_total",
     &["source", "reason"],
@@ -346,6 +351,9 @@ impl Metrics {
             table.add(&SOURCE_UPDATES, &[source], status.updates() as f64);
             table.add(&SOURCE_HELD, &[source], status.held_removals() as f64);
             table.add(&SOURCE_REMOVALS_HELD, &[source], status.removals_held() as f64);
+            for (reason, count) in status.holds_ended() {
+                table.add(&SOURCE_HOLDS_ENDED, &[source, reason], count as f64);
+            }
             table.add(&SOURCE_DRIFT, &[source], status.drift_repaired() as f64);
             for (reason, count) in status.relists() {
                 table.add(&SOURCE_RELISTS, &[source, reason], count as f64);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             ┌─ a task for each source: supervise(watcher) ──► updates ─┐
-//! Agent::run ─┤  signals, timers, reloads, tests of held instances ──────┤
+//! Agent::run ─┤  signals, timers, reloads, trials of held instances ─────┤
 //!             │                                                     one loop: Reconciler
 //!             │                                                          ▼
 //!             ├─ a task for each listener: the HTTP API ── picks ──► Directory
@@ -16,7 +16,8 @@
 //! | file | job |
 //! |---|---|
 //! | [`tasks`] | spawns, names and joins the tasks; restarts them |
-//! | [`sources`] | starts, keeps and stops watchers; tests held instances |
+//! | [`sources`] | starts, keeps and stops watchers |
+//! | [`trials`] | tries whether held instances accept connections |
 //! | [`listeners`] | binds, serves and closes listeners |
 //! | [`reload`] | reads the configuration again, and applies it |
 //! | [`timer`] | advances the core when it is due, and passes on its news |
@@ -34,18 +35,18 @@ mod sources;
 mod tasks;
 mod timer;
 mod transitions;
+mod trials;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::server::{Listen, Listener};
-use crate::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
+use crate::api::{AcceptRequest, Admin, AllowedHosts, Api, JsonBodies, Readiness, accept_requests};
 use crate::balancer::{Clock, Directory, Environment, Monotonic, Source, SourceStatus, Sources, Timestamp, Wake};
 use crate::config::Config;
 use crate::discovery::reconcile::Reconciler;
@@ -59,13 +60,14 @@ use reload::ConfigFile;
 pub use reload::Reload;
 use reload::ReloadCause;
 pub use service_manager::ServiceManager;
-use sources::{ConnectionTest, WatchedSource};
+use sources::WatchedSource;
 use tasks::{Background, Tasks};
 use timer::Timer;
+use trials::Trials;
 
 /// The most updates that wait for the loop. A watcher waits while the queue is full.
 const UPDATE_QUEUE: usize = 1_024;
-/// How often the ages of sources are examined, and held instances tested.
+/// How often the ages of sources are examined, and held instances tried.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the configuration file is compared with the loaded configuration.
 const CONFIG_CHECK: Duration = Duration::from_secs(1);
@@ -118,6 +120,7 @@ pub struct Agent {
     listeners: Vec<(Listen, Listener)>,
     timer: Arc<Timer>,
     service_manager: ServiceManager,
+    accept_requests: mpsc::Receiver<AcceptRequest>,
 }
 
 impl Agent {
@@ -136,12 +139,16 @@ impl Agent {
         };
         let directory = Directory::new(config.services.clone(), Sources::default(), environment);
         let directory = Arc::new(directory.with_lease_key(leases::new_key()?));
+        let (accepts, accept_requests) = accept_requests();
         let api = Api {
             directory,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             readiness: Arc::new(Readiness::new(clock.now(), config.api.ready_timeout)),
             metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str))?),
-            admin: Admin::default(),
+            admin: Admin {
+                accepts: Some(accepts),
+                ..Admin::default()
+            },
         };
         api.metrics.set_instance_series(config.metrics.instance_series);
         api.admin.token.set_file(config.api.admin_token_file.as_deref());
@@ -158,6 +165,7 @@ impl Agent {
             listeners: bound,
             timer,
             service_manager: ServiceManager::default(),
+            accept_requests,
         })
     }
 
@@ -208,7 +216,8 @@ impl Agent {
             sources: Vec::new(),
             listeners: Vec::new(),
             tasks: Tasks::default(),
-            connection_tests: JoinSet::new(),
+            trials: Trials::default(),
+            accept_requests: self.accept_requests,
             stop_background: CancellationToken::new(),
             service_manager: self.service_manager,
         };
@@ -239,7 +248,8 @@ struct Running {
     sources: Vec<WatchedSource>,
     listeners: Vec<ServingListener>,
     tasks: Tasks,
-    connection_tests: JoinSet<ConnectionTest>,
+    trials: Trials,
+    accept_requests: mpsc::Receiver<AcceptRequest>,
     stop_background: CancellationToken,
     timer: Arc<Timer>,
     check_plans: Arc<CheckPlans>,
@@ -270,18 +280,20 @@ impl Running {
                     while let Ok((status, update)) = inbox.try_recv() {
                         self.reconciler.receive(&status, update, self.clock.now());
                     }
-                    self.test_held_instances();
+                    self.try_held_instances();
                 }
                 () = time::sleep(until(reconcile_at)), if reconcile_at.is_some() => {}
                 Some(ended) = self.tasks.join_next() => self.handle_ended(ended)?,
-                Some(tested) = self.connection_tests.join_next() => {
-                    if let Ok(test) = tested {
-                        self.apply_connection_test(&test);
+                Some(tried) = self.trials.next() => self.apply_trial(&tried),
+                Some(AcceptRequest { source, answer }) = self.accept_requests.recv() => {
+                    if let Some(released) = self.reconciler.accept(source, self.clock.now()) {
+                        // The client may be gone.
+                        let _ = answer.send(released);
                     }
                 }
                 _ = tick.tick() => {
                     self.reconciler.notice_absence(self.clock.now());
-                    self.test_held_instances();
+                    self.try_held_instances_again();
                     self.service_manager.tell_status(&self.api.directory.sources());
                 }
                 _ = alive.tick(), if alive_every.is_some() => self.service_manager.alive(),

@@ -12,6 +12,7 @@ use super::error::ApiError;
 use super::layers::{LayersState, OrderState, OrderedWeight};
 use super::query;
 use super::state::Api;
+use super::wire::absent_seconds;
 use crate::balancer::{
     DegradedReason, ExplainedInstance, ExplainedTier, Explanation, InstanceId, Layers, LoadBalancer, PassiveState,
     RegistryEntry, RegistryStatus, Score, ServiceName, Timestamp, UnavailableReason,
@@ -145,6 +146,10 @@ struct InstanceState {
     /// The value that the strategy compares. Null for an instance that cannot be picked.
     score: Option<ScoreState>,
     layers: LayersState,
+    /// How long the source has not listed the instance, which is held. Left out for an instance
+    /// that a source lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absent_seconds: Option<f64>,
     /// Every registration of the address, first the one that gave the id and the attributes.
     registrations: Vec<RegistrationState>,
 }
@@ -211,6 +216,7 @@ impl InstanceState {
             },
             score: explained.score.map(score),
             layers: LayersState::of(&explained.layers, now),
+            absent_seconds: absent_seconds(&explained.instance, now),
             registrations: explained
                 .instance
                 .registrations()
@@ -259,6 +265,7 @@ fn why(explained: &ExplainedInstance, panic: bool, fail_open: bool) -> Vec<&'sta
             DegradedReason::Slow => "passive_slow",
         });
     }
+    words.extend(explained.instance.absent_since().is_some().then_some("absent"));
     words.extend(layers.held_by_cap.then_some("held_by_cap"));
     words.extend((explained.factors.slow_start < 1.0).then_some("slow_start"));
     words.extend(panic.then_some("panic"));

@@ -143,6 +143,10 @@ struct InstanceDetail {
     source: &'static str,
     /// All sources that list the address, by priority.
     sources: Vec<&'static str>,
+    /// How long the source has not listed the instance, which is held. Left out for an instance
+    /// that a source lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absent_seconds: Option<f64>,
 }
 
 /// The state of a source.
@@ -272,8 +276,14 @@ impl InstanceDetail {
                 .collect(),
             source: instance.source().as_str(),
             sources: instance.sources().map(Source::as_str).collect(),
+            absent_seconds: absent_seconds(instance, now),
         }
     }
+}
+
+/// How long no source has listed the instance. `None` for an instance that a source lists.
+pub(crate) fn absent_seconds(instance: &ServiceInstance, now: Timestamp) -> Option<f64> {
+    instance.absent_since().map(|since| seconds(now.since(since)))
 }
 
 fn seconds(duration: Duration) -> f64 {

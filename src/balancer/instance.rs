@@ -16,6 +16,7 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::clock::Timestamp;
 use super::text::lower_case;
 
 /// Why a value was refused. Each variant names the value found; its message says which values are
@@ -568,6 +569,8 @@ pub struct ServiceInstance {
     /// `None` for an instance without metadata, which saves the map in most instances.
     metadata: Option<Arc<BTreeMap<Box<str>, Box<str>>>>,
     status: RegistryStatus,
+    ephemeral: bool,
+    absent_since: Option<Timestamp>,
     source: Source,
     /// `None` for the only registration of an address under its own id, as most are.
     registrations: Option<Arc<[RegistryEntry]>>,
@@ -611,6 +614,8 @@ impl ServiceInstance {
             tags: Arc::default(),
             metadata: None,
             status: RegistryStatus::Unknown,
+            ephemeral: false,
+            absent_since: None,
             source: Source::LIBRARY,
             registrations: None,
         }
@@ -686,6 +691,21 @@ impl ServiceInstance {
     #[must_use]
     pub fn with_status(mut self, status: RegistryStatus) -> Self {
         self.status = status;
+        self
+    }
+
+    /// Sets whether the registration ends by itself unless its owner renews it, as that of an etcd
+    /// key with a lease.
+    #[must_use]
+    pub fn with_ephemeral(mut self, ephemeral: bool) -> Self {
+        self.ephemeral = ephemeral;
+        self
+    }
+
+    /// Sets since when no source lists the instance any more. `None`: a source lists it.
+    #[must_use]
+    pub fn with_absent_since(mut self, since: Option<Timestamp>) -> Self {
+        self.absent_since = since;
         self
     }
 
@@ -817,6 +837,19 @@ impl ServiceInstance {
     #[must_use]
     pub fn registry_status(&self) -> RegistryStatus {
         self.status
+    }
+
+    /// Whether the registration ends by itself unless its owner renews it.
+    #[must_use]
+    pub fn is_ephemeral(&self) -> bool {
+        self.ephemeral
+    }
+
+    /// Since when no source lists the instance, which is kept all the same. `None` for an instance
+    /// that a source lists.
+    #[must_use]
+    pub fn absent_since(&self) -> Option<Timestamp> {
+        self.absent_since
     }
 
     /// The source of the instance: the registry that its id and attributes come from.

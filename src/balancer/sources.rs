@@ -34,6 +34,7 @@ pub struct SourceStatus {
     updates: AtomicU64,
     held_removals: AtomicU64,
     removals_held: AtomicU64,
+    holds_ended: Mutex<BTreeMap<&'static str, u64>>,
     drift_repaired: AtomicU64,
     relists: Mutex<BTreeMap<&'static str, u64>>,
     errors: Mutex<BTreeMap<&'static str, u64>>,
@@ -58,6 +59,7 @@ impl SourceStatus {
             updates: AtomicU64::new(0),
             held_removals: AtomicU64::new(0),
             removals_held: AtomicU64::new(0),
+            holds_ended: Mutex::default(),
             drift_repaired: AtomicU64::new(0),
             relists: Mutex::default(),
             errors: Mutex::default(),
@@ -131,6 +133,12 @@ impl SourceStatus {
     #[must_use]
     pub fn removals_held(&self) -> u64 {
         self.removals_held.load(Ordering::Relaxed)
+    }
+
+    /// Held removals that are held no longer, by the reason for which their hold ended.
+    #[must_use]
+    pub fn holds_ended(&self) -> BTreeMap<&'static str, u64> {
+        self.holds_ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Registrations that had changed without an update from the source, found by reading
@@ -210,6 +218,17 @@ impl SourceStatus {
             .unwrap_or_else(PoisonError::into_inner)
             .entry(reason)
             .or_default() += 1;
+    }
+
+    /// Records held removals that are held no longer. The reason is a metric label: a fixed word,
+    /// never text from outside.
+    pub fn count_holds_ended(&self, reason: &'static str, count: u64) {
+        *self
+            .holds_ended
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(reason)
+            .or_default() += count;
     }
 
     /// Records registrations that had changed without an update from the source.

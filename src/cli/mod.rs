@@ -4,6 +4,7 @@
 //! `check`, `completions` and `man` need no agent. All other commands send a request to a running
 //! agent, over HTTP like any other client, and rely only on its answers.
 
+mod accept;
 mod agent_client;
 mod check;
 mod completions;
@@ -85,6 +86,7 @@ enum Command {
     Drain(overrides::DrainArguments),
     Undrain(overrides::UndrainArguments),
     Weight(overrides::WeightArguments),
+    Accept(accept::AcceptArguments),
     Check(check::CheckArguments),
     Healthcheck(healthcheck::HealthcheckArguments),
     Completions(completions::CompletionsArguments),
@@ -115,6 +117,7 @@ impl Cli {
             Command::Drain(arguments) => overrides::execute(&arguments.request()).into(),
             Command::Undrain(arguments) => overrides::execute(&arguments.request()).into(),
             Command::Weight(arguments) => overrides::execute(&arguments.request()).into(),
+            Command::Accept(arguments) => accept::execute(&arguments).into(),
             Command::Check(arguments) => check::execute(&arguments).into(),
             Command::Healthcheck(arguments) => healthcheck::execute(&arguments).into(),
             Command::Completions(arguments) => completions::execute(&arguments).into(),

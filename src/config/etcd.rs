@@ -1,5 +1,7 @@
 //! `[etcd]`, `--etcd`, `--etcd-prefix` and the `ETCDCTL_*` variables.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -24,6 +26,7 @@ pub(super) struct RawEtcd {
     username: Option<Spanned<String>>,
     password_file: Option<Spanned<String>>,
     refresh: Option<RawDuration>,
+    hold: Option<RawDuration>,
     required: Option<bool>,
     ca_file: Option<Spanned<String>>,
     cert_file: Option<Spanned<String>>,
@@ -61,6 +64,7 @@ impl Checker<'_> {
         settings.user = self.etcd_user(raw, environment);
         settings.tls = tls;
         settings.refresh = self.duration("etcd.refresh", raw.refresh.as_ref(), settings.refresh, (SECOND, DAY));
+        settings.hold = self.duration("etcd.hold", raw.hold.as_ref(), settings.hold, (Duration::ZERO, DAY));
         settings.required = raw.required.unwrap_or(settings.required);
         Some(settings)
     }

@@ -65,10 +65,15 @@ pub struct Reading {
 pub enum Trust {
     /// Read in an unbroken watch, or as the confirmation after a gap: removals are applied.
     Steady,
-    /// The first reading after a reconnect, or after an index or revision went back. A large drop
-    /// is held until a second reading confirms it. The watcher sends that reading
-    /// [`CONFIRM_AFTER`] later, changed or not, as [`Trust::Steady`].
+    /// The first reading after a reconnect. A large drop is held. The watcher sends a second
+    /// reading [`CONFIRM_AFTER`] later, changed or not, as [`Trust::Steady`].
     AfterGap,
+    /// As [`Trust::AfterGap`], after an index or a revision went back: the registry has lost its
+    /// memory, so no absence in the reading means anything. Every missing instance is held.
+    AfterLoss,
+    /// A later reading after a gap, before the second reading that the gap asks for. What was missing
+    /// after the gap stays held. Other removals are applied.
+    Unconfirmed,
     /// The registry has no leader, contradicts itself, or says that its answer is incomplete. As
     /// long as that lasts, nothing is removed.
     AdditionsOnly,

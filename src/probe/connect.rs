@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{self, Instant};
@@ -104,6 +105,29 @@ pub(super) async fn connect(
     Err(failure)
 }
 
+/// What came of a connection that asks for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The instance accepted the connection.
+    Accepted,
+    /// The instance refused the connection.
+    Refused,
+    /// Neither, in time: the host is away, its name is not known, or it must not be contacted.
+    Unanswered,
+    /// Nothing is known: pickd's own host lacks files, ports or memory.
+    Unknown,
+}
+
+/// Tries whether an instance accepts a connection within this time, if it may be contacted.
+pub async fn attempt(address: &Address, denied: &DeniedNetworks, within: Duration) -> Attempt {
+    match connect(address, denied, &Resolver::System, Instant::now() + within).await {
+        Ok(_) => Attempt::Accepted,
+        Err(ConnectError::Local(_)) => Attempt::Unknown,
+        Err(ConnectError::Instance(CheckFailure::ConnectionRefused)) => Attempt::Refused,
+        Err(ConnectError::Instance(_)) => Attempt::Unanswered,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -126,14 +150,9 @@ mod tests {
         let resolved = resolved.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
         let resolver = Resolver::Fixed(Arc::new(resolved.collect()));
         let address = Address::new(host, i64::from(port)).unwrap();
-        connect(
-            &address,
-            denied,
-            &resolver,
-            Instant::now() + std::time::Duration::from_secs(5),
-        )
-        .await
-        .map(drop)
+        connect(&address, denied, &resolver, Instant::now() + Duration::from_secs(5))
+            .await
+            .map(drop)
     }
 
     #[tokio::test]
@@ -153,7 +172,7 @@ mod tests {
             .await
             .unwrap();
         listener.accept().await.unwrap();
-        let more = time::timeout(std::time::Duration::from_millis(50), listener.accept()).await;
+        let more = time::timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(more.is_err(), "no other connection");
     }
 

@@ -580,7 +580,7 @@ async fn a_consul_that_is_down_at_first_or_killed_later_empties_nothing() {
 }
 
 /// Scenario 11: a server that restarts empty. The removals are reported twice, first with
-/// `Trust::AfterGap`, then with `Trust::Steady`.
+/// `Trust::AfterLoss`, then with `Trust::Steady`.
 #[tokio::test]
 async fn after_a_loss_of_all_data_the_drop_is_told_twice() {
     let mut consul = Consul::start().await;
@@ -615,7 +615,7 @@ async fn after_a_loss_of_all_data_the_drop_is_told_twice() {
             _ => None,
         })
         .collect();
-    let [(Trust::AfterGap, first), (Trust::Steady, second)] = gone[..] else {
+    let [(Trust::AfterLoss, first), (Trust::Steady, second)] = gone[..] else {
         panic!("{gone:?}")
     };
     assert!(
@@ -623,7 +623,7 @@ async fn after_a_loss_of_all_data_the_drop_is_told_twice() {
         "{:?}",
         second.since(first)
     );
-    assert!(watched.trusts("web").contains(&Trust::AfterGap));
+    assert!(watched.trusts("web").contains(&Trust::AfterLoss));
 }
 
 /// Scenario 10: the long polls wake with the state before the snapshot.
@@ -642,7 +642,7 @@ async fn a_restored_snapshot_is_read_and_not_what_the_polls_remember() {
     assert_eq!(watched.ids("web").len(), 20);
     consul.restore(snapshot).await;
     let took = watched.until(LATER, "the snapshot", |w| w.ids("web").len() == 4).await;
-    assert_eq!(watched.last_trust("web"), Some(Trust::AfterGap), "an index went back");
+    assert_eq!(watched.last_trust("web"), Some(Trust::AfterLoss), "an index went back");
     watched
         .until(LATER, "a second look", |w| w.last_trust("web") == Some(Trust::Steady))
         .await;
@@ -945,7 +945,7 @@ async fn an_index_that_goes_back_is_read_anew_and_confirmed() {
             .insert(String::from("web"), vec![entry("web", "web-1", 8001)]);
     });
     watched.until(SOON, "the drop", |w| w.ids("web") == ["web-1@n1"]).await;
-    assert_eq!(watched.last_trust("web"), Some(Trust::AfterGap));
+    assert_eq!(watched.last_trust("web"), Some(Trust::AfterLoss));
     watched
         .until(LATER, "the second look", |w| w.last_trust("web") == Some(Trust::Steady))
         .await;

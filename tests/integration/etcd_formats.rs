@@ -49,7 +49,7 @@ fn shares(agent: &Agent, service: &str, picks: usize, ids: &[&str]) -> Vec<usize
 }
 
 #[test]
-fn scenario_81_a_ttl_beside_a_status_changes_nothing() {
+fn a_ttl_beside_a_status_changes_nothing() {
     let etcd = Etcd::start();
     etcd.put(
         "/services/w/1",
@@ -69,7 +69,7 @@ fn scenario_81_a_ttl_beside_a_status_changes_nothing() {
 }
 
 #[test]
-fn scenario_82_an_instance_of_kratos_without_a_weight_has_a_hundred() {
+fn an_instance_of_kratos_without_a_weight_has_a_hundred() {
     let etcd = Etcd::start();
     let value = |port: u16, metadata: &str| {
         format!(
@@ -85,7 +85,7 @@ fn scenario_82_an_instance_of_kratos_without_a_weight_has_a_hundred() {
 }
 
 #[test]
-fn scenario_83_weights_up_to_65535_count_and_larger_ones_are_the_largest() {
+fn weights_up_to_65535_count_and_larger_ones_are_the_largest() {
     let etcd = Etcd::start();
     let value =
         |port: u16, weight: u32| format!(r#"{{"Op":0,"Addr":"127.0.0.1:{port}","Metadata":{{"weight":{weight}}}}}"#);
@@ -102,7 +102,7 @@ fn scenario_83_weights_up_to_65535_count_and_larger_ones_are_the_largest() {
 }
 
 #[test]
-fn scenario_84_folders_and_empty_applications_register_nothing() {
+fn folders_and_empty_applications_register_nothing() {
     let etcd = Etcd::start();
     etcd.put("/rpcx/Arith", "Arith");
     etcd.put("/rpcx/Arith/tcp@127.0.0.1:8972", "weight=7");
@@ -119,7 +119,7 @@ fn scenario_84_folders_and_empty_applications_register_nothing() {
 }
 
 #[test]
-fn scenario_85_what_cannot_be_read_is_left_out_and_counted() {
+fn what_cannot_be_read_is_left_out_and_counted() {
     let etcd = Etcd::start();
     let agent = beside(&etcd, &["/services/", "/rpcx"]);
     let rest = |port: u16, rest: &str| format!(r#"{{"host":"127.0.0.1","port":{port},{rest}}}"#);
@@ -147,7 +147,7 @@ fn scenario_85_what_cannot_be_read_is_left_out_and_counted() {
 }
 
 #[test]
-fn scenario_86_records_of_skydns_have_their_priority_as_metadata() {
+fn records_of_skydns_have_their_priority_as_metadata() {
     let etcd = Etcd::start();
     let record = |port: u16, rest: &str| format!(r#"{{"host":"127.0.0.1","port":{port},"weight":7{rest}}}"#);
     etcd.put("/skydns/local/web/x1", &record(81, r#","priority":20"#));
@@ -161,7 +161,7 @@ fn scenario_86_records_of_skydns_have_their_priority_as_metadata() {
 }
 
 #[test]
-fn scenario_87_a_secret_below_a_prefix_appears_nowhere() {
+fn a_secret_below_a_prefix_appears_nowhere() {
     let etcd = Etcd::start();
     etcd.put("/services/web/a", "127.0.0.1:80");
     for (key, value) in [

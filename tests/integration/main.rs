@@ -27,6 +27,7 @@ mod etcd_scale;
 mod etcd_secured;
 mod flapping;
 mod health;
+mod holds;
 mod house;
 mod integrations_clients;
 mod integrations_consul;

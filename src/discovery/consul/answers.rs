@@ -432,9 +432,8 @@ impl Answers {
     /// Sends that a service is gone. Sends it again if it was sent with less trust before.
     fn send_gone(&mut self, name: &ServiceName, trust: Trust, now: Timestamp) {
         let sent = self.services.change(name, |service| {
-            let is_news = service
-                .sent
-                .is_some_and(|sent| sent != Sent::Gone(trust) && sent != Sent::Gone(Trust::Steady));
+            let was_sent = service.sent.is_some_and(|sent| sent != Sent::Gone(Trust::Steady));
+            let is_news = was_sent && service.is_news(Sent::Gone(trust));
             if is_news {
                 service.sent = Some(Sent::Gone(trust));
             }
@@ -470,7 +469,7 @@ impl Answers {
             self.unconfirmed.remove(&name);
             if !missing {
                 self.listed_but_empty(&name, empty, now);
-            } else if empty.trust == Trust::AfterGap {
+            } else if empty.trust != Trust::Steady {
                 // The read that confirms this follows.
                 self.send(&name, &[], empty.trust, empty.read_at);
                 self.sync.settled(&name);

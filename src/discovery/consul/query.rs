@@ -52,6 +52,10 @@ pub(super) struct Query {
     /// Whether the watch was interrupted, or the index went back, and no answer was accepted
     /// since.
     gap: bool,
+    /// The index of the last accepted answer that had one, also after an interruption.
+    last_index: Option<NonZeroU64>,
+    /// Whether the index went back, and no answer was trusted since.
+    lost_memory: bool,
     /// When the first answer after a gap is confirmed by another read.
     confirm_at: Option<Timestamp>,
     requests: Bucket,
@@ -83,6 +87,8 @@ impl Query {
             due: Some(now),
             due_after_read: None,
             gap,
+            last_index: None,
+            lost_memory: false,
             confirm_at: None,
             requests: Bucket::new(REQUESTS.0, REQUESTS.1),
             wait: FIRST_WAIT,
@@ -232,6 +238,10 @@ impl Query {
             }
             self.gap = true;
         }
+        if head.index.is_some() {
+            self.lost_memory |= head.index < self.last_index;
+            self.last_index = head.index;
+        }
         (self.index, self.index_in_doubt) = (head.index, false);
         self.accepted_before = next;
         let unchanged = self.body.replace(body) == Some(body);
@@ -246,12 +256,18 @@ impl Query {
         }
         if self.gap {
             self.gap = false;
-            self.confirm_at = Some(now + CONFIRM_AFTER);
+            let at = now + CONFIRM_AFTER;
+            self.confirm_at = Some(at);
+            self.read_by(at);
+            return match std::mem::take(&mut self.lost_memory) {
+                true => Trust::AfterLoss,
+                false => Trust::AfterGap,
+            };
         }
         match self.confirm_at {
             Some(at) if now < at => {
                 self.read_by(at);
-                Trust::AfterGap
+                Trust::Unconfirmed
             }
             _ => {
                 self.confirm_at = None;

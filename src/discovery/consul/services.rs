@@ -72,19 +72,23 @@ impl Service {
         match (self.sent, next) {
             (Some(sent), next) if sent == next => false,
             (
-                Some(Sent::Instances { fingerprint: old, .. }),
+                Some(Sent::Instances {
+                    fingerprint: old,
+                    trust: sent,
+                }),
                 Sent::Instances {
                     fingerprint: new,
                     trust,
                 },
-            ) => old != new || trust != Trust::AdditionsOnly,
+            ) => old != new || !covers(sent, trust),
+            (Some(Sent::Gone(sent)), Sent::Gone(trust)) => !covers(sent, trust),
             _ => true,
         }
     }
 
     /// Whether the same instances were sent before, with at least as much trust.
     pub(super) fn has_sent(&self, next: Trust) -> bool {
-        matches!(self.sent, Some(Sent::Instances { trust, .. }) if trust == next || next == Trust::AdditionsOnly)
+        matches!(self.sent, Some(Sent::Instances { trust, .. }) if covers(trust, next))
     }
 
     /// Whether the service has left the catalog, that was sent as [`Trust::Steady`], and no
@@ -93,6 +97,11 @@ impl Service {
         let sent = matches!(self.sent, None | Some(Sent::Gone(Trust::Steady)));
         !self.listed && sent && self.query.is_idle()
     }
+}
+
+/// Whether what was sent with one trust needs not be sent again with another.
+fn covers(sent: Trust, next: Trust) -> bool {
+    sent == next || matches!(next, Trust::AdditionsOnly | Trust::Unconfirmed)
 }
 
 impl Sent {

@@ -598,12 +598,12 @@ async fn list_prefix(
         let more = page.more();
         let last = page.kvs().last().map(|last| [last.key(), b"\0"].concat());
         for pair in page.take_kvs() {
-            let mod_revision = pair.mod_revision();
+            let (mod_revision, leased) = (pair.mod_revision(), pair.lease() != 0);
             let (key, value) = pair.into_key_value();
             if !prefix.covers(&key) {
                 continue;
             }
-            match prefix.read(&key, &value) {
+            match prefix.read(&key, &value).map(|read| read.leased(leased)) {
                 Err(error) if !error.is_counted() => listing.elsewhere += 1,
                 read => listing.keys.push(Listed {
                     key,
@@ -678,7 +678,10 @@ fn message(response: WatchResponse) -> Message {
         let pair = event.kv?;
         // Not by the crate's own accessor, which panics on a type that it does not know.
         let kind = match event.r#type {
-            0 => EventKind::Put(pair.value),
+            0 => EventKind::Put {
+                leased: pair.lease != 0,
+                value: pair.value,
+            },
             1 => EventKind::Delete,
             other => EventKind::Unknown(other),
         };

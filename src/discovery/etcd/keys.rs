@@ -209,10 +209,10 @@ impl Keys {
                 continue;
             }
             match event.kind {
-                EventKind::Put(value) => {
+                EventKind::Put { value, leased } => {
                     let prefixes = Arc::clone(&self.prefixes);
                     if let Some(prefix) = prefixes.iter().find(|prefix| prefix.covers(&event.key)) {
-                        match prefix.read(&event.key, &value) {
+                        match prefix.read(&event.key, &value).map(|read| read.leased(leased)) {
                             Err(error) if !error.is_counted() => self.remove(&event.key, (Trust::Steady, now)),
                             read => {
                                 let read = (read, value.len());
@@ -498,7 +498,9 @@ impl Pending {
 fn weaker(a: Trust, b: Trust) -> Trust {
     match (a, b) {
         (Trust::AdditionsOnly, _) | (_, Trust::AdditionsOnly) => Trust::AdditionsOnly,
+        (Trust::AfterLoss, _) | (_, Trust::AfterLoss) => Trust::AfterLoss,
         (Trust::AfterGap, _) | (_, Trust::AfterGap) => Trust::AfterGap,
+        (Trust::Unconfirmed, _) | (_, Trust::Unconfirmed) => Trust::Unconfirmed,
         (Trust::Steady, Trust::Steady) => Trust::Steady,
     }
 }
@@ -591,7 +593,10 @@ mod tests {
         Event {
             key: format!("/s/{key}").into_bytes(),
             mod_revision,
-            kind: EventKind::Put(format!("10.0.0.1:{port}").into_bytes()),
+            kind: EventKind::Put {
+                value: format!("10.0.0.1:{port}").into_bytes(),
+                leased: false,
+            },
         }
     }
 
@@ -613,6 +618,8 @@ mod tests {
                 let trust = |trust| match trust {
                     Trust::Steady => "",
                     Trust::AfterGap => "?",
+                    Trust::AfterLoss => "!",
+                    Trust::Unconfirmed => "~",
                     Trust::AdditionsOnly => "+",
                 };
                 sent.push(match update {
@@ -770,7 +777,10 @@ mod tests {
         Event {
             key: format!("/s/{key}").into_bytes(),
             mod_revision,
-            kind: EventKind::Put(value.as_bytes().to_vec()),
+            kind: EventKind::Put {
+                value: value.as_bytes().to_vec(),
+                leased: false,
+            },
         }
     }
 
@@ -880,6 +890,35 @@ mod tests {
     }
 
     #[test]
+    fn instances_of_keys_with_a_lease_are_ephemeral() {
+        let mut bench = bench();
+        let prefix = Prefix::new("/s/").unwrap();
+        let mut listed = listing(9, &[("web/a", 1, 3), ("web/b", 2, 4)]);
+        let read = prefix.read(b"/s/web/b", b"10.0.0.1:2");
+        listed.keys[1].read = read.map(|read| read.leased(true));
+        bench.keys.replace(listed, Trust::AfterLoss, bench.now);
+        let mut with_lease = put("web/c", 3, 10);
+        if let EventKind::Put { leased, .. } = &mut with_lease.kind {
+            *leased = true;
+        }
+        bench.apply(vec![with_lease]);
+        let ephemeral = |bench: &mut Bench| {
+            bench.now = bench.now + MIN_INTERVAL;
+            let mut found = Vec::new();
+            while let Some(update) = bench.keys.next_update(bench.now) {
+                if let Update::Service(reading) = update {
+                    assert_eq!(reading.service.as_str(), "web");
+                    found = reading.instances.iter().map(ServiceInstance::is_ephemeral).collect();
+                }
+            }
+            found
+        };
+        assert_eq!(ephemeral(&mut bench), [false, true, true]);
+        bench.apply(vec![put("web/c", 3, 11)]);
+        assert_eq!(ephemeral(&mut bench), [false, true, false], "put again without a lease");
+    }
+
+    #[test]
     fn the_weakest_trust_of_all_changes_is_sent() {
         let mut bench = bench();
         bench.replace(9, &[("web/a", 1, 3), ("web/b", 2, 4)]);
@@ -887,6 +926,11 @@ mod tests {
         bench.replace(20, &[("web/a", 1, 3)]);
         bench.apply(vec![put("web/c", 3, 21)]);
         assert_eq!(bench.sent(), ["web? a=1,c=3"]);
+        bench
+            .keys
+            .replace(listing(5, &[("web/a", 1, 3)]), Trust::AfterLoss, bench.now);
+        bench.apply(vec![put("web/d", 4, 22)]);
+        assert_eq!(bench.sent(), ["web! a=1,d=4"]);
     }
 
     #[test]

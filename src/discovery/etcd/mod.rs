@@ -400,7 +400,11 @@ impl EtcdWatcher {
         let at = listing.at;
         self.at = Some(at);
         let unreadable = self.note_unreadable(&listing.unreadable);
-        self.keys.replace(listing, Trust::AfterGap, now);
+        let trust = match self.why {
+            Relist::Rollback => Trust::AfterLoss,
+            _ => Trust::AfterGap,
+        };
+        self.keys.replace(listing, trust, now);
         self.confirm_at = self.keys.needs_confirmation().then(|| now + CONFIRM_AFTER);
         let flight = Box::pin(connection.watch(at.revision + 1, unreadable.clone()));
         self.phase = Phase::Subscribing {

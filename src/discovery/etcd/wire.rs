@@ -80,7 +80,11 @@ pub(super) struct Event {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum EventKind {
-    Put(Vec<u8>),
+    Put {
+        value: Vec<u8>,
+        /// Whether the key has a lease.
+        leased: bool,
+    },
     /// Deregistered or expired: etcd does not say which.
     Delete,
     /// Of a type that this version of pickd does not know.

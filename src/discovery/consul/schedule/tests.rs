@@ -258,12 +258,16 @@ fn a_failure_counts_once_and_answers_in_flight_are_discarded() {
         [("", Mode::Read)]
     );
     fixture.answer(&reads[0], 5, &catalog(&[String::from("s0"), String::from("s1")]));
-    assert_eq!(fixture.updates_of("s2"), [(None, Trust::AfterGap)]);
+    assert_eq!(
+        fixture.updates_of("s2"),
+        [(None, Trust::AfterLoss)],
+        "the index went back"
+    );
     let s0 = fixture.read("s0").unwrap();
     fixture.answer(&s0, 5, &health("s0", &["s0"]));
     assert_eq!(
         fixture.updates_of("s0"),
-        [(ids(&["s0"]), Trust::AfterGap)],
+        [(ids(&["s0"]), Trust::AfterLoss)],
         "unchanged, and sent"
     );
     fixture.pass(CONFIRM_AFTER);
@@ -487,7 +491,7 @@ fn every_service_is_read_again_after_the_catalog_went_back() {
     fixture.answer(&read, 4, &catalog(&names));
     let s0 = fixture.read("s0").expect("read again");
     fixture.answer(&s0, 4, &health("s0", &["older"]));
-    assert_eq!(fixture.updates_of("s0"), [(ids(&["older"]), Trust::AfterGap)]);
+    assert_eq!(fixture.updates_of("s0"), [(ids(&["older"]), Trust::AfterLoss)]);
     fixture.pass(CONFIRM_AFTER);
     let s0 = fixture.read("s0").unwrap();
     fixture.answer(&s0, 4, &health("s0", &["older"]));

@@ -21,6 +21,16 @@ pub struct Registration {
     pub ignored: Ignored,
 }
 
+impl Registration {
+    /// Sets whether the key has a lease: then the registration ends by itself unless its owner
+    /// renews the lease.
+    pub(in crate::discovery::etcd) fn leased(mut self, leased: bool) -> Self {
+        let with_lease = |instance: ServiceInstance| instance.with_ephemeral(leased);
+        self.instances = self.instances.into_iter().map(with_lease).collect();
+        self
+    }
+}
+
 /// Why a key cannot register anything. No message has any part of the value: a value may be a
 /// secret that is none of pickd's business.
 #[derive(Debug, PartialEq, thiserror::Error)]
