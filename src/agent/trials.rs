@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::balancer::{Address, Clock, DeniedNetworks, ServiceName, Source};
 use crate::discovery::guard::Trial;
-use crate::probe::{Attempt, attempt};
+use crate::probe::{TrialConnection, attempt};
 
 use super::Running;
 
@@ -81,10 +81,10 @@ impl Trials {
             let denied = denied(&target.1);
             self.running.spawn(async move {
                 let trial = match attempt(&target.2, &denied, TIMEOUT).await {
-                    Attempt::Accepted => Some(Trial::Accepted),
-                    Attempt::Refused => Some(Trial::Refused),
-                    Attempt::Unanswered => Some(Trial::Unanswered),
-                    Attempt::Unknown => None,
+                    TrialConnection::Accepted => Some(Trial::Accepted),
+                    TrialConnection::Refused => Some(Trial::Refused),
+                    TrialConnection::Unanswered => Some(Trial::Unanswered),
+                    TrialConnection::Unknown => None,
                 };
                 Tried { target, trial }
             });

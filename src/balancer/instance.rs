@@ -79,7 +79,7 @@ impl InvalidInstance {
         matches!(self, Self::NoPort { .. } | Self::Port { found: 0 })
     }
 
-    /// What is expected, without the value that was found: it may be a secret. Numbers are named.
+    /// What is expected, without the value that was found: it may be a secret.
     #[must_use]
     pub fn without_value(&self) -> String {
         let subject = match self {
@@ -88,7 +88,8 @@ impl InvalidInstance {
             Self::Host { .. } => "host",
             Self::NoPort { .. } => "address",
             Self::Tag { .. } => "tag",
-            Self::Port { .. } | Self::Weight { .. } => return self.to_string(),
+            Self::Port { .. } => "port",
+            Self::Weight { .. } => "weight",
         };
         let text = self.to_string();
         // No value can contain what follows it: the text of a value is quoted.
@@ -1115,7 +1116,7 @@ mod tests {
         let expected = "host: expected an IP address or a host name that does not end in a number";
         assert_eq!(told(Address::new("S3cr3t!", 1)), expected);
         assert_eq!(told(Address::new("S3cr3t\": expected x", 1)), expected);
-        assert_eq!(told(Address::new("h", 70_000)), "port 70000: expected 1 to 65535");
+        assert_eq!(told(Address::new("h", 70_000)), "port: expected 1 to 65535");
         assert_eq!(told("S3cr3t".parse()), expected);
         assert_eq!(told("10.0.0.1".parse()), "address: expected a port behind the host");
         let id = "S3cr3t\n".parse::<InstanceId>().unwrap_err();

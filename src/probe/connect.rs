@@ -107,7 +107,7 @@ pub(super) async fn connect(
 
 /// What came of a connection that asks for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt {
+pub enum TrialConnection {
     /// The instance accepted the connection.
     Accepted,
     /// The instance refused the connection.
@@ -119,12 +119,12 @@ pub enum Attempt {
 }
 
 /// Tries whether an instance accepts a connection within this time, if it may be contacted.
-pub async fn attempt(address: &Address, denied: &DeniedNetworks, within: Duration) -> Attempt {
+pub async fn attempt(address: &Address, denied: &DeniedNetworks, within: Duration) -> TrialConnection {
     match connect(address, denied, &Resolver::System, Instant::now() + within).await {
-        Ok(_) => Attempt::Accepted,
-        Err(ConnectError::Local(_)) => Attempt::Unknown,
-        Err(ConnectError::Instance(CheckFailure::ConnectionRefused)) => Attempt::Refused,
-        Err(ConnectError::Instance(_)) => Attempt::Unanswered,
+        Ok(_) => TrialConnection::Accepted,
+        Err(ConnectError::Local(_)) => TrialConnection::Unknown,
+        Err(ConnectError::Instance(CheckFailure::ConnectionRefused)) => TrialConnection::Refused,
+        Err(ConnectError::Instance(_)) => TrialConnection::Unanswered,
     }
 }
 

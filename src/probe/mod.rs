@@ -37,7 +37,7 @@ use crate::balancer::{Address, Check, CheckFailure, Clock, Monotonic, ServiceNam
 
 pub use settings::{HealthCheck, HttpCheck, InvalidCheck, Plan, ProbeSettings};
 
-pub use connect::{Attempt, attempt};
+pub use connect::{TrialConnection, attempt};
 
 use connect::{ConnectError, Resolver};
 use grpc::GrpcTarget;

@@ -34,7 +34,7 @@ const VALUES: [&str; 25] = [
     "{\"host\":\"db\",\"port\":90210777}",
     "{\"host\":\"db\",\"port\":80,\"weight\":90210777}",
     "{\"host\":\"db\",\"port\":80,\"status\":\"S3cr3t\"}",
-    "{\"host\":\"db\",\"port\":80,\"tags\":\"S3cr3t\"}",
+    "{\"host\":\"db\",\"port\":80,\"tags\":{\"a\":[\"S3cr3t\"]}}",
     "{\"host\":\"db\",\"port\":80,\"tags\":[\"S3cr3t\\u0007\"]}",
     "{\"host\":\"db\",\"port\":80,\"priority\":\"S3cr3t\"}",
     "{\"host\":[\"S3cr3t\"],\"port\":80}",

@@ -257,8 +257,8 @@ mod tests {
         for (value, expected) in [
             (r#"{"host":"db"}"#, "expected a port"),
             (r#"{"address":"db"}"#, "host: expected"),
-            (r#"{"host":"db","port":70000}"#, "port 70000: expected"),
-            (r#"{"host":"db","port":0}"#, "port 0: expected"),
+            (r#"{"host":"db","port":70000}"#, "port: expected"),
+            (r#"{"host":"db","port":0}"#, "port: expected"),
             (r#"{"host":"db","port":"http"}"#, "port is not a number"),
             (r#"{"host":"d b","port":1}"#, "host: expected"),
             (r#"{"host":7,"port":1}"#, "not a text"),
