@@ -49,6 +49,7 @@ pub(crate) mod load_balancer;
 pub(crate) mod member;
 pub(crate) mod outcome;
 pub(crate) mod overrides;
+pub(crate) mod recommend;
 pub(crate) mod render;
 pub(crate) mod report_credit;
 pub(crate) mod retry;
@@ -82,6 +83,7 @@ pub use load_balancer::transitions::{Transition, Transitioned};
 pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, StandingOrder, WeightOrder,
 };
+pub use recommend::{Recommendation, Requirements, ServiceType, recommend_strategy};
 pub use render::{Bodies, Described, NoBodies, Render};
 pub use retry::RetryStatistics;
 pub use settings::{InvalidConfig, Setting};
