@@ -101,6 +101,7 @@ pub use balancer::config::{LoadBalancerConfig, LoadBalancingStrategy};
 pub use balancer::context::Context;
 pub use balancer::directory::Directory;
 pub use balancer::error::PickError;
+pub use balancer::hash_ring::ConsistentHash;
 pub use balancer::instance::{HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
 pub use balancer::load_balancer::LoadBalancer;
 pub use balancer::load_balancer::pick::{Acquired, Pick};
