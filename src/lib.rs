@@ -33,13 +33,14 @@
 //! | `api` | the HTTP interface: parse, ask the core, answer |
 //! | `metrics` | every series in one table, read from the core at scrape time |
 //! | `config` | the configuration as written, and as meant: valid by construction |
+//! | `client` | HTTP calls of many services through their balancers, and active checks, for programs |
 //! | `agent` | the only place where rooms meet: it builds and joins them, and owns every task and timer |
 //! | `cli` | arguments become calls, results become exit codes |
 //! | `http_client`, `telemetry`, `duration` | one constructor of HTTP clients; logs; durations such as `250ms` |
 //!
 //! # The layers, and the invariants
 //!
-//! - **Imports point down**: `cli -> agent -> config -> { api | discovery | probe } -> {
+//! - **Imports point down**: `cli -> agent -> { client | config } -> { api | discovery | probe } -> {
 //!   http_client | telemetry | duration } -> metrics -> balancer`. Rooms on one floor do not import
 //!   each other. The core has floors of its own. `tools/imports` holds both, and finds an import
 //!   that points up.
@@ -67,7 +68,8 @@
 //!   reason.
 //! - **Values are valid.** A [`Weight`], a [`ServiceName`] or a configuration that exists is in
 //!   range. The edge refuses invalid input, with its place.
-//! - **Constructors start nothing.** Tasks belong to the agent, which stops and joins them.
+//! - **Constructors start nothing.** Tasks belong to the agent, which stops and joins them, and to
+//!   what a program starts by name: `HealthChecks::start`, `EmbeddedAgent::start`.
 //!
 //! # Features
 //!
@@ -82,6 +84,8 @@ pub mod api;
 pub mod balancer;
 #[cfg(feature = "agent")]
 pub mod cli;
+#[cfg(feature = "agent")]
+pub mod client;
 #[cfg(feature = "agent")]
 pub mod config;
 #[cfg(feature = "agent")]
@@ -107,6 +111,8 @@ pub use balancer::load_balancer::LoadBalancer;
 pub use balancer::load_balancer::pick::{Acquired, Pick};
 pub use balancer::outcome::Outcome;
 pub use balancer::statistics::Statistics;
+#[cfg(feature = "agent")]
+pub use client::{HealthChecks, ServiceRequest, Services};
 
 /// The programs of the guide to the library, run as tests.
 #[cfg(doctest)]
