@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -138,6 +139,15 @@ impl Config {
             probe,
             health_checks,
         })
+    }
+}
+
+/// The text of a configuration file, without flags, variables and a place for relative paths.
+impl FromStr for Config {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        Self::parse(Path::new("configuration"), text.as_bytes(), &ConfigSources::default())
     }
 }
 
