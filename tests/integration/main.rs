@@ -12,9 +12,11 @@
 mod agent_consul;
 mod api;
 mod balancer;
+mod client;
 mod command_line;
 mod consul_watcher;
 mod documentation;
+mod embedded;
 mod etcd_docs;
 mod etcd_faults;
 mod etcd_registry;
