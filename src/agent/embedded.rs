@@ -19,21 +19,31 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// An agent that runs in this process and listens nowhere: it feeds a [`Directory`] from Consul,
 /// etcd or files, and checks instances as its configuration says.
 ///
-/// ```no_run
+/// ```
 /// use std::time::Duration;
 ///
+/// use pickd::Context;
 /// use pickd::agent::EmbeddedAgent;
-/// use pickd::{ServiceRequest, Services};
 ///
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// let agent = EmbeddedAgent::start("[consul]\naddress = \"http://127.0.0.1:8500\"".parse()?)?;
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("services.toml");
+/// # std::fs::write(&path, "[[service]]\nname = \"user-service\"\n\
+/// #     [[service.instance]]\nid = \"user-1\"\nhost = \"10.0.1.10\"\nport = 8080\n")?;
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// // Or "[consul]\naddress = \"http://127.0.0.1:8500\"", or "[etcd]\nendpoints = [\"127.0.0.1:2379\"]".
+/// let agent = EmbeddedAgent::start(format!("[file]\npath = {path:?}").parse()?)?;
 /// agent.wait_until_synced(Duration::from_secs(10)).await?;
-/// let services = Services::over(agent.directory())?;
-/// let user = services.call_service("user-service", ServiceRequest::get("/users/7")?).await?;
-/// agent.stop().await?; // The pools stay, with the instances that they had.
-/// # drop(user);
-/// # Ok(()) }
+/// let directory = agent.directory();
+/// agent.stop().await?;
+///
+/// // The pools stay, with the instances that they had.
+/// let balancer = directory.get("user-service").ok_or("unknown")?;
+/// assert_eq!(balancer.select_instance(&Context::new())?.id().as_str(), "user-1");
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// [`Services::over`](crate::client::Services::over) its directory calls the services.
 ///
 /// The configuration is that of an agent, without `[api]`, which is ignored. Nothing is reloaded.
 /// When the value is dropped, the agent stops as with [`stop`](Self::stop).

@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_method_says_whether_a_request_may_be_repeated_unless_the_request_does() {
+    fn a_method_says_whether_to_repeat_unless_the_request_says_it() {
         for (method, repeated) in [
             ("GET", true),
             ("HEAD", true),
