@@ -29,6 +29,7 @@ mod integrations_consul;
 mod integrations_etcd;
 mod judgement;
 mod leases;
+mod library;
 mod lifecycle;
 mod monitoring;
 mod overrides;
