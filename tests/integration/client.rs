@@ -372,11 +372,16 @@ async fn a_connection_that_breaks_is_a_failure_of_the_instance() {
     ] {
         let (port, serving) = raw(answer).await;
         let services = users([instance("user-1", port)]);
-        let error = services.call_service("users", post("/")).await.unwrap_err();
+        let error = services
+            .call_service("users", post("/?token=secret"))
+            .await
+            .unwrap_err();
         assert!(
             matches!(failure(&error), Failure::Failed(RequestError::Broken(_))),
             "{error:?}"
         );
+        let chain = format!("{error:?} {:?}", std::error::Error::source(&error));
+        assert!(!chain.contains("secret"), "{chain}");
         assert_eq!(tried(&error), [("user-1", Outcome::Failure)]);
         let error = services.call_service("users", get("/")).await.unwrap_err();
         assert_eq!(error.tried().len(), 3);
@@ -655,8 +660,18 @@ async fn one_start_checks_all_services_and_one_stop_ends_all_checks() {
     assert_eq!(services.overview().healthy_instances, 3);
 
     // A service that is registered again keeps the results of its checks.
+    let made = |passed: u64| {
+        let checks = services.balancer("payments").unwrap().checks();
+        (checks.passed > passed).then_some(checks.passed)
+    };
+    let before = made(0).unwrap();
     services.register(&later, often(), both());
-    assert_eq!(services.overview().healthy_instances, 3);
+    let kept = || {
+        assert_eq!(services.overview().healthy_instances, 3);
+        let made = made(before + 1);
+        async move { made }
+    };
+    eventually(SOON, "checks go on", kept).await;
 
     services.stop_health_checks().await;
     assert_eq!(services.overview().healthy_instances, 6);
