@@ -37,12 +37,13 @@
 //! | `agent` | the only place where rooms meet: it builds and joins them, and owns every task and timer |
 //! | `cli` | arguments become calls, results become exit codes |
 //! | `http_client`, `telemetry`, `duration` | one constructor of HTTP clients; logs; durations such as `250ms` |
+//! | `local_error` | errors of this host that say nothing about an instance |
 //!
 //! # The layers, and the invariants
 //!
 //! - **Imports point down**: `cli -> agent -> { client | config } -> { api | discovery | probe } -> {
-//!   http_client | telemetry | duration } -> metrics -> balancer`. Rooms on one floor do not import
-//!   each other. The core has floors of its own. `tools/imports` holds both, and finds an import
+//!   http_client | local_error | telemetry | duration } -> metrics -> balancer`. Rooms on one floor
+//!   do not import each other. The core has floors of its own. `tools/imports` holds both, and finds an import
 //!   that points up.
 //! - **The core is pure**: no I/O, no runtime, no logs. Time comes through a
 //!   [`Clock`](balancer::Clock), bytes through a [`Render`](balancer::Render). A transition returns
@@ -94,6 +95,8 @@ pub mod discovery;
 mod duration;
 #[cfg(feature = "agent")]
 pub mod http_client;
+#[cfg(feature = "agent")]
+mod local_error;
 #[cfg(feature = "agent")]
 pub mod metrics;
 #[cfg(feature = "agent")]

@@ -7,6 +7,7 @@
 //! | the connection broke; 5xx but 503 | `Failed` | if idempotent |
 //! | 429, 503 | `Rejected`, with the time of `Retry-After` | if idempotent |
 //! | 3xx, 4xx but 408 and 429; an answer that is too large | `Client` | never |
+//! | no connection, because this host lacks files, ports or memory | `Local` | never |
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -18,6 +19,7 @@ use serde::de::DeserializeOwned;
 use super::retry_after::retry_after;
 use crate::balancer::{Attempt, CallError, Failure, InstanceId, PickError, ServiceName};
 use crate::http_client::{self, HttpError};
+use crate::local_error;
 
 /// How many bytes of the body of an error are kept.
 const LONGEST_ERROR: usize = 64 << 10;
@@ -246,6 +248,8 @@ fn without_answer(error: reqwest::Error, timeout: Duration) -> Failure<RequestEr
     let error = error.without_url();
     if error.is_builder() {
         Failure::NotSent(RequestError::Address(error))
+    } else if error.is_connect() && local_error::is_lack(&error) {
+        Failure::Local(RequestError::NoConnection(error))
     } else if error.is_connect() {
         Failure::NotSent(RequestError::NoConnection(error))
     } else if error.is_timeout() {

@@ -699,3 +699,45 @@ async fn a_program_calls_with_a_client_of_its_own() {
         .await;
     assert!(answer.unwrap().contains("/users/7"));
 }
+
+/// The variable that makes the next test the child process, whose files are few.
+const CHILD: &str = "PICKD_TEST_WITHOUT_FILES";
+
+#[test]
+fn a_host_without_files_blames_no_instance() {
+    if std::env::var_os(CHILD).is_none() {
+        let test = "client::a_host_without_files_blames_no_instance";
+        let output = std::process::Command::new("sh")
+            .args(["-c", "ulimit -n 64 && exec \"$0\" \"$@\""])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let backend = Backend::start().await;
+        let services = users([backend.instance("user-1")]);
+        let mut held = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            held.push(file);
+        }
+        let error = services.call_service("users", get("/")).await.unwrap_err();
+        assert!(
+            matches!(failure(&error), Failure::Local(RequestError::NoConnection(_))),
+            "{error:?}"
+        );
+        assert_eq!(tried(&error), [("user-1", Outcome::Cancelled)]);
+        let balancer = services.balancer("users").unwrap();
+        assert_eq!((balancer.statistics().reported_requests, balancer.in_flight()), (0, 0));
+        drop(held);
+        services.call_service("users", get("/")).await.unwrap();
+    });
+}

@@ -65,7 +65,11 @@ async fn consul_feeds_the_pools_of_a_program_and_the_pools_stay() {
     agent.wait_until_synced(SOON).await.unwrap();
     let directory = agent.directory();
     let services = Services::over(agent.directory()).unwrap();
-    until_picked(&directory, "users", &["user-1@n1", "user-2@n2"]).await;
+    assert_eq!(
+        ids(&directory, "users"),
+        ["user-1@n1", "user-2@n2"],
+        "synced: nothing is missing"
+    );
     for _ in 0..4 {
         services.call_service("users", get("/users/7")).await.unwrap();
     }
