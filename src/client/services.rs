@@ -17,6 +17,9 @@ use crate::probe::{HealthCheck, ProbeSettings};
 
 /// The time in which a connection must be open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The most idle connections to one instance: those of a burst, without a new connection for each
+/// call of the next.
+const IDLE_CONNECTIONS: usize = 128;
 /// The largest answer, unless the program allows another.
 const LONGEST_ANSWER: usize = 8 << 20;
 
@@ -108,7 +111,9 @@ impl Services {
     pub fn over(directory: Arc<Directory>) -> Result<Self, HttpError> {
         let shared = Shared {
             directory,
-            client: http_client::client(CONNECT_TIMEOUT, &Tls::default())?,
+            client: http_client::builder(CONNECT_TIMEOUT, &Tls::default())?
+                .pool_max_idle_per_host(IDLE_CONNECTIONS)
+                .build()?,
             checks: Mutex::default(),
         };
         Ok(Self {

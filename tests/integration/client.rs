@@ -494,6 +494,45 @@ async fn keys_and_tags_of_a_call_choose_the_instance() {
 }
 
 #[tokio::test]
+async fn calls_at_one_time_are_shared_out() {
+    let backends = [Backend::start().await, Backend::start().await, Backend::start().await];
+    let services = Services::new().unwrap();
+    let config = LoadBalancerConfig::new(LoadBalancingStrategy::LeastConnections);
+    let instances = backends.iter().enumerate();
+    let instances = instances.map(|(index, backend)| backend.instance(&format!("user-{index}")));
+    services.register(&name("users"), config, instances);
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..150 {
+        let services = services.clone();
+        calls.spawn(async move {
+            let request = get(&format!("/users/{number}"));
+            let answer = services.call_service("users", request).await.unwrap();
+            assert!(answer.json::<Value>().unwrap()["target"] == format!("/users/{number}"));
+        });
+    }
+    calls.join_all().await;
+    for backend in &backends {
+        let received = backend.received().len();
+        assert!((40..=60).contains(&received), "{received}");
+    }
+    assert_eq!(services.balancer("users").unwrap().in_flight(), 0);
+}
+
+#[tokio::test]
+async fn the_calls_of_a_burst_use_the_connections_of_the_burst_before() {
+    let backend = crate::support::backend::Backend::start();
+    let services = users([instance("user-1", backend.address.port())]);
+    for _ in 0..6 {
+        let calls = (0..50).map(|_| services.call_service("users", get("/")));
+        for answer in futures_util::future::join_all(calls).await {
+            answer.unwrap();
+        }
+    }
+    assert_eq!(backend.requests(), 300);
+    assert!(backend.connections() <= 75, "{}", backend.connections());
+}
+
+#[tokio::test]
 async fn the_overview_counts_calls_and_failures_of_all_services() {
     let (good, bad) = (Backend::start().await, Backend::start().await);
     bad.answers(Answer::With(500, &[], ""));

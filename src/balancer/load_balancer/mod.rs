@@ -277,6 +277,18 @@ impl LoadBalancer {
     }
 
     /// Adds an instance, or replaces the instance with the same id.
+    ///
+    /// ```
+    /// use pickd::{LoadBalancer, LoadBalancerConfig, ServiceInstance, Weight};
+    ///
+    /// let balancer = LoadBalancer::new("user-service".parse()?, LoadBalancerConfig::default());
+    /// let user_1 = ServiceInstance::new("user-1", "10.0.1.10", 8080)?;
+    /// assert_eq!(balancer.add_instance(user_1.clone()).added.len(), 1);
+    /// assert_eq!(balancer.add_instance(user_1.clone().with_weight(Weight::new(2)?)).updated.len(), 1);
+    /// assert_eq!(balancer.remove_instance(user_1.id()).removed.len(), 1);
+    /// assert!(balancer.instances().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn add_instance(&self, instance: ServiceInstance) -> Changes {
         let mut writer = self.write();
         let view = self.shared.view.load_full();
@@ -461,6 +473,24 @@ impl LoadBalancer {
     }
 
     /// Statistics of the service so far.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pickd::{Context, LoadBalancer, LoadBalancerConfig, Outcome, ServiceInstance};
+    ///
+    /// let balancer = LoadBalancer::new("user-service".parse()?, LoadBalancerConfig::default());
+    /// balancer.add_instance(ServiceInstance::new("user-1", "10.0.1.10", 8080)?);
+    /// for outcome in [Outcome::Success, Outcome::Success, Outcome::Success, Outcome::Failure] {
+    ///     balancer.acquire(&Context::new())?.finish(outcome, Duration::from_millis(20));
+    /// }
+    /// let statistics = balancer.statistics();
+    /// assert_eq!((statistics.total_requests, statistics.failed_requests), (4, 1));
+    /// assert_eq!(statistics.failure_rate, 0.25);
+    /// assert_eq!((statistics.available_instances, statistics.total_instances), (1, 1));
+    /// assert_eq!(statistics.instances["user-1"].consecutive_failures, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         let now = self.shared.environment.clock.now();
