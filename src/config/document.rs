@@ -142,7 +142,8 @@ impl Config {
     }
 }
 
-/// The text of a configuration file, without flags, variables and a place for relative paths.
+/// The text of a configuration file, without flags and variables. Relative paths start at the working
+/// directory.
 impl FromStr for Config {
     type Err = ConfigError;
 

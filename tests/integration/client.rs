@@ -494,6 +494,23 @@ async fn keys_and_tags_of_a_call_choose_the_instance() {
 }
 
 #[tokio::test]
+async fn the_metadata_of_an_instance_says_whether_it_is_called_over_tls() {
+    let backend = Backend::start().await;
+    for (scheme, is_called) in [("http", true), ("grpc", true), ("https", false), ("HTTPS", false)] {
+        let services = users([backend.instance("user-1").with_metadata([("scheme", scheme)])]);
+        let called = services.call_service("users", get("/")).await;
+        // The backend speaks no TLS: a handshake with it fails.
+        assert_eq!(called.is_ok(), is_called, "{scheme}: {called:?}");
+        if let Err(error) = called {
+            assert!(
+                matches!(failure(&error), Failure::NotSent(RequestError::NoConnection(_))),
+                "{error:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn calls_at_one_time_are_shared_out() {
     let backends = [Backend::start().await, Backend::start().await, Backend::start().await];
     let services = Services::new().unwrap();
