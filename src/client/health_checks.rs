@@ -274,44 +274,50 @@ async fn run(shared: Arc<Shared>, prober: Prober, stop: CancellationToken) {
 /// The least time between two looks at a balancer whose next step is due.
 const LEAST_WAIT: Duration = Duration::from_millis(1);
 
-/// What the prober has of a service.
-type Sent = (u64, Plan);
+/// What the prober has of a service: the number of changes of its instances, and the plan. `None`
+/// if that does not count any more.
+type Sent = Option<(u64, Plan)>;
 
 /// Sends the instances of a service to the prober, if they or the plan have changed.
 fn update(shared: &Shared, prober: &ProbeHandle, sent: &mut HashMap<ServiceName, Sent>, service: &ServiceName) {
     let mut state = shared.lock();
     let left = mem::take(&mut state.left);
-    let target = state.targets.get(service).and_then(|target| {
-        let config = target.balancer.config();
-        let plan = Plan {
-            check: Arc::clone(&target.check),
-            interval: config.health_check_interval(),
-            timeout: config.health_check_timeout(),
-            denied: config.denied().clone(),
-        };
-        config.health_check_enabled().then(|| (target.balancer.clone(), plan))
-    });
-    let disabled = state.targets.get(service).map(|target| target.balancer.clone());
+    let target = state.targets.get(service);
+    let target = target.map(|target| (target.balancer.clone(), Arc::clone(&target.check)));
     drop(state);
-    match target {
-        Some((balancer, plan)) => {
-            let next = (balancer.generation(), plan);
-            if !left.is_empty() || sent.get(service) != Some(&next) {
-                prober.set(service, Some(&next.1), balancer.addresses_to_check());
+    for balancer in &left {
+        // A balancer in place of this one may have the same number of changes.
+        sent.insert(balancer.service().clone(), None);
+    }
+    let plan = target.as_ref().and_then(|(balancer, check)| plan(balancer, check));
+    match (&target, plan) {
+        (Some((balancer, _)), Some(plan)) => {
+            let next = Some((balancer.generation(), plan.clone()));
+            if sent.get(service) != Some(&next) {
+                prober.set(service, Some(&plan), balancer.addresses_to_check());
                 sent.insert(service.clone(), next);
             }
         }
-        None if sent.remove(service).is_some() => {
+        (target, _) if sent.remove(service).is_some() => {
             prober.set(service, None, []);
-            if let Some(balancer) = disabled {
+            if let Some((balancer, _)) = target {
                 balancer.forget_checks();
             }
         }
-        None => {}
+        _ => {}
     }
-    for balancer in left {
-        balancer.forget_checks();
-    }
+    left.iter().for_each(LoadBalancer::forget_checks);
+}
+
+/// How the instances of a balancer are checked; `None` if its settings say not at all.
+fn plan(balancer: &LoadBalancer, check: &Arc<HealthCheck>) -> Option<Plan> {
+    let config = balancer.config();
+    config.health_check_enabled().then(|| Plan {
+        check: Arc::clone(check),
+        interval: config.health_check_interval(),
+        timeout: config.health_check_timeout(),
+        denied: config.denied().clone(),
+    })
 }
 
 /// Forgets the results of all checks when dropped.

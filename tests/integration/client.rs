@@ -688,6 +688,40 @@ async fn checks_that_are_dropped_leave_no_instance_out() {
 }
 
 #[tokio::test]
+async fn checks_follow_the_balancer_that_takes_the_place_of_another() {
+    let (first, second) = (Backend::start().await, Backend::start().await);
+    let [closed] = free_ports();
+    let of = |id, port| {
+        let balancer = LoadBalancer::new(name("users"), often());
+        balancer.add_instance(instance(id, port));
+        balancer
+    };
+    let (before, after) = (of("user-1", closed), of("user-1", second.port));
+    let other = LoadBalancer::new(name("mails"), often());
+    other.add_instance(first.instance("mail-1"));
+    let checks = HealthChecks::start(&before);
+    checks.add(&other, HealthCheck::Tcp);
+    until_status(&before, &[DOWN]).await;
+    until_status(&other, &[UP]).await;
+
+    checks.add(&after, HealthCheck::Tcp);
+    checks.remove(&name("mails"));
+    until_status(&after, &[UP]).await;
+    for without_checks in [&before, &other] {
+        until_status(without_checks, &[HealthStatus::Unknown]).await;
+        assert_eq!(without_checks.keep_up(), None);
+    }
+    let made = (before.checks(), other.checks());
+    let checked = after.checks().passed;
+    eventually(SOON, "checks go on", || async {
+        (after.checks().passed > checked + 2).then_some(())
+    })
+    .await;
+    assert_eq!((before.checks(), other.checks()), made);
+    checks.stop().await;
+}
+
+#[tokio::test]
 async fn one_start_checks_all_services_and_one_stop_ends_all_checks() {
     let backend = Backend::start().await;
     let [closed] = free_ports();
