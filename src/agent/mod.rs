@@ -24,9 +24,11 @@
 //! | [`leases`] | the lease key |
 //! | [`service_manager`] | tells systemd when the agent is up, reloads and stops |
 //! | [`checks`] | tells the prober which instances to check |
+//! | [`embedded`] | an agent inside another program, without listeners |
 //! | [`transitions`] | log lines for health transitions and ended overrides |
 
 mod checks;
+mod embedded;
 mod leases;
 mod listeners;
 mod reload;
@@ -47,7 +49,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::server::{Listen, Listener};
 use crate::api::{AcceptRequest, Admin, AllowedHosts, Api, JsonBodies, Readiness, accept_requests};
-use crate::balancer::{Clock, Directory, Environment, Monotonic, Source, SourceStatus, Sources, Timestamp, Wake};
+use crate::balancer::{
+    Clock, Directory, Environment, Monotonic, Render, Source, SourceStatus, Sources, Timestamp, Wake,
+};
 use crate::config::Config;
 use crate::discovery::reconcile::Reconciler;
 use crate::discovery::{Reason, Update};
@@ -55,6 +59,7 @@ use crate::http_client::HttpError;
 use crate::metrics::Metrics;
 
 use checks::CheckPlans;
+pub use embedded::{EmbeddedAgent, NotSynced};
 use listeners::ServingListener;
 use reload::ConfigFile;
 pub use reload::Reload;
@@ -108,6 +113,12 @@ pub enum AgentError {
         /// The reason, as far as it is known.
         detail: String,
     },
+    /// The task of an embedded agent ended unexpectedly.
+    #[error("the agent ended: {detail}")]
+    Ended {
+        /// The reason, as far as it is known.
+        detail: String,
+    },
 }
 
 /// An agent that is bound and has not started yet.
@@ -130,11 +141,21 @@ impl Agent {
     ///
     /// When an address cannot be bound.
     pub async fn bind(config: Config) -> Result<Self, AgentError> {
+        let mut agent = Self::prepare(config, Arc::new(JsonBodies))?;
+        for address in &agent.config.api.listen {
+            let listener = listeners::bind(address, &agent.config.api.socket).await?;
+            agent.listeners.push((address.clone(), listener));
+        }
+        Ok(agent)
+    }
+
+    /// Prepares everything but the listeners.
+    fn prepare(config: Config, render: Arc<dyn Render>) -> Result<Self, AgentError> {
         let clock = Arc::new(Monotonic::start());
         let timer = Arc::new(Timer::default());
         let environment = Environment {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
-            render: Arc::new(JsonBodies),
+            render,
             wake: Some(Arc::clone(&timer) as Arc<dyn Wake>),
         };
         let directory = Directory::new(config.services.clone(), Sources::default(), environment);
@@ -153,16 +174,12 @@ impl Agent {
         api.metrics.set_instance_series(config.metrics.instance_series);
         api.admin.token.set_file(config.api.admin_token_file.as_deref());
         let hosts = AllowedHosts::new(config.api.allowed_hosts.iter().cloned());
-        let mut bound = Vec::new();
-        for address in &config.api.listen {
-            bound.push((address.clone(), listeners::bind(address, &config.api.socket).await?));
-        }
         Ok(Self {
             config,
             clock,
             api,
             hosts,
-            listeners: bound,
+            listeners: Vec::new(),
             timer,
             service_manager: ServiceManager::default(),
             accept_requests,
@@ -196,10 +213,15 @@ impl Agent {
     ///
     /// When the client of a source cannot be created, or a listener ends unexpectedly.
     pub async fn run(self, reload: Reload, stop: CancellationToken) -> Result<(), AgentError> {
+        self.start()?.run(reload, stop).await
+    }
+
+    /// Starts everything. The agent works once it [runs](Running::run).
+    fn start(self) -> Result<Running, AgentError> {
         for address in self.addresses() {
             tracing::info!(%address, "listening");
         }
-        let (updates, mut inbox) = mpsc::channel(UPDATE_QUEUE);
+        let (updates, inbox) = mpsc::channel(UPDATE_QUEUE);
         let published = {
             let metrics = Arc::clone(&self.api.metrics);
             Box::new(move |took| metrics.observe_convergence(took))
@@ -213,6 +235,7 @@ impl Agent {
             api: self.api,
             hosts: self.hosts,
             updates,
+            inbox,
             sources: Vec::new(),
             listeners: Vec::new(),
             tasks: Tasks::default(),
@@ -230,9 +253,7 @@ impl Agent {
             running.serve(configured, listener);
         }
         running.service_manager.ready();
-        let outcome = running.work(&mut inbox, reload, &stop).await;
-        running.shut_down().await;
-        outcome
+        Ok(running)
     }
 }
 
@@ -244,6 +265,7 @@ struct Running {
     hosts: AllowedHosts,
     reconciler: Reconciler,
     updates: mpsc::Sender<(Arc<SourceStatus>, Update)>,
+    inbox: mpsc::Receiver<(Arc<SourceStatus>, Update)>,
     /// The watched sources, by priority.
     sources: Vec<WatchedSource>,
     listeners: Vec<ServingListener>,
@@ -256,13 +278,22 @@ struct Running {
     service_manager: ServiceManager,
 }
 
+/// Without the agent, requests do what is due in the pools.
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.api.directory.timer_stopped();
+    }
+}
+
 impl Running {
-    async fn work(
-        &mut self,
-        inbox: &mut mpsc::Receiver<(Arc<SourceStatus>, Update)>,
-        mut reload: Reload,
-        stop: &CancellationToken,
-    ) -> Result<(), AgentError> {
+    /// Works until stopped, and shuts down.
+    async fn run(mut self, reload: Reload, stop: CancellationToken) -> Result<(), AgentError> {
+        let outcome = self.work(reload, &stop).await;
+        self.shut_down().await;
+        outcome
+    }
+
+    async fn work(&mut self, mut reload: Reload, stop: &CancellationToken) -> Result<(), AgentError> {
         let mut tick = interval(TICK);
         let mut config_check = interval(CONFIG_CHECK);
         let alive_every = self.service_manager.alive_every();
@@ -274,10 +305,10 @@ impl Running {
             let until = |time: Option<Timestamp>| time.map_or(Duration::MAX, |time| time.since(now));
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                Some((status, update)) = inbox.recv() => {
+                Some((status, update)) = self.inbox.recv() => {
                     self.reconciler.receive(&status, update, self.clock.now());
                     // Taking all waiting updates now makes one reconciliation of them.
-                    while let Ok((status, update)) = inbox.try_recv() {
+                    while let Ok((status, update)) = self.inbox.try_recv() {
                         self.reconciler.receive(&status, update, self.clock.now());
                     }
                     self.try_held_instances();

@@ -504,6 +504,30 @@ impl fmt::Display for RegistryStatus {
 }
 
 /// The status of an instance, derived from all health layers.
+///
+/// ```
+/// use pickd::balancer::{Check, CheckFailure, RegistryStatus};
+/// use pickd::{HealthStatus, LoadBalancer, LoadBalancerConfig, ServiceInstance};
+///
+/// let balancer = LoadBalancer::new("user-service".parse()?, LoadBalancerConfig::default());
+/// for (id, host, registered) in [
+///     ("user-1", "10.0.1.10", RegistryStatus::Unknown),
+///     ("user-2", "10.0.1.11", RegistryStatus::Passing),
+///     ("user-3", "10.0.1.12", RegistryStatus::Warning),
+///     ("user-4", "10.0.1.13", RegistryStatus::Critical),
+/// ] {
+///     balancer.add_instance(ServiceInstance::new(id, host, 8080)?.with_status(registered));
+/// }
+/// let statuses: Vec<HealthStatus> = balancer.instances().into_iter().map(|(_, status)| status).collect();
+/// use HealthStatus::{Degraded, Healthy, Unhealthy, Unknown};
+/// assert_eq!(statuses, [Unknown, Healthy, Degraded, Unhealthy]);
+///
+/// // The worst layer counts: an active check that fails outweighs a registry that passes.
+/// balancer.observe(&"10.0.1.11:8080".parse()?, Check::Fail(CheckFailure::Timeout));
+/// let user_2 = balancer.instance_statistics(&"user-2".parse()?).ok_or("unknown")?;
+/// assert_eq!(user_2.status, Unhealthy);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HealthStatus {

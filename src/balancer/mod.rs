@@ -41,6 +41,7 @@ pub(crate) mod directory;
 pub(crate) mod environment;
 pub(crate) mod error;
 pub(crate) mod explain;
+pub(crate) mod hash_ring;
 pub(crate) mod health;
 pub(crate) mod instance;
 pub(crate) mod lease;
@@ -49,6 +50,7 @@ pub(crate) mod load_balancer;
 pub(crate) mod member;
 pub(crate) mod outcome;
 pub(crate) mod overrides;
+pub(crate) mod overview;
 pub(crate) mod recommend;
 pub(crate) mod render;
 pub(crate) mod report_credit;
@@ -83,6 +85,7 @@ pub use load_balancer::transitions::{Transition, Transitioned};
 pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, StandingOrder, WeightOrder,
 };
+pub use overview::{Overview, ServiceOverview};
 pub use recommend::{Recommendation, Requirements, ServiceType, recommend_strategy};
 pub use render::{Bodies, Described, NoBodies, Render};
 pub use retry::RetryStatistics;

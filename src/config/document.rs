@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -181,6 +182,16 @@ impl Config {
             probe,
             health_checks,
         })
+    }
+}
+
+/// The text of a configuration file, without flags and variables. Relative paths start at the working
+/// directory.
+impl FromStr for Config {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        Self::parse(Path::new("configuration"), text.as_bytes(), &ConfigSources::default())
     }
 }
 

@@ -19,7 +19,7 @@ use super::watcher::Update;
 use crate::balancer::{Address, Directory, ServiceName, Source, SourceStatus, Timestamp};
 
 /// Called with the time from reading an answer to publishing the view that it led to.
-pub type Published = Box<dyn Fn(Duration) + Send>;
+pub type Published = Box<dyn Fn(Duration) + Send + Sync>;
 
 /// Keeps the directory in the state that the sources describe.
 pub struct Reconciler {

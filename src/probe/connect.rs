@@ -13,6 +13,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{self, Instant};
 
 use crate::balancer::{Address, CheckFailure, DeniedNetworks};
+use crate::local_error;
 
 /// Why a check has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +34,8 @@ impl From<CheckFailure> for ConnectError {
 /// Why there is no connection.
 impl From<io::Error> for ConnectError {
     fn from(error: io::Error) -> Self {
-        const OUT_OF_MEMORY: i32 = 12;
-        const OUT_OF_FILES: [i32; 2] = [23, 24];
-        match (error.raw_os_error(), error.kind()) {
-            (Some(number), io::ErrorKind::AddrNotAvailable) => Self::Local(number),
-            (Some(number), _) if number == OUT_OF_MEMORY || OUT_OF_FILES.contains(&number) => Self::Local(number),
+        match (local_error::lack(&error), error.kind()) {
+            (Some(number), _) => Self::Local(number),
             (_, io::ErrorKind::ConnectionRefused) => Self::Instance(CheckFailure::ConnectionRefused),
             (_, io::ErrorKind::TimedOut) => Self::Instance(CheckFailure::Timeout),
             _ => Self::Instance(CheckFailure::ConnectionFailed),
