@@ -81,7 +81,7 @@ pub use overrides::{
 pub use render::{Bodies, Described, NoBodies, Render};
 pub use settings::{InvalidConfig, Setting};
 pub use share::Factors;
-pub use sources::{Scope, SourceStatus, Sources};
+pub use sources::{FailingService, Scope, SourceLimits, SourceStatus, Sources};
 pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics};
 pub use strategy::draw::Mode;
 

@@ -9,14 +9,16 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::future::Future;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::HeaderValue;
+use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 
+use super::endpoint::Endpoint;
 use super::request::{Consistency, Mode, READS, Request, Target};
 use super::settings::{BasicAuth, ConsulSettings, Token};
 use super::wire::Head;
@@ -27,6 +29,12 @@ use crate::http_client::{self, HttpError};
 /// The characters that need no escaping in a path (RFC 3986).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an unused connection stays open. Consul counts it against the limit of connections per
+/// client address, which other clients at this address share.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What Consul says with status 429 when a client address has too many connections, in contrast to
+/// too many requests.
+const CONNECTION_LIMIT: &str = "concurrent connections";
 /// Consul adds up to a sixteenth to a wait, and a server without a leader takes seven seconds to
 /// say so.
 const GRACE: Duration = Duration::from_secs(10);
@@ -45,8 +53,29 @@ pub(super) struct Answer {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct AskError {
     pub(super) reason: Reason,
+    pub(super) cause: Cause,
     /// One line, without secrets.
     pub(super) detail: String,
+}
+
+/// What failed, as far as it decides what is asked next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// No connection was made: refused, or the name is not resolved. Or the token is unreadable.
+    /// Every other request would fail, too.
+    NoConnection,
+    /// The connection was closed or reset before an answer began.
+    Reset,
+    /// No answer in time.
+    Timeout,
+    /// Too many requests: status 429, or 503 with `Retry-After`.
+    Throttled { retry_after: Option<Duration> },
+    /// Too many connections from this address.
+    TooManyConnections,
+    /// Status 408, 502, 503 or 504: a proxy gave up waiting for Consul.
+    Gateway,
+    /// Any other status, or an answer that is of no use.
+    Answer,
 }
 
 /// Sends requests to one Consul agent.
@@ -56,6 +85,8 @@ pub(super) struct Client {
     base: String,
     /// The address as the operator wrote it.
     address: String,
+    /// Where connections go; `None` if opening one means more than a connection.
+    endpoint: Option<Endpoint>,
     datacenter: Option<String>,
     basic_auth: Option<BasicAuth>,
     token: TokenReloader,
@@ -67,7 +98,8 @@ impl Client {
         let builder = http_client::builder(CONNECT_TIMEOUT, &settings.tls)?
             // Each long poll that returns is sent again: with fewer idle connections, each would
             // connect again.
-            .pool_max_idle_per_host(settings.max_watches + READS);
+            .pool_max_idle_per_host(settings.max_watches + READS)
+            .pool_idle_timeout(IDLE_TIMEOUT);
         let (base, builder) = match settings.address.strip_prefix("unix://") {
             Some(path) if path.starts_with('/') => (String::from("http://localhost"), builder.unix_socket(path)),
             Some(_) => return Err(refused(settings, "expected unix:///path/to/socket")),
@@ -75,6 +107,7 @@ impl Client {
         };
         Ok(Self {
             http: builder.build()?,
+            endpoint: Endpoint::of(&settings.address, &base),
             base,
             address: settings.address.clone(),
             datacenter: settings.datacenter.clone(),
@@ -86,6 +119,22 @@ impl Client {
     /// Reads the token again on demand.
     pub(super) fn token(&self) -> &TokenReloader {
         &self.token
+    }
+
+    /// Whether connections can be opened only to see if there is room.
+    pub(super) fn has_testable_room(&self) -> bool {
+        self.endpoint.is_some()
+    }
+
+    /// Whether Consul has room for so many connections more.
+    pub(super) fn has_room(&self, connections: usize) -> impl Future<Output = bool> + Send + use<> {
+        let endpoint = self.endpoint.clone();
+        async move {
+            match endpoint {
+                Some(endpoint) => endpoint.has_room(connections).await,
+                None => true,
+            }
+        }
     }
 
     /// Sends a request. The future owns all it needs, and has a deadline.
@@ -118,24 +167,29 @@ impl Client {
         let token = self.token.header();
         let what = format!("{}: GET {path}", self.address);
         async move {
-            let failed = |reason, detail: &str| AskError {
+            let failed = |reason, cause, detail: &str| AskError {
                 reason,
+                cause,
                 detail: format!("{what}: {detail}"),
             };
             match token {
                 Ok(Some(token)) => http = http.header("x-consul-token", token),
                 Ok(None) => {}
-                Err(detail) => return Err(failed(Reason::Denied, &detail)),
+                Err(detail) => return Err(failed(Reason::Denied, Cause::NoConnection, &detail)),
             }
-            let broken = |error: HttpError| failed(kind(&error), &in_full(error));
+            let broken = |error: HttpError| failed(kind(&error), cause_of(&error), &in_full(error));
             let mut response = http.send().await.map_err(|error| broken(error.into()))?;
             let status = response.status();
             if status != StatusCode::OK {
+                let retry_after = retry_after(response.headers());
                 let text = response.chunk().await.ok().flatten().unwrap_or_default();
-                return Err(failed(
-                    reason_of(status),
-                    &format!("{status}: {}", one_line(&String::from_utf8_lossy(&text), ERROR_TEXT)),
-                ));
+                let text = one_line(&String::from_utf8_lossy(&text), ERROR_TEXT);
+                let cause = refusal(status, retry_after, &text);
+                let reason = match cause {
+                    Cause::Throttled { .. } | Cause::TooManyConnections => Reason::Throttled,
+                    _ => reason_of(status),
+                };
+                return Err(failed(reason, cause, &format!("{status}: {text}")));
             }
             let head = Head::read(response.headers());
             let body = http_client::body(response, BODY_LIMIT).await.map_err(broken)?;
@@ -178,10 +232,66 @@ fn refused(settings: &ConsulSettings, detail: &'static str) -> HttpError {
 fn reason_of(status: StatusCode) -> Reason {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Reason::Denied,
-        StatusCode::TOO_MANY_REQUESTS => Reason::Unavailable,
         _ if status.is_server_error() => Reason::Unavailable,
         _ => Reason::Protocol,
     }
+}
+
+/// What a status other than 200 means for the requests that follow.
+fn refusal(status: StatusCode, retry_after: Option<Duration>, text: &str) -> Cause {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS if text.contains(CONNECTION_LIMIT) => Cause::TooManyConnections,
+        StatusCode::TOO_MANY_REQUESTS => Cause::Throttled { retry_after },
+        StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => Cause::Throttled { retry_after },
+        StatusCode::REQUEST_TIMEOUT
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Cause::Gateway,
+        _ => Cause::Answer,
+    }
+}
+
+/// The pause that the server asks for, if the header is a number of seconds. Dates are ignored.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn cause_of(error: &HttpError) -> Cause {
+    match error {
+        HttpError::Request(error) if error.is_timeout() && error.is_connect() => Cause::NoConnection,
+        HttpError::Request(error) if error.is_timeout() => Cause::Timeout,
+        // The answer began, so that the server is there and has taken the request.
+        HttpError::Request(error) if error.is_decode() || error.is_body() || error.is_builder() => Cause::Answer,
+        HttpError::Request(error) if was_closed(error) => Cause::Reset,
+        HttpError::Request(_) => Cause::NoConnection,
+        _ => Cause::Answer,
+    }
+}
+
+/// Whether the other side accepted the connection and then closed it without an answer.
+fn was_closed(error: &reqwest::Error) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<hyper::Error>()
+            && (error.is_incomplete_message() || error.is_closed() || error.is_canceled())
+        {
+            return true;
+        }
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::UnexpectedEof
+            )
+        {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn kind(error: &HttpError) -> Reason {
@@ -349,6 +459,40 @@ mod tests {
             TokenReloader::new(Some(Token::Value(String::from("s3cret"))))
         );
         assert!(!text.contains("s3cret"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_for_the_rate_and_for_connections_and_by_a_proxy_differ() {
+        let second = Some(Duration::from_secs(1));
+        let connections = "Your IP is issuing too many concurrent connections, please rate limit your calls";
+        for (status, retry_after, text, cause) in [
+            (
+                429,
+                None,
+                "rpc rate limit exceeded",
+                Cause::Throttled { retry_after: None },
+            ),
+            (429, second, "", Cause::Throttled { retry_after: second }),
+            (429, None, connections, Cause::TooManyConnections),
+            (503, second, "", Cause::Throttled { retry_after: second }),
+            (503, None, "", Cause::Gateway),
+            (504, None, "", Cause::Gateway),
+            (500, None, "rpc error", Cause::Answer),
+            (403, None, "Permission denied", Cause::Answer),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(refusal(status, retry_after, text), cause, "{status} {text}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_read_in_seconds_and_a_date_is_ignored() {
+        let read = |text| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]));
+        assert_eq!(read("7"), Some(Duration::from_secs(7)));
+        for text in ["", "-1", "soon", "Wed, 21 Oct 2026 07:28:00 GMT"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new()), None);
     }
 
     #[test]
