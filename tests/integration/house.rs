@@ -283,7 +283,7 @@ fn scenarios_and_their_tests_are_listed_as_they_are() {
     let tests = test_functions(&root(), &["src", "tests"]);
     assert_eq!(wrong_in_scenarios(&list, &tests), Vec::<String>::new());
     let numbers: Vec<u32> = scenario_rows(&list).iter().map(|(number, _)| *number).collect();
-    assert_eq!(numbers, (1..=42).collect::<Vec<_>>());
+    assert_eq!(numbers, (1..=46).collect::<Vec<_>>());
     assert!(tests.iter().any(|test| scenarios_of(test) == BTreeSet::from([21, 22])));
 }
 

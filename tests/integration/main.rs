@@ -13,6 +13,7 @@ mod agent_consul;
 mod api;
 mod balancer;
 mod command_line;
+mod consul_limits;
 mod consul_watcher;
 mod documentation;
 mod etcd_docs;
