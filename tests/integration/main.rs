@@ -13,6 +13,7 @@ mod agent_consul;
 mod api;
 mod balancer;
 mod command_line;
+mod consul_limits;
 mod consul_scope;
 mod consul_secured;
 mod consul_watcher;

@@ -101,7 +101,7 @@ async fn register(consul: &Consul, node: &str, id: &str, status: &str, fields: V
     consul.check(node, "", "serfHealth", status, "").await;
 }
 
-/// Scenario 61: an agent of Consul restarts under a new node name, and the failed node stays listed
+/// Scenario 43: an agent of Consul restarts under a new node name, and the failed node stays listed
 /// for 72 hours.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_node_takes_no_machine_out_that_another_node_lists() {
@@ -129,7 +129,7 @@ async fn a_failed_node_takes_no_machine_out_that_another_node_lists() {
     }
 }
 
-/// Scenario 61.
+/// Scenario 43.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_is_unusable_with_its_last_usable_registration() {
     let consul = Consul::start().await;
@@ -167,7 +167,7 @@ async fn an_address_is_unusable_with_its_last_usable_registration() {
     blocking(|| until_shown(&agent, &[]));
 }
 
-/// Scenario 62: a registrar lists a port once for each of its tags.
+/// Scenario 44: a registrar lists a port once for each of its tags.
 #[tokio::test(flavor = "multi_thread")]
 async fn tags_of_all_usable_registrations_of_an_address_are_asked_for() {
     let consul = Consul::start().await;
@@ -203,7 +203,7 @@ async fn tags_of_all_usable_registrations_of_an_address_are_asked_for() {
     });
 }
 
-/// Scenario 63.
+/// Scenario 45.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newest_registration_in_consul_gives_the_attributes() {
     let consul = Consul::start().await;
@@ -219,7 +219,7 @@ async fn the_newest_registration_in_consul_gives_the_attributes() {
     });
 }
 
-/// Scenario 63: a process registers again under a new key, and its former key has not expired yet.
+/// Scenario 45: a process registers again under a new key, and its former key has not expired yet.
 #[test]
 fn the_newest_key_of_an_address_gives_the_attributes() {
     let etcd = Etcd::start();
@@ -257,7 +257,7 @@ fn the_newest_key_of_an_address_gives_the_attributes() {
     until_shown(&agent, &["-b at 10.0.0.9:9000"]);
 }
 
-/// Scenario 63.
+/// Scenario 45.
 #[test]
 fn the_last_usable_entry_of_a_file_for_an_address_counts() {
     let folder = Folder::new();
@@ -298,7 +298,7 @@ const US: &str = "127.2.0.10:80";
 /// The prefix of etcd in which folders stand before the services.
 const FOLDERS: &str = "[[etcd.prefixes]]\nprefix = \"/services/\"\n";
 
-/// Scenario 64: the same instance name in two folders, whichever is registered first.
+/// Scenario 46: the same instance name in two folders, whichever is registered first.
 #[test]
 fn an_override_stays_with_its_machine_when_its_name_is_registered_again() {
     for (first, then) in [
@@ -334,7 +334,7 @@ fn an_override_stays_with_its_machine_when_its_name_is_registered_again() {
     }
 }
 
-/// Scenario 64: two prefixes list the same name.
+/// Scenario 46: two prefixes list the same name.
 #[test]
 fn a_name_below_two_prefixes_belongs_to_neither_and_an_override_stays() {
     let etcd = Etcd::start();
@@ -360,7 +360,7 @@ fn a_name_below_two_prefixes_belongs_to_neither_and_an_override_stays() {
     until_shown(&agent, &["-web-0 at 127.2.0.20:80"]);
 }
 
-/// Scenario 64: etcd and a file list the same name.
+/// Scenario 46: etcd and a file list the same name.
 #[test]
 fn a_name_in_etcd_and_in_a_file_is_two_instances_whichever_comes_first() {
     for file_is_first in [false, true] {
@@ -386,7 +386,7 @@ fn a_name_in_etcd_and_in_a_file_is_two_instances_whichever_comes_first() {
     }
 }
 
-/// Scenario 65: the registration whose id an override names goes, and the machine stays.
+/// Scenario 47: the registration whose id an override names goes, and the machine stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_override_stays_while_registrations_of_its_machine_come_and_go() {
     let (consul, etcd) = (Consul::start().await, blocking(Etcd::start));
