@@ -123,7 +123,7 @@ async fn a_name_is_any_text_and_its_path_is_percent_encoded() {
     let (url, etcd_url, file) = (consul.address(), etcd.urls(), file.display().to_string());
     let agent = Agent::run(["--consul", &url, "--etcd", &etcd_url, "--file", &file]).ready();
     for (number, (name, path)) in (1..).zip(NAMES) {
-        let mut expected = vec![format!("c{number}@n"), format!("e{number}"), format!("f{number}")];
+        let mut expected = vec![format!("c{number}@n"), format!("e{number}"), format!("f{number}~file")];
         expected.retain(|id| !name.contains('/') || !id.starts_with('e'));
         until(SOON, &format!("{name} is {expected:?}"), || {
             (ids(&agent, path) == expected).then_some(())
