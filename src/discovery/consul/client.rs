@@ -181,12 +181,13 @@ impl Client {
         self.shared.endpoint.is_some()
     }
 
-    /// Whether Consul has room for so many connections more.
-    pub(super) fn has_room(&self, connections: usize) -> impl Future<Output = bool> + Send + use<> {
+    /// Whether Consul has room for so many connections more, and for those that requests may open
+    /// meanwhile.
+    pub(super) fn has_room(&self, connections: usize, to_come: usize) -> impl Future<Output = bool> + Send + use<> {
         let endpoint = self.shared.endpoint.clone();
         async move {
             match endpoint {
-                Some(endpoint) => endpoint.has_room(connections).await,
+                Some(endpoint) => endpoint.has_room(connections, to_come).await,
                 None => true,
             }
         }

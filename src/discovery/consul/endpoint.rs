@@ -17,6 +17,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// the last.
 const PAUSE: Duration = Duration::from_millis(3);
 const STEP: usize = 4;
+/// Requests that were just sent have their connections after this time.
+const CONNECTED_AFTER: Duration = Duration::from_millis(50);
 const PAUSES: usize = 15;
 /// Consul's `limits.http_max_conns_per_client`, unless configured.
 const USUAL_LIMIT: usize = 200;
@@ -44,8 +46,11 @@ impl Endpoint {
     }
 
     /// Opens so many connections, closes them without a request, and returns whether all of them
-    /// stayed open. At the first that is closed, the others are closed, too.
-    pub(super) async fn has_room(&self, connections: usize) -> bool {
+    /// stayed open. At the first that is closed, the others are closed, too. Meanwhile requests of
+    /// pickd may open `to_come` connections more.
+    pub(super) async fn has_room(&self, connections: usize, to_come: usize) -> bool {
+        tokio::time::sleep(CONNECTED_AFTER).await;
+        let most = USUAL_LIMIT.saturating_sub(connections + to_come);
         let mut spare = Vec::with_capacity(connections);
         while spare.len() < connections {
             let Some(connection) = self.connect().await else {
@@ -54,7 +59,7 @@ impl Endpoint {
             if spare.is_empty()
                 && let Some(open) = connection.open_beside().await
                 // Where more are open, the limit is another.
-                && (USUAL_LIMIT.saturating_sub(connections) + 1..=USUAL_LIMIT).contains(&open)
+                && (most + 1..=USUAL_LIMIT).contains(&open)
             {
                 return false;
             }
@@ -197,8 +202,15 @@ mod tests {
                 open.push(endpoint.connect().await.unwrap());
             }
             assert_eq!(open[0].open_beside().await, Some(6), "{address}");
-            assert!(endpoint.has_room(190).await, "{address}");
-            assert!(!endpoint.has_room(194).await, "{address}: 7 and 194 are more than 200");
+            assert!(endpoint.has_room(190, 3).await, "{address}");
+            assert!(
+                !endpoint.has_room(190, 4).await,
+                "{address}: 7, 190 and 4 are more than 200"
+            );
+            assert!(
+                !endpoint.has_room(194, 0).await,
+                "{address}: 7 and 194 are more than 200"
+            );
             server.abort();
         }
     }

@@ -133,7 +133,8 @@ impl Watcher for ConsulWatcher {
                 continue;
             }
             if let Some(connections) = self.schedule.room_to_test(now) {
-                self.room = Some(Box::pin(self.client.has_room(connections)));
+                let to_come = self.schedule.connections_to_come();
+                self.room = Some(Box::pin(self.client.has_room(connections, to_come)));
             }
             let pause = pause_until(self.schedule.wake(), now);
             let room = async {

@@ -40,6 +40,11 @@ impl InFlight {
         self.polls.len()
     }
 
+    /// How many requests may start besides those in flight.
+    pub(super) fn room(&self) -> usize {
+        (self.watches + READS).saturating_sub(self.polls.len() + self.reads)
+    }
+
     /// Whether no request is in flight.
     pub(super) fn is_empty(&self) -> bool {
         self.reads == 0 && self.polls.is_empty()
@@ -140,7 +145,9 @@ mod tests {
             requests.sent(Mode::Read);
         }
         assert!(!requests.may_read(true, 8) && !requests.may_read(false, 8));
+        assert_eq!(requests.room(), 0);
         requests.completed(&request(0, POLL));
+        assert_eq!(requests.room(), 1);
         assert!(requests.may_poll() && !requests.may_read(true, 8) && requests.may_read(false, 8));
         requests.sent(Mode::Read);
         assert!(!requests.may_read(false, 8));

@@ -131,6 +131,11 @@ impl Schedule {
         connections
     }
 
+    /// How many connections requests may open besides those that are in use.
+    pub(super) fn connections_to_come(&self) -> usize {
+        self.in_flight.room()
+    }
+
     /// Takes the result of a test: whether all connections stayed open.
     pub(super) fn take_room(&mut self, free: bool, now: Timestamp) {
         let before = self.room.polls();
