@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::layers::{LayersState, OrderState, OrderedWeight};
 use super::query;
 use super::state::Api;
-use super::wire::absent_seconds;
+use super::wire::{ServiceFailure, absent_seconds};
 use crate::balancer::{
     DegradedReason, ExplainedInstance, ExplainedTier, Explanation, InstanceId, Layers, LoadBalancer, PassiveState,
     RegistryEntry, RegistryStatus, Score, ServiceName, Timestamp, UnavailableReason,
@@ -31,8 +31,11 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, uri: Uri) -> Result<Jso
     let key = key.filter(|key| !key.is_empty());
     let balancer = api.balancer(&service)?;
     let explained = move || {
-        let explanation = balancer.explain(key.as_deref());
-        ExplainedService::of(balancer.service(), explanation, key.is_some(), api.clock.now())
+        let (explanation, now) = (balancer.explain(key.as_deref()), api.clock.now());
+        ExplainedService {
+            failing_sources: ServiceFailure::of_service(balancer.service(), &api.directory.sources(), now),
+            ..ExplainedService::of(balancer.service(), explanation, key.is_some(), now)
+        }
     };
     Ok(Json(run_blocking(explained).await?))
 }
@@ -60,6 +63,9 @@ pub(super) struct ExplainedService {
     view_build_seconds: f64,
     /// In order: the first tier that can be picked is picked alone.
     tiers: Vec<TierState>,
+    /// The sources that give no usable answer for this service. Their last instances stay.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failing_sources: Vec<ServiceFailure>,
     /// By id.
     instances: Vec<InstanceState>,
     /// The instance that the key leads to. Left out if the request has no key; null if the strategy
@@ -119,6 +125,7 @@ impl ExplainedService {
             available_instances: instances.iter().filter(|instance| instance.available).count(),
             total_instances: instances.len(),
             view_build_seconds: explanation.build_time.as_secs_f64(),
+            failing_sources: Vec::new(),
             instances,
             key: asked_for_key.then_some(key),
         }

@@ -92,7 +92,7 @@ pub use retry::RetryStatistics;
 pub use settings::{InvalidConfig, Setting};
 pub use share::Factors;
 pub use skipped::{LISTED, SkipReason, Skipped, SkippedRegistration};
-pub use sources::{Scope, SourceStatus, Sources};
+pub use sources::{FailingService, Scope, SourceLimits, SourceStatus, Sources};
 pub use statistics::{CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics};
 pub use strategy::draw::Mode;
 pub use text::is_printable;

@@ -41,6 +41,44 @@ pub struct SourceStatus {
     last_error: Mutex<Option<String>>,
     skipped: SkippedByService,
     incomplete: Mutex<Option<String>>,
+    failing: Mutex<BTreeMap<ServiceName, FailingService>>,
+    limits: Mutex<SourceLimits>,
+}
+
+/// A service for which its source gives no usable answer, while the source answers otherwise.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct FailingService {
+    /// The kind of the last failure: a fixed word, as in the metrics.
+    pub reason: &'static str,
+    /// The last failure, in one line.
+    pub detail: String,
+    /// The first failure in a row.
+    pub since: Timestamp,
+}
+
+/// What a watcher does at most at present, because its source does not bear more.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct SourceLimits {
+    /// Long polls at once; `None` for a source without long polls.
+    pub long_polls: Option<usize>,
+    /// How long a long poll waits, if longer ones are cut on their way.
+    pub wait: Option<Duration>,
+    /// Requests a second, if the source refused more.
+    pub requests_per_second: Option<f64>,
+}
+
+impl SourceLimits {
+    /// The limits of a source with long polls.
+    #[must_use]
+    pub fn new(long_polls: usize, wait: Option<Duration>, requests_per_second: Option<f64>) -> Self {
+        Self {
+            long_polls: Some(long_polls),
+            wait,
+            requests_per_second,
+        }
+    }
 }
 
 impl SourceStatus {
@@ -66,6 +104,8 @@ impl SourceStatus {
             last_error: Mutex::default(),
             skipped: SkippedByService::default(),
             incomplete: Mutex::default(),
+            failing: Mutex::default(),
+            limits: Mutex::default(),
         }
     }
 
@@ -171,6 +211,54 @@ impl SourceStatus {
     /// whole source can be read.
     pub fn set_incomplete(&self, error: Option<String>) {
         *self.incomplete.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    /// The services for which the source gives no usable answer at present. They keep their last
+    /// instances.
+    #[must_use]
+    pub fn failing_services(&self) -> BTreeMap<ServiceName, FailingService> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the source gives no usable answer for a service, if so.
+    #[must_use]
+    pub fn failing_service(&self, service: &ServiceName) -> Option<FailingService> {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.get(service).cloned()
+    }
+
+    /// What the watcher does at most at present.
+    #[must_use]
+    pub fn limits(&self) -> SourceLimits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that the source gave no usable answer for one service.
+    pub fn service_fails(&self, service: &ServiceName, reason: &'static str, detail: &str, now: Timestamp) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = failing.get(service).map_or(now, |earlier| earlier.since);
+        let failure = FailingService {
+            reason,
+            detail: detail.to_owned(),
+            since,
+        };
+        failing.insert(service.clone(), failure);
+    }
+
+    /// Records that the source answers for a service again, or no longer lists the service.
+    pub fn service_answers(&self, service: &ServiceName) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.remove(service);
+    }
+
+    /// Forgets all failing services: the source as a whole does not answer.
+    pub fn forget_failing_services(&self) {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Sets what the watcher does at most.
+    pub fn set_limits(&self, limits: SourceLimits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Records a good answer. Returns true if the source was away until now.
@@ -370,6 +458,23 @@ mod tests {
         status.heard(now);
         status.set_incomplete(None);
         assert_eq!(status.last_error(), None);
+    }
+
+    #[test]
+    fn a_failing_service_keeps_the_time_of_its_first_failure() {
+        let status = status("consul", "");
+        let at = |seconds| Timestamp::default() + Duration::from_secs(seconds);
+        let (web, api) = ("web".parse().unwrap(), "api".parse().unwrap());
+        status.service_fails(&web, "denied", "403", at(1));
+        status.service_fails(&web, "unavailable", "500", at(5));
+        status.service_fails(&api, "denied", "403", at(5));
+        let failing = status.failing_service(&web).unwrap();
+        assert_eq!((failing.reason, failing.since), ("unavailable", at(1)));
+        status.service_answers(&web);
+        assert_eq!(status.failing_service(&web), None);
+        assert_eq!(status.failing_services().len(), 1);
+        status.forget_failing_services();
+        assert!(status.failing_services().is_empty());
     }
 
     #[test]

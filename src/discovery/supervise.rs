@@ -170,7 +170,8 @@ pub async fn supervise<W: Watcher>(
 fn is_away(reason: Reason) -> bool {
     match reason {
         Reason::Unreachable | Reason::Timeout | Reason::Unavailable | Reason::NoLeader => true,
-        Reason::Denied
+        Reason::Throttled
+        | Reason::Denied
         | Reason::Token
         | Reason::Protocol
         | Reason::InvalidInstance

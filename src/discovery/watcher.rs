@@ -96,8 +96,10 @@ pub enum Reason {
     Unreachable,
     /// No answer in time.
     Timeout,
-    /// An answer with status 5xx or 429.
+    /// An answer with status 5xx.
     Unavailable,
+    /// Too many requests or connections: an answer with status 429, or 503 with `Retry-After`.
+    Throttled,
     /// No leader, or an answer older than allowed.
     NoLeader,
     /// Status 401 or 403, or an empty answer that only missing rights explain.
@@ -116,10 +118,11 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason. Metrics start each at zero.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Unreachable,
         Self::Timeout,
         Self::Unavailable,
+        Self::Throttled,
         Self::NoLeader,
         Self::Denied,
         Self::Token,
@@ -136,6 +139,7 @@ impl Reason {
             Self::Unreachable => "unreachable",
             Self::Timeout => "timeout",
             Self::Unavailable => "unavailable",
+            Self::Throttled => "throttled",
             Self::NoLeader => "no_leader",
             Self::Denied => "denied",
             Self::Token => "token",

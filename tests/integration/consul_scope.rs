@@ -378,6 +378,25 @@ async fn an_empty_catalog_is_judged_by_the_rights_of_the_token() {
     assert_eq!(errors(&web, "denied"), 0.0);
 }
 
+/// A question about rights that was not answered says nothing about the token.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_about_rights_that_is_refused_for_the_rate_is_asked_again() {
+    for (status, reason) in [(429, "throttled"), (504, "unavailable")] {
+        let fake = FakeConsul::start(&[]).await;
+        fake.change(|state| {
+            state.listed.clear();
+            state.rights = [(status, "not now"), (403, "ACL not found")];
+        });
+        let agent = agent(&fake.address(), "");
+        until(LATER, reason, || (errors(&agent, reason) >= 2.0).then_some(()));
+        fake.change(|state| state.rights[0] = (200, r#"[{"Allow":true}]"#));
+        until(LATER, &format!("{reason}: ready"), || {
+            (agent.get("/readyz").status == 200).then_some(())
+        });
+        assert_eq!(errors(&agent, "denied"), 0.0, "{reason}");
+    }
+}
+
 /// The names of Consul's variables in a text.
 fn variables(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));

@@ -12,7 +12,8 @@ use axum::body::Body;
 use axum::http::Request;
 use pickd::api::{Admin, Api, Readiness};
 use pickd::balancer::{
-    BreakerConfig, Clock, Environment, Monotonic, Preset, ServiceConfigs, Source, SourceStatus, Sources,
+    BreakerConfig, Clock, Environment, Monotonic, Preset, ServiceConfigs, Source, SourceLimits, SourceStatus, Sources,
+    Timestamp,
 };
 use pickd::config::{Config, ConfigError, ConfigSources};
 use pickd::discovery::{Reason, file};
@@ -434,6 +435,8 @@ fn api() -> Api {
     status.mark_synced();
     status.count_relist("start");
     status.count_holds_ended("listed", 1);
+    status.service_fails(&"api".parse().unwrap(), "denied", "403", Timestamp::default());
+    status.set_limits(SourceLimits::new(16, Some(Duration::from_secs(12)), Some(95.0)));
     let clock = Arc::new(Monotonic::start());
     let tools = Environment {
         clock: clock.clone(),

@@ -14,6 +14,7 @@ mod api;
 mod balancer;
 mod client;
 mod command_line;
+mod consul_limits;
 mod consul_scope;
 mod consul_secured;
 mod consul_watcher;

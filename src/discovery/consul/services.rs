@@ -25,8 +25,10 @@ pub(super) struct Service {
     pub(super) empty_answer: Option<EmptyAnswer>,
     /// How often in a row the service was listed, yet had no instances.
     pub(super) listed_but_empty: u32,
-    /// How often in a row an answer could not be decoded.
+    /// How often in a row Consul gave no usable answer for this service alone.
     pub(super) failures: u32,
+    /// How often in a row Consul refused a request for the service with 429, and since when.
+    pub(super) refused: Option<(u32, Timestamp)>,
     /// Whether Consul said that the last answer was filtered by ACLs.
     pub(super) filtered: bool,
     /// How many entries of the last answer were skipped or partly ignored.
@@ -62,6 +64,7 @@ impl Service {
             empty_answer: None,
             listed_but_empty: 0,
             failures: 0,
+            refused: None,
             filtered: false,
             skipped: 0,
         }
