@@ -33,15 +33,17 @@
 //! | `api` | the HTTP interface: parse, ask the core, answer |
 //! | `metrics` | every series in one table, read from the core at scrape time |
 //! | `config` | the configuration as written, and as meant: valid by construction |
+//! | `client` | HTTP calls of many services through their balancers, and active checks, for programs |
 //! | `agent` | the only place where rooms meet: it builds and joins them, and owns every task and timer |
 //! | `cli` | arguments become calls, results become exit codes |
 //! | `http_client`, `telemetry`, `duration` | one constructor of HTTP clients; logs; durations such as `250ms` |
+//! | `local_error` | errors of this host that say nothing about an instance |
 //!
 //! # The layers, and the invariants
 //!
-//! - **Imports point down**: `cli -> agent -> config -> { api | discovery | probe } -> {
-//!   http_client | telemetry | duration } -> metrics -> balancer`. Rooms on one floor do not import
-//!   each other. The core has floors of its own. `tools/imports` holds both, and finds an import
+//! - **Imports point down**: `cli -> agent -> { client | config } -> { api | discovery | probe } -> {
+//!   http_client | local_error | telemetry | duration } -> metrics -> balancer`. Rooms on one floor
+//!   do not import each other. The core has floors of its own. `tools/imports` holds both, and finds an import
 //!   that points up.
 //! - **The core is pure**: no I/O, no runtime, no logs. Time comes through a
 //!   [`Clock`](balancer::Clock), bytes through a [`Render`](balancer::Render). A transition returns
@@ -55,8 +57,8 @@
 //!   requests in flight, exactly. Their memory is bounded, and a pick without a lease never waits
 //!   for them.
 //! - **Only a trusted registry empties a pool.** A registry that is away or has no leader removes
-//!   no instance. A registry that has just come back removes none at once: pickd holds the missing
-//!   instances for a bounded time. Every answer shows the age of the data. Unknown, empty, none
+//!   no instance. A registry that has lost its memory, or drops most of a service at once, removes
+//!   no instance that accepts connections: pickd holds those for a bounded time. Every answer shows the age of the data. Unknown, empty, none
 //!   available and not synced are four answers ([`PickError`]).
 //! - **Local judgement never empties a pool.** Admin, registry, active checks, grades and breakers
 //!   are layers that do not overwrite each other. Breakers eject at most half of a pool and never
@@ -74,7 +76,8 @@
 //!   operator lifts it or when its time is over, and keeps its origin and reason.
 //! - **Values are valid.** A [`Weight`], a [`ServiceName`] or a configuration that exists is in
 //!   range. The edge refuses invalid input, with its place.
-//! - **Constructors start nothing.** Tasks belong to the agent, which stops and joins them.
+//! - **Constructors start nothing.** Tasks belong to the agent, which stops and joins them, and to
+//!   what a program starts by name: `HealthChecks::start`, `EmbeddedAgent::start`.
 //!
 //! # Features
 //!
@@ -90,6 +93,8 @@ pub mod balancer;
 #[cfg(feature = "agent")]
 pub mod cli;
 #[cfg(feature = "agent")]
+pub mod client;
+#[cfg(feature = "agent")]
 pub mod config;
 #[cfg(feature = "agent")]
 pub mod discovery;
@@ -97,6 +102,8 @@ pub mod discovery;
 mod duration;
 #[cfg(feature = "agent")]
 pub mod http_client;
+#[cfg(feature = "agent")]
+mod local_error;
 #[cfg(feature = "agent")]
 pub mod metrics;
 #[cfg(feature = "agent")]
@@ -108,11 +115,14 @@ pub use balancer::config::{LoadBalancerConfig, LoadBalancingStrategy};
 pub use balancer::context::Context;
 pub use balancer::directory::Directory;
 pub use balancer::error::PickError;
+pub use balancer::hash_ring::ConsistentHash;
 pub use balancer::instance::{HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
 pub use balancer::load_balancer::LoadBalancer;
 pub use balancer::load_balancer::pick::{Acquired, Pick};
 pub use balancer::outcome::Outcome;
 pub use balancer::statistics::Statistics;
+#[cfg(feature = "agent")]
+pub use client::{HealthChecks, ServiceRequest, Services};
 
 /// The programs of the guide to the library, run as tests.
 #[cfg(doctest)]

@@ -14,7 +14,8 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 use prometheus::{Encoder, Histogram, HistogramOpts, TextEncoder};
 
 use crate::balancer::{
-    BreakerState, Directory, HealthStatus, InstanceId, InstanceStatistics, LoadBalancer, Statistics, Timestamp,
+    BreakerState, Directory, HealthStatus, InstanceId, InstanceStatistics, LoadBalancer, SourceStatus, Statistics,
+    Timestamp,
 };
 
 /// One family of series.
@@ -225,6 +226,31 @@ const SOURCE_ERRORS: Series = counter(
     &["source", "reason"],
     "Errors of the source, and registrations it skipped.",
 );
+const SOURCE_FAILING: Series = gauge(
+    "pickd_source_failing_services",
+    SOURCE,
+    "Services for which the source gives no usable answer, while it answers otherwise.",
+);
+const SOURCE_SERVICE_FAILING: Series = gauge(
+    "pickd_source_service_failing",
+    &["source", "service", "reason"],
+    "Always 1, for each service (at most 100) for which the source gives no usable answer.",
+);
+const SOURCE_LONG_POLLS: Series = gauge(
+    "pickd_source_long_polls_limit",
+    SOURCE,
+    "Long polls that may be open at once at present; absent for sources without long polls.",
+);
+const SOURCE_RATE: Series = gauge(
+    "pickd_source_request_rate_limit",
+    SOURCE,
+    "Requests a second that the source accepts, as learned from its refusals; absent without a limit.",
+);
+const SOURCE_WAIT: Series = gauge(
+    "pickd_source_wait_limit_seconds",
+    SOURCE,
+    "The longest wait of a long poll, where longer ones are cut on their way; absent without a limit.",
+);
 const SOURCE_HELD: Series = gauge(
     "pickd_source_held_removals",
     SOURCE,
@@ -234,6 +260,11 @@ const SOURCE_REMOVALS_HELD: Series = counter(
     "pickd_source_removals_held_total",
     SOURCE,
     "Removals that were held back so far, those of the past included.",
+);
+const SOURCE_HOLDS_ENDED: Series = counter(
+    "pickd_source_holds_ended_total",
+    &["source", "reason"],
+    "Held removals that are held no longer, by reason: listed (again), refused or unanswered (connections), over (in time), accepted (by an operator).",
 );
 const SOURCE_RELISTS: Series = counter(
     "pickd_source_relists_total",
@@ -258,6 +289,9 @@ const SOURCE: &[&str] = &["source"];
 
 /// How many instances get series of their own by default.
 pub const INSTANCE_SERIES: usize = 2_000;
+
+/// How many failing services of a source get a series each.
+const FAILING_SERVICES: usize = 100;
 
 /// Not a valid name of a service.
 const UNKNOWN: &str = "(unknown)";
@@ -366,7 +400,11 @@ impl Metrics {
             table.add(&SOURCE_UPDATES, &[source], status.updates() as f64);
             table.add(&SOURCE_HELD, &[source], status.held_removals() as f64);
             table.add(&SOURCE_REMOVALS_HELD, &[source], status.removals_held() as f64);
+            for (reason, count) in status.holds_ended() {
+                table.add(&SOURCE_HOLDS_ENDED, &[source, reason], count as f64);
+            }
             table.add(&SOURCE_DRIFT, &[source], status.drift_repaired() as f64);
+            add_limits(table, status);
             for (reason, count) in status.relists() {
                 table.add(&SOURCE_RELISTS, &[source, reason], count as f64);
             }
@@ -420,6 +458,29 @@ impl Metrics {
             }
         }
         table.add(&SERIES_DROPPED, &[], if turned_off { 0.0 } else { f64::from(dropped) });
+    }
+}
+
+fn add_limits(table: &mut Table, status: &SourceStatus) {
+    let source = status.source().as_str();
+    let failing = status.failing_services();
+    table.add(&SOURCE_FAILING, &[source], failing.len() as f64);
+    for (service, failure) in failing.iter().take(FAILING_SERVICES) {
+        table.add(
+            &SOURCE_SERVICE_FAILING,
+            &[source, service.as_str(), failure.reason],
+            1.0,
+        );
+    }
+    let limits = status.limits();
+    for (series, value) in [
+        (&SOURCE_LONG_POLLS, limits.long_polls.map(|polls| polls as f64)),
+        (&SOURCE_RATE, limits.requests_per_second),
+        (&SOURCE_WAIT, limits.wait.map(|wait| wait.as_secs_f64())),
+    ] {
+        if let Some(value) = value {
+            table.add(series, &[source], value);
+        }
     }
 }
 

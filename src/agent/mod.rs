@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             ┌─ a task for each source: supervise(watcher) ──► updates ─┐
-//! Agent::run ─┤  signals, timers, reloads, tests of held instances ──────┤
+//! Agent::run ─┤  signals, timers, reloads, trials of held instances ─────┤
 //!             │                                                     one loop: Reconciler
 //!             │                                                          ▼
 //!             ├─ a task for each listener: the HTTP API ── picks ──► Directory
@@ -16,7 +16,8 @@
 //! | file | job |
 //! |---|---|
 //! | [`tasks`] | spawns, names and joins the tasks; restarts them |
-//! | [`sources`] | starts, keeps and stops watchers; tests held instances |
+//! | [`sources`] | starts, keeps and stops watchers |
+//! | [`trials`] | tries whether held instances accept connections |
 //! | [`listeners`] | binds, serves and closes listeners |
 //! | [`reload`] | reads the configuration again, and applies it |
 //! | [`timer`] | advances the core when it is due, and passes on its news |
@@ -24,9 +25,11 @@
 //! | [`sessions`] | the key of session tokens |
 //! | [`service_manager`] | tells systemd when the agent is up, reloads and stops |
 //! | [`checks`] | tells the prober which instances to check |
+//! | [`embedded`] | an agent inside another program, without listeners |
 //! | [`transitions`] | log lines for health transitions and ended overrides |
 
 mod checks;
+mod embedded;
 mod leases;
 mod listeners;
 mod reload;
@@ -36,20 +39,20 @@ mod sources;
 mod tasks;
 mod timer;
 mod transitions;
+mod trials;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::server::{Listen, Listener};
-use crate::api::{Admin, AllowedHosts, Api, JsonBodies, Readiness};
+use crate::api::{AcceptRequest, Admin, AllowedHosts, Api, JsonBodies, Readiness, accept_requests};
 use crate::balancer::{
-    Clock, Directory, Environment, Monotonic, SessionKey, Source, SourceStatus, Sources, Timestamp, Wake,
+    Clock, Directory, Environment, Monotonic, Render, SessionKey, Source, SourceStatus, Sources, Timestamp, Wake,
 };
 use crate::config::Config;
 use crate::discovery::reconcile::Reconciler;
@@ -58,18 +61,20 @@ use crate::http_client::HttpError;
 use crate::metrics::Metrics;
 
 use checks::CheckPlans;
+pub use embedded::{EmbeddedAgent, NotSynced};
 use listeners::ServingListener;
 use reload::ConfigFile;
 pub use reload::Reload;
 use reload::ReloadCause;
 pub use service_manager::ServiceManager;
-use sources::{ConnectionTest, WatchedSource};
+use sources::WatchedSource;
 use tasks::{Background, Tasks};
 use timer::Timer;
+use trials::Trials;
 
 /// The most updates that wait for the loop. A watcher waits while the queue is full.
 const UPDATE_QUEUE: usize = 1_024;
-/// How often the ages of sources are examined, and held instances tested.
+/// How often the ages of sources are examined, and held instances tried.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the configuration file is compared with the loaded configuration.
 const CONFIG_CHECK: Duration = Duration::from_secs(1);
@@ -110,6 +115,12 @@ pub enum AgentError {
         /// The reason, as far as it is known.
         detail: String,
     },
+    /// The task of an embedded agent ended unexpectedly.
+    #[error("the agent ended: {detail}")]
+    Ended {
+        /// The reason, as far as it is known.
+        detail: String,
+    },
 }
 
 /// An agent that is bound and has not started yet.
@@ -123,6 +134,7 @@ pub struct Agent {
     timer: Arc<Timer>,
     session_key: SessionKey,
     service_manager: ServiceManager,
+    accept_requests: mpsc::Receiver<AcceptRequest>,
 }
 
 /// Bits of the generator of the system.
@@ -141,41 +153,56 @@ impl Agent {
     ///
     /// When an address cannot be bound.
     pub async fn bind(config: Config) -> Result<Self, AgentError> {
+        let mut agent = Self::prepare(config, Arc::new(JsonBodies))?;
+        agent.read_session_key().await;
+        for address in &agent.config.api.listen {
+            let listener = listeners::bind(address, &agent.config.api.socket).await?;
+            agent.listeners.push((address.clone(), listener));
+        }
+        Ok(agent)
+    }
+
+    async fn read_session_key(&self) {
+        sessions::read_key(&self.session_key, self.config.api.session_key_file.as_deref()).await;
+    }
+
+    /// Prepares everything but the listeners and the session key of a file.
+    fn prepare(config: Config, render: Arc<dyn Render>) -> Result<Self, AgentError> {
         let clock = Arc::new(Monotonic::start());
         let timer = Arc::new(Timer::default());
         let session_key = sessions::new_key()?;
-        sessions::read_key(&session_key, config.api.session_key_file.as_deref()).await;
         let environment = Environment {
             session_key: session_key.clone(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
-            render: Arc::new(JsonBodies),
+            render,
             wake: Some(Arc::clone(&timer) as Arc<dyn Wake>),
         };
         let directory = Directory::new(config.services.clone(), Sources::default(), environment);
         let directory = Arc::new(directory.with_lease_key(leases::new_key()?));
+        let (accepts, accept_requests) = accept_requests();
         let api = Api {
             directory,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             readiness: Arc::new(Readiness::new(clock.now(), config.api.ready_timeout)),
             metrics: Arc::new(Metrics::new(Reason::ALL.map(Reason::as_str))?),
-            admin: Admin::default(),
+            admin: Admin {
+                accepts: Some(accepts),
+                ..Admin::default()
+            },
         };
         api.metrics.set_instance_series(config.metrics.instance_series);
         api.admin.token.set_file(config.api.admin_token_file.as_deref());
         let hosts = AllowedHosts::new(config.api.allowed_hosts.iter().cloned());
-        let mut bound = Vec::new();
-        for address in &config.api.listen {
-            bound.push((address.clone(), listeners::bind(address, &config.api.socket).await?));
-        }
         Ok(Self {
             config,
             clock,
             api,
             hosts,
-            listeners: bound,
+            listeners: Vec::new(),
             timer,
             session_key,
             service_manager: ServiceManager::default(),
+            accept_requests,
         })
     }
 
@@ -206,10 +233,15 @@ impl Agent {
     ///
     /// When the client of a source cannot be created, or a listener ends unexpectedly.
     pub async fn run(self, reload: Reload, stop: CancellationToken) -> Result<(), AgentError> {
+        self.start()?.run(reload, stop).await
+    }
+
+    /// Starts everything. The agent works once it [runs](Running::run).
+    fn start(self) -> Result<Running, AgentError> {
         for address in self.addresses() {
             tracing::info!(%address, "listening");
         }
-        let (updates, mut inbox) = mpsc::channel(UPDATE_QUEUE);
+        let (updates, inbox) = mpsc::channel(UPDATE_QUEUE);
         let published = {
             let metrics = Arc::clone(&self.api.metrics);
             Box::new(move |took| metrics.observe_convergence(took))
@@ -224,10 +256,12 @@ impl Agent {
             api: self.api,
             hosts: self.hosts,
             updates,
+            inbox,
             sources: Vec::new(),
             listeners: Vec::new(),
             tasks: Tasks::default(),
-            connection_tests: JoinSet::new(),
+            trials: Trials::default(),
+            accept_requests: self.accept_requests,
             stop_background: CancellationToken::new(),
             service_manager: self.service_manager,
         };
@@ -240,9 +274,7 @@ impl Agent {
             running.serve(configured, listener);
         }
         running.service_manager.ready();
-        let outcome = running.work(&mut inbox, reload, &stop).await;
-        running.shut_down().await;
-        outcome
+        Ok(running)
     }
 }
 
@@ -255,24 +287,35 @@ struct Running {
     hosts: AllowedHosts,
     reconciler: Reconciler,
     updates: mpsc::Sender<(Arc<SourceStatus>, Update)>,
+    inbox: mpsc::Receiver<(Arc<SourceStatus>, Update)>,
     /// The watched sources, by priority.
     sources: Vec<WatchedSource>,
     listeners: Vec<ServingListener>,
     tasks: Tasks,
-    connection_tests: JoinSet<ConnectionTest>,
+    trials: Trials,
+    accept_requests: mpsc::Receiver<AcceptRequest>,
     stop_background: CancellationToken,
     timer: Arc<Timer>,
     check_plans: Arc<CheckPlans>,
     service_manager: ServiceManager,
 }
 
+/// Without the agent, requests do what is due in the pools.
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.api.directory.timer_stopped();
+    }
+}
+
 impl Running {
-    async fn work(
-        &mut self,
-        inbox: &mut mpsc::Receiver<(Arc<SourceStatus>, Update)>,
-        mut reload: Reload,
-        stop: &CancellationToken,
-    ) -> Result<(), AgentError> {
+    /// Works until stopped, and shuts down.
+    async fn run(mut self, reload: Reload, stop: CancellationToken) -> Result<(), AgentError> {
+        let outcome = self.work(reload, &stop).await;
+        self.shut_down().await;
+        outcome
+    }
+
+    async fn work(&mut self, mut reload: Reload, stop: &CancellationToken) -> Result<(), AgentError> {
         let mut tick = interval(TICK);
         let mut config_check = interval(CONFIG_CHECK);
         let alive_every = self.service_manager.alive_every();
@@ -284,24 +327,26 @@ impl Running {
             let until = |time: Option<Timestamp>| time.map_or(Duration::MAX, |time| time.since(now));
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                Some((status, update)) = inbox.recv() => {
+                Some((status, update)) = self.inbox.recv() => {
                     self.reconciler.receive(&status, update, self.clock.now());
                     // Taking all waiting updates now makes one reconciliation of them.
-                    while let Ok((status, update)) = inbox.try_recv() {
+                    while let Ok((status, update)) = self.inbox.try_recv() {
                         self.reconciler.receive(&status, update, self.clock.now());
                     }
-                    self.test_held_instances();
+                    self.try_held_instances();
                 }
                 () = time::sleep(until(reconcile_at)), if reconcile_at.is_some() => {}
                 Some(ended) = self.tasks.join_next() => self.handle_ended(ended)?,
-                Some(tested) = self.connection_tests.join_next() => {
-                    if let Ok(test) = tested {
-                        self.apply_connection_test(&test);
+                Some(tried) = self.trials.next() => self.apply_trial(&tried),
+                Some(AcceptRequest { source, answer }) = self.accept_requests.recv() => {
+                    if let Some(released) = self.reconciler.accept(source, self.clock.now()) {
+                        // The client may be gone.
+                        let _ = answer.send(released);
                     }
                 }
                 _ = tick.tick() => {
                     self.reconciler.notice_absence(self.clock.now());
-                    self.test_held_instances();
+                    self.try_held_instances_again();
                     self.service_manager.tell_status(&self.api.directory.sources());
                 }
                 _ = alive.tick(), if alive_every.is_some() => self.service_manager.alive(),

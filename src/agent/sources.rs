@@ -1,17 +1,12 @@
 //! The sources of the agent: watchers are started, kept and stopped as the configuration says, and
-//! restarted when they end. Held instances are tested: an instance that refuses connections is
-//! removed, whatever the registry remembers.
+//! restarted when they end.
 
-use std::io;
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::net::TcpStream;
-use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use crate::balancer::{Address, Clock, ServiceName, Source, SourceStatus, Sources};
+use crate::balancer::{Clock, ServiceName, Source, SourceStatus, Sources};
 use crate::config::SourceConfig;
 use crate::discovery::consul::{ConsulWatcher, Reloader};
 use crate::discovery::etcd::{self, EtcdWatcher};
@@ -20,11 +15,6 @@ use crate::discovery::supervise::supervise;
 
 use super::tasks::Job;
 use super::{AgentError, Running};
-
-/// The time in which a held instance has to accept a connection.
-const TEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// The most held instances tested at the same time.
-const MAX_TESTS: usize = 64;
 
 /// A source that is being watched.
 pub(super) struct WatchedSource {
@@ -38,15 +28,6 @@ impl WatchedSource {
     pub(super) fn stop(&self) {
         self.stop.cancel();
     }
-}
-
-/// A test connection to a held instance.
-pub(super) struct ConnectionTest {
-    source: Source,
-    service: ServiceName,
-    address: Address,
-    /// Whether the address refused the connection. Any other failure does not count.
-    refused: bool,
 }
 
 /// A watcher of any registry.
@@ -70,7 +51,7 @@ impl Running {
         let mut prepared = Vec::new();
         let mut failure = None;
         for config in configs {
-            match kept.iter().position(|source| source.config == *config) {
+            match kept.iter().position(|source| source.config.has_the_watcher_of(config)) {
                 Some(index) => prepared.push((kept.swap_remove(index), None)),
                 None => match self.prepare(config) {
                     Ok((source, watcher)) => prepared.push((source, Some(watcher))),
@@ -94,7 +75,10 @@ impl Running {
         let statuses: Vec<_> = prepared.iter().map(|(source, _)| Arc::clone(&source.status)).collect();
         self.api.directory.set_sources(Sources::new(statuses.clone()));
         self.reconciler.set_sources(&statuses, self.clock.now());
-        for (source, watcher) in prepared {
+        for ((mut source, watcher), config) in prepared.into_iter().zip(configs) {
+            source.config = config.clone();
+            self.reconciler
+                .set_hold_rules(source.status.source(), config.hold_rules());
             if let Some(watcher) = watcher {
                 self.watch(watcher, &source);
             }
@@ -180,33 +164,6 @@ impl Running {
     pub(super) fn reload_credentials(&self) {
         for reloader in self.sources.iter().filter_map(|source| source.reloader.as_ref()) {
             reloader.reload();
-        }
-    }
-
-    /// Opens a test connection to each held instance, unless earlier tests are still running.
-    pub(super) fn test_held_instances(&mut self) {
-        if !self.connection_tests.is_empty() {
-            return;
-        }
-        for (source, service, address) in self.reconciler.held().into_iter().take(MAX_TESTS) {
-            self.connection_tests.spawn(async move {
-                let attempt = time::timeout(TEST_TIMEOUT, TcpStream::connect(address.as_str())).await;
-                let refused = matches!(attempt, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused);
-                ConnectionTest {
-                    source,
-                    service,
-                    address,
-                    refused,
-                }
-            });
-        }
-    }
-
-    /// Removes a held instance that refused the test connection.
-    pub(super) fn apply_connection_test(&mut self, test: &ConnectionTest) {
-        if test.refused {
-            let now = self.clock.now();
-            self.reconciler.release(test.source, &test.service, &test.address, now);
         }
     }
 }

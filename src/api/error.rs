@@ -42,6 +42,9 @@ pub(crate) enum ApiError {
     /// The service has no instance with this id.
     #[error(transparent)]
     Instance(#[from] UnknownInstance),
+    /// No source of this name is watched.
+    #[error("source {0:?} is not watched here; GET /readyz lists the sources")]
+    UnknownSource(String),
     /// The client may not change overrides.
     #[error("{0}")]
     Forbidden(&'static str),
@@ -89,6 +92,7 @@ impl ApiError {
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Instance(_) => (StatusCode::NOT_FOUND, "unknown_instance"),
+            Self::UnknownSource(_) => (StatusCode::NOT_FOUND, "unknown_source"),
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
             Self::Misdirected(_) => (StatusCode::MISDIRECTED_REQUEST, "misdirected_request"),
             Self::NotReady { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),

@@ -12,6 +12,7 @@ use super::error::ApiError;
 use super::layers::{LayersState, OrderState, OrderedWeight};
 use super::query;
 use super::state::Api;
+use super::wire::{ServiceFailure, absent_seconds};
 use crate::balancer::{
     DegradedReason, ExplainedInstance, ExplainedTier, Explanation, InstanceId, Layers, LoadBalancer, PassiveState,
     RegistryEntry, RegistryStatus, Score, ServiceName, Timestamp, UnavailableReason,
@@ -30,8 +31,11 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, uri: Uri) -> Result<Jso
     let key = key.filter(|key| !key.is_empty());
     let balancer = api.balancer(&service)?;
     let explained = move || {
-        let explanation = balancer.explain(key.as_deref());
-        ExplainedService::of(balancer.service(), explanation, key.is_some(), api.clock.now())
+        let (explanation, now) = (balancer.explain(key.as_deref()), api.clock.now());
+        ExplainedService {
+            failing_sources: ServiceFailure::of_service(balancer.service(), &api.directory.sources(), now),
+            ..ExplainedService::of(balancer.service(), explanation, key.is_some(), now)
+        }
     };
     Ok(Json(run_blocking(explained).await?))
 }
@@ -59,6 +63,9 @@ pub(super) struct ExplainedService {
     view_build_seconds: f64,
     /// In order: the first tier that can be picked is picked alone.
     tiers: Vec<TierState>,
+    /// The sources that give no usable answer for this service. Their last instances stay.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failing_sources: Vec<ServiceFailure>,
     /// By id.
     instances: Vec<InstanceState>,
     /// The instance that the key leads to. Left out if the request has no key; null if the strategy
@@ -121,6 +128,7 @@ impl ExplainedService {
             available_instances: instances.iter().filter(|instance| instance.available).count(),
             total_instances: instances.len(),
             view_build_seconds: explanation.build_time.as_secs_f64(),
+            failing_sources: Vec::new(),
             instances,
             key: asked_for_key.then_some(key),
         }
@@ -148,6 +156,10 @@ struct InstanceState {
     /// The value that the strategy compares. Null for an instance that cannot be picked.
     score: Option<ScoreState>,
     layers: LayersState,
+    /// How long the source has not listed the instance, which is held. Left out for an instance
+    /// that a source lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absent_seconds: Option<f64>,
     /// Every registration of the address, first the one that gave the id and the attributes.
     registrations: Vec<RegistrationState>,
 }
@@ -214,6 +226,7 @@ impl InstanceState {
             },
             score: explained.score.map(score),
             layers: LayersState::of(&explained.layers, now),
+            absent_seconds: absent_seconds(&explained.instance, now),
             registrations: explained
                 .instance
                 .registrations()
@@ -262,6 +275,7 @@ fn why(explained: &ExplainedInstance, panic: bool, fail_open: bool) -> Vec<&'sta
             DegradedReason::Slow => "passive_slow",
         });
     }
+    words.extend(explained.instance.absent_since().is_some().then_some("absent"));
     words.extend(layers.held_by_cap.then_some("held_by_cap"));
     words.extend((explained.factors.slow_start < 1.0).then_some("slow_start"));
     words.extend(panic.then_some("panic"));

@@ -11,6 +11,7 @@
 //! | `GET /services`, `GET /services/{service}` | [`services`] |
 //! | `GET /explain/{service}` | [`explain`] |
 //! | `PUT`, `DELETE /services/{service}/instances/{id}/drain`, `/weight` | [`admin`] |
+//! | `POST /sources/{source}/accept` | [`accept`] |
 //! | `GET /healthz`, `GET /readyz` | [`ready`] |
 //! | `GET /metrics` | here, from [`metrics`](crate::metrics) |
 //!
@@ -19,7 +20,8 @@
 //! ```text
 //! mod                                        the table of routes
 //! admin                                      routes; the instance as explain shows it
-//! pick  report  services  explain  ready     routes
+//! pick  report  services  explain            routes
+//! accept  ready                              routes
 //! state  wire                                what routes share; bodies of answers
 //! layers  query  body  readiness             parts of answers and requests; readiness
 //! server/                                    listeners and connections; knows nothing of routes
@@ -27,6 +29,7 @@
 //! error                                      the status of each failure
 //! ```
 
+mod accept;
 mod admin;
 mod blocking;
 mod body;
@@ -53,6 +56,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use tower_http::catch_panic::CatchPanicLayer;
 
+pub use self::accept::{AcceptRequest, AcceptRequests, accept_requests};
 use self::blocking::run_blocking;
 use self::error::ApiError;
 pub use self::readiness::Readiness;
@@ -71,6 +75,7 @@ impl Api {
             .route("/services/{service}", get(services::show))
             .route("/services/{service}/instances/{id}/drain", any(admin::drain))
             .route("/services/{service}/instances/{id}/weight", any(admin::weight))
+            .route("/sources/{source}/accept", any(accept::accept))
             .route("/explain/{service}", get(explain::explain))
             .route("/healthz", get(ready::healthz))
             .route("/readyz", get(ready::readyz))

@@ -347,6 +347,10 @@ impl Answer<'_> {
         if let Some(seconds) = self.api.stale_seconds(self.pick.source()) {
             body.extend_from_slice(format!(",\"stale_seconds\":{seconds}").as_bytes());
         }
+        if let Some(since) = self.pick.absent_since() {
+            let seconds = self.api.clock.now().since(since).as_secs();
+            body.extend_from_slice(format!(",\"absent_seconds\":{seconds}").as_bytes());
+        }
         body.push(b'}');
         body
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::accept::AcceptRequests;
 use super::error::ApiError;
 use super::readiness::Readiness;
 use super::server::authorization::AdminToken;
@@ -51,4 +52,6 @@ impl fmt::Debug for Api {
 pub struct Admin {
     /// The token that clients of network listeners must send.
     pub token: AdminToken,
+    /// The agent that lets go of held instances. `None` where no agent runs.
+    pub accepts: Option<AcceptRequests>,
 }

@@ -1,15 +1,19 @@
 //! The bodies of answers. Their fields are a promise to clients.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::layers::LayersState;
 use crate::balancer::{
-    Bodies, Described, HealthStatus, InstanceStatistics, LISTED, LoadBalancer, Mode, Render, ServiceInstance, Source,
-    SourceStatus, Sources, Timestamp,
+    Bodies, Described, FailingService, HealthStatus, InstanceStatistics, LISTED, LoadBalancer, Mode, Render,
+    ServiceInstance, ServiceName, Source, SourceStatus, Sources, Timestamp,
 };
+
+/// How many failing services of a source are listed.
+const FAILING_SERVICES: usize = 20;
 
 /// Renders each instance once, as the answers to picks carry it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -143,6 +147,10 @@ struct InstanceDetail {
     source: &'static str,
     /// All sources that list the address, by priority.
     sources: Vec<&'static str>,
+    /// How long the source has not listed the instance, which is held. Left out for an instance
+    /// that a source lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absent_seconds: Option<f64>,
 }
 
 /// The state of a source.
@@ -159,10 +167,49 @@ pub(crate) struct SourceState {
     held_removals: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_error: Option<String>,
+    /// How many services fail alone. Left out if there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failing_services: Option<usize>,
+    /// The first of them by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failing: Vec<ServiceFailure>,
+}
+
+/// Why a source gives no usable answer for one service.
+#[derive(Serialize)]
+pub(crate) struct ServiceFailure {
+    source: &'static str,
+    service: String,
+    reason: &'static str,
+    /// The time since the first failure in a row.
+    since_seconds: f64,
+    error: String,
+}
+
+impl ServiceFailure {
+    fn of(source: Source, service: &ServiceName, failure: &FailingService, now: Timestamp) -> Self {
+        Self {
+            source: source.as_str(),
+            service: service.to_string(),
+            reason: failure.reason,
+            since_seconds: seconds(now.since(failure.since)),
+            error: failure.detail.clone(),
+        }
+    }
+
+    /// The failures of one service, by source.
+    pub(crate) fn of_service(service: &ServiceName, sources: &Sources, now: Timestamp) -> Vec<Self> {
+        let failure = |status: &Arc<SourceStatus>| {
+            let failure = status.failing_service(service)?;
+            Some(Self::of(status.source(), service, &failure, now))
+        };
+        sources.iter().filter_map(failure).collect()
+    }
 }
 
 impl SourceState {
     fn of(status: &SourceStatus, now: Timestamp) -> Self {
+        let failing = status.failing_services();
         Self {
             source: status.source().as_str(),
             required: status.is_required(),
@@ -172,6 +219,12 @@ impl SourceState {
             away_seconds: status.away(now).map(seconds),
             held_removals: status.held_removals(),
             last_error: status.last_error(),
+            failing_services: Some(failing.len()).filter(|count| *count > 0),
+            failing: failing
+                .iter()
+                .take(FAILING_SERVICES)
+                .map(|(service, failure)| ServiceFailure::of(status.source(), service, failure, now))
+                .collect(),
         }
     }
 
@@ -212,7 +265,7 @@ impl ServiceDetail {
     pub(crate) fn of(balancer: &LoadBalancer, sources: &Sources, now: Timestamp) -> Self {
         let statistics = balancer.statistics();
         let known = balancer.instances();
-        let detail = |(instance, _): &(std::sync::Arc<ServiceInstance>, HealthStatus)| {
+        let detail = |(instance, _): &(Arc<ServiceInstance>, HealthStatus)| {
             let numbers = statistics.instances.get(instance.id())?;
             Some((instance.id().to_string(), InstanceDetail::of(instance, numbers, now)))
         };
@@ -272,8 +325,14 @@ impl InstanceDetail {
                 .collect(),
             source: instance.source().as_str(),
             sources: instance.sources().map(Source::as_str).collect(),
+            absent_seconds: absent_seconds(instance, now),
         }
     }
+}
+
+/// How long no source has listed the instance. `None` for an instance that a source lists.
+pub(crate) fn absent_seconds(instance: &ServiceInstance, now: Timestamp) -> Option<f64> {
+    instance.absent_since().map(|since| seconds(now.since(since)))
 }
 
 fn seconds(duration: Duration) -> f64 {

@@ -12,6 +12,16 @@ use super::settings::{
 };
 
 /// How the next instance is chosen.
+///
+/// ```
+/// use pickd::LoadBalancingStrategy;
+///
+/// let strategy: LoadBalancingStrategy = "least_connections".parse()?;
+/// assert_eq!(strategy, LoadBalancingStrategy::LeastConnections);
+/// assert!(strategy.is_weighted());
+/// assert_eq!(LoadBalancingStrategy::ALL.len(), 6);
+/// # Ok::<(), pickd::balancer::InvalidConfig>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LoadBalancingStrategy {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ pub struct Directory {
     unknown_not_synced: AtomicU64,
     unknown_leases: AtomicU64,
     reports_of_unknown: AtomicU64,
+    /// Whether a timer calls `advance`.
+    is_driven: AtomicBool,
     /// The configuration, and the lock of all writers.
     configs: Mutex<ServiceConfigs>,
     /// The services that a source lists, with or without instances. Locked inside `configs`.
@@ -83,6 +85,7 @@ impl Directory {
             shards: std::array::from_fn(|_| ArcSwap::default()),
             sources: ArcSwap::from_pointee(sources),
             agenda: Arc::new(Agenda::new(environment.wake.clone())),
+            is_driven: AtomicBool::new(environment.wake.is_some()),
             environment,
             leases: Leases::new(LeaseKey::new(fastrand::u128(..).to_le_bytes()), most),
             unknown: AtomicU64::new(0),
@@ -282,6 +285,22 @@ impl Directory {
         // A service that is no longer named may be forgotten.
         let before = std::mem::replace(&mut *present, configs);
         before.services.keys().for_each(|service| self.agenda.wake(service));
+    }
+
+    /// Applies the configuration of one service, which becomes known. The next
+    /// [`configure`](Self::configure) replaces it.
+    pub fn configure_service(&self, service: &ServiceName, config: LoadBalancerConfig) {
+        let mut configs = self.write();
+        self.known(service, &config).configure(config.clone());
+        configs.services.insert(service.clone(), config);
+    }
+
+    /// No timer calls [`advance`](Self::advance) any more, because the program has stopped it: from
+    /// now on, requests that are acquired, finished or reported do what is due.
+    pub fn timer_stopped(&self) {
+        let _configs = self.write();
+        self.is_driven.store(false, Ordering::Relaxed);
+        self.services().iter().for_each(LoadBalancer::timer_stopped);
     }
 
     fn write(&self) -> MutexGuard<'_, ServiceConfigs> {
@@ -506,7 +525,7 @@ impl Directory {
             agenda: Arc::clone(&self.agenda),
             service: service.clone(),
         };
-        let is_driven = self.environment.wake.is_some();
+        let is_driven = self.is_driven.load(Ordering::Relaxed);
         let environment = Environment {
             wake: Some(Arc::new(wake)),
             ..self.environment.clone()

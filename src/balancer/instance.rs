@@ -16,6 +16,7 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::clock::Timestamp;
 use super::text::lower_case;
 
 /// Why a value was refused. Each variant names the value found; its message says which values are
@@ -78,7 +79,7 @@ impl InvalidInstance {
         matches!(self, Self::NoPort { .. } | Self::Port { found: 0 })
     }
 
-    /// What is expected, without the value that was found: it may be a secret. Numbers are named.
+    /// What is expected, without the value that was found: it may be a secret.
     #[must_use]
     pub fn without_value(&self) -> String {
         let subject = match self {
@@ -87,7 +88,8 @@ impl InvalidInstance {
             Self::Host { .. } => "host",
             Self::NoPort { .. } => "address",
             Self::Tag { .. } => "tag",
-            Self::Port { .. } | Self::Weight { .. } => return self.to_string(),
+            Self::Port { .. } => "port",
+            Self::Weight { .. } => "weight",
         };
         let text = self.to_string();
         // No value can contain what follows it: the text of a value is quoted.
@@ -502,6 +504,30 @@ impl fmt::Display for RegistryStatus {
 }
 
 /// The status of an instance, derived from all health layers.
+///
+/// ```
+/// use pickd::balancer::{Check, CheckFailure, RegistryStatus};
+/// use pickd::{HealthStatus, LoadBalancer, LoadBalancerConfig, ServiceInstance};
+///
+/// let balancer = LoadBalancer::new("user-service".parse()?, LoadBalancerConfig::default());
+/// for (id, host, registered) in [
+///     ("user-1", "10.0.1.10", RegistryStatus::Unknown),
+///     ("user-2", "10.0.1.11", RegistryStatus::Passing),
+///     ("user-3", "10.0.1.12", RegistryStatus::Warning),
+///     ("user-4", "10.0.1.13", RegistryStatus::Critical),
+/// ] {
+///     balancer.add_instance(ServiceInstance::new(id, host, 8080)?.with_status(registered));
+/// }
+/// let statuses: Vec<HealthStatus> = balancer.instances().into_iter().map(|(_, status)| status).collect();
+/// use HealthStatus::{Degraded, Healthy, Unhealthy, Unknown};
+/// assert_eq!(statuses, [Unknown, Healthy, Degraded, Unhealthy]);
+///
+/// // The worst layer counts: an active check that fails outweighs a registry that passes.
+/// balancer.observe(&"10.0.1.11:8080".parse()?, Check::Fail(CheckFailure::Timeout));
+/// let user_2 = balancer.instance_statistics(&"user-2".parse()?).ok_or("unknown")?;
+/// assert_eq!(user_2.status, Unhealthy);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HealthStatus {
@@ -568,6 +594,8 @@ pub struct ServiceInstance {
     /// `None` for an instance without metadata, which saves the map in most instances.
     metadata: Option<Arc<BTreeMap<Box<str>, Box<str>>>>,
     status: RegistryStatus,
+    ephemeral: bool,
+    absent_since: Option<Timestamp>,
     source: Source,
     /// `None` for the only registration of an address under its own id, as most are.
     registrations: Option<Arc<[RegistryEntry]>>,
@@ -611,6 +639,8 @@ impl ServiceInstance {
             tags: Arc::default(),
             metadata: None,
             status: RegistryStatus::Unknown,
+            ephemeral: false,
+            absent_since: None,
             source: Source::LIBRARY,
             registrations: None,
         }
@@ -686,6 +716,21 @@ impl ServiceInstance {
     #[must_use]
     pub fn with_status(mut self, status: RegistryStatus) -> Self {
         self.status = status;
+        self
+    }
+
+    /// Sets whether the registration ends by itself unless its owner renews it, as that of an etcd
+    /// key with a lease.
+    #[must_use]
+    pub fn with_ephemeral(mut self, ephemeral: bool) -> Self {
+        self.ephemeral = ephemeral;
+        self
+    }
+
+    /// Sets since when no source lists the instance any more. `None`: a source lists it.
+    #[must_use]
+    pub fn with_absent_since(mut self, since: Option<Timestamp>) -> Self {
+        self.absent_since = since;
         self
     }
 
@@ -817,6 +862,19 @@ impl ServiceInstance {
     #[must_use]
     pub fn registry_status(&self) -> RegistryStatus {
         self.status
+    }
+
+    /// Whether the registration ends by itself unless its owner renews it.
+    #[must_use]
+    pub fn is_ephemeral(&self) -> bool {
+        self.ephemeral
+    }
+
+    /// Since when no source lists the instance, which is kept all the same. `None` for an instance
+    /// that a source lists.
+    #[must_use]
+    pub fn absent_since(&self) -> Option<Timestamp> {
+        self.absent_since
     }
 
     /// The source of the instance: the registry that its id and attributes come from.
@@ -1082,7 +1140,7 @@ mod tests {
         let expected = "host: expected an IP address or a host name that does not end in a number";
         assert_eq!(told(Address::new("S3cr3t!", 1)), expected);
         assert_eq!(told(Address::new("S3cr3t\": expected x", 1)), expected);
-        assert_eq!(told(Address::new("h", 70_000)), "port 70000: expected 1 to 65535");
+        assert_eq!(told(Address::new("h", 70_000)), "port: expected 1 to 65535");
         assert_eq!(told("S3cr3t".parse()), expected);
         assert_eq!(told("10.0.0.1".parse()), "address: expected a port behind the host");
         let id = "S3cr3t\n".parse::<InstanceId>().unwrap_err();

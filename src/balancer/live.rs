@@ -35,6 +35,8 @@ pub(crate) struct Live {
     /// Number of outcomes with a latency.
     pub(crate) timed: AtomicU64,
     pub(crate) latency_nanos: AtomicU64,
+    /// The last response time that was reported; see `timed` for whether there is any.
+    last_latency_nanos: AtomicU64,
     ewma: Ewma,
     /// Time in nanoseconds of the last pick by `least_response_time`.
     picked_at: AtomicU64,
@@ -334,6 +336,7 @@ impl Live {
         if let Some(latency) = latency {
             self.timed.fetch_add(1, Ordering::Relaxed);
             self.latency_nanos.fetch_add(nanos(latency), Ordering::Relaxed);
+            self.last_latency_nanos.store(nanos(latency), Ordering::Relaxed);
         }
     }
 
@@ -341,6 +344,15 @@ impl Live {
     #[inline]
     pub(crate) fn response_time(&self, now: Timestamp) -> Option<f32> {
         self.ewma.at(now)
+    }
+
+    pub(crate) fn total_response_time(&self) -> Duration {
+        Duration::from_nanos(self.latency_nanos.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn last_response_time(&self) -> Option<Duration> {
+        let is_timed = self.timed.load(Ordering::Relaxed) > 0;
+        is_timed.then(|| Duration::from_nanos(self.last_latency_nanos.load(Ordering::Relaxed)))
     }
 
     pub(crate) fn average_response_time(&self) -> Duration {

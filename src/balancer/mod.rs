@@ -41,6 +41,7 @@ pub(crate) mod directory;
 pub(crate) mod environment;
 pub(crate) mod error;
 pub(crate) mod explain;
+pub(crate) mod hash_ring;
 pub(crate) mod health;
 pub(crate) mod instance;
 pub(crate) mod lease;
@@ -49,6 +50,8 @@ pub(crate) mod load_balancer;
 pub(crate) mod member;
 pub(crate) mod outcome;
 pub(crate) mod overrides;
+pub(crate) mod overview;
+pub(crate) mod recommend;
 pub(crate) mod render;
 pub(crate) mod report_credit;
 pub(crate) mod retry;
@@ -85,13 +88,15 @@ pub use load_balancer::transitions::{Transition, Transitioned};
 pub use overrides::{
     Ended, EndedBecause, InstanceOverrides, InvalidOrder, Order, Override, OverrideCounts, StandingOrder, WeightOrder,
 };
+pub use overview::{Overview, ServiceOverview};
+pub use recommend::{Recommendation, Requirements, ServiceType, recommend_strategy};
 pub use render::{Bodies, Described, NoBodies, Render};
 pub use retry::RetryStatistics;
 pub use session_token::{InvalidSessionKey, SessionKey, SessionToken};
 pub use settings::{InvalidConfig, Setting};
 pub use share::Factors;
 pub use skipped::{LISTED, SkipReason, Skipped, SkippedRegistration};
-pub use sources::{Scope, SourceStatus, Sources};
+pub use sources::{FailingService, Scope, SourceLimits, SourceStatus, Sources};
 pub use statistics::{
     CheckStatistics, InstanceStatistics, LeaseStatistics, Refusals, ReportStatistics, SessionStatistics,
 };

@@ -34,11 +34,51 @@ pub struct SourceStatus {
     updates: AtomicU64,
     held_removals: AtomicU64,
     removals_held: AtomicU64,
+    holds_ended: Mutex<BTreeMap<&'static str, u64>>,
     drift_repaired: AtomicU64,
     relists: Mutex<BTreeMap<&'static str, u64>>,
     errors: Mutex<BTreeMap<&'static str, u64>>,
     last_error: Mutex<Option<String>>,
     skipped: SkippedByService,
+    incomplete: Mutex<Option<String>>,
+    failing: Mutex<BTreeMap<ServiceName, FailingService>>,
+    limits: Mutex<SourceLimits>,
+}
+
+/// A service for which its source gives no usable answer, while the source answers otherwise.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct FailingService {
+    /// The kind of the last failure: a fixed word, as in the metrics.
+    pub reason: &'static str,
+    /// The last failure, in one line.
+    pub detail: String,
+    /// The first failure in a row.
+    pub since: Timestamp,
+}
+
+/// What a watcher does at most at present, because its source does not bear more.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct SourceLimits {
+    /// Long polls at once; `None` for a source without long polls.
+    pub long_polls: Option<usize>,
+    /// How long a long poll waits, if longer ones are cut on their way.
+    pub wait: Option<Duration>,
+    /// Requests a second, if the source refused more.
+    pub requests_per_second: Option<f64>,
+}
+
+impl SourceLimits {
+    /// The limits of a source with long polls.
+    #[must_use]
+    pub fn new(long_polls: usize, wait: Option<Duration>, requests_per_second: Option<f64>) -> Self {
+        Self {
+            long_polls: Some(long_polls),
+            wait,
+            requests_per_second,
+        }
+    }
 }
 
 impl SourceStatus {
@@ -57,11 +97,15 @@ impl SourceStatus {
             updates: AtomicU64::new(0),
             held_removals: AtomicU64::new(0),
             removals_held: AtomicU64::new(0),
+            holds_ended: Mutex::default(),
             drift_repaired: AtomicU64::new(0),
             relists: Mutex::default(),
             errors: Mutex::default(),
             last_error: Mutex::default(),
             skipped: SkippedByService::default(),
+            incomplete: Mutex::default(),
+            failing: Mutex::default(),
+            limits: Mutex::default(),
         }
     }
 
@@ -131,6 +175,12 @@ impl SourceStatus {
         self.removals_held.load(Ordering::Relaxed)
     }
 
+    /// Held removals that are held no longer, by the reason for which their hold ended.
+    #[must_use]
+    pub fn holds_ended(&self) -> BTreeMap<&'static str, u64> {
+        self.holds_ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Registrations that had changed without an update from the source, found by reading
     /// everything again.
     #[must_use]
@@ -150,10 +200,65 @@ impl SourceStatus {
         self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The last error; `None` while the source is up.
+    /// The last error. While the source is up: the part of it that cannot be read, if any.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let error = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        error.or_else(|| self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Records which part of the source cannot be read although the source answers; `None` when the
+    /// whole source can be read.
+    pub fn set_incomplete(&self, error: Option<String>) {
+        *self.incomplete.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    /// The services for which the source gives no usable answer at present. They keep their last
+    /// instances.
+    #[must_use]
+    pub fn failing_services(&self) -> BTreeMap<ServiceName, FailingService> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the source gives no usable answer for a service, if so.
+    #[must_use]
+    pub fn failing_service(&self, service: &ServiceName) -> Option<FailingService> {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.get(service).cloned()
+    }
+
+    /// What the watcher does at most at present.
+    #[must_use]
+    pub fn limits(&self) -> SourceLimits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that the source gave no usable answer for one service.
+    pub fn service_fails(&self, service: &ServiceName, reason: &'static str, detail: &str, now: Timestamp) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = failing.get(service).map_or(now, |earlier| earlier.since);
+        let failure = FailingService {
+            reason,
+            detail: detail.to_owned(),
+            since,
+        };
+        failing.insert(service.clone(), failure);
+    }
+
+    /// Records that the source answers for a service again, or no longer lists the service.
+    pub fn service_answers(&self, service: &ServiceName) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.remove(service);
+    }
+
+    /// Forgets all failing services: the source as a whole does not answer.
+    pub fn forget_failing_services(&self) {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Sets what the watcher does at most.
+    pub fn set_limits(&self, limits: SourceLimits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Records a good answer. Returns true if the source was away until now.
@@ -201,6 +306,17 @@ impl SourceStatus {
             .unwrap_or_else(PoisonError::into_inner)
             .entry(reason)
             .or_default() += 1;
+    }
+
+    /// Records held removals that are held no longer. The reason is a metric label: a fixed word,
+    /// never text from outside.
+    pub fn count_holds_ended(&self, reason: &'static str, count: u64) {
+        *self
+            .holds_ended
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(reason)
+            .or_default() += count;
     }
 
     /// Records registrations that had changed without an update from the source.
@@ -326,6 +442,39 @@ mod tests {
         assert_eq!(status.last_error().as_deref(), Some("connection refused"));
         assert!(status.heard(at(21)));
         assert_eq!((status.last_error(), status.is_up()), (None, true));
+    }
+
+    #[test]
+    fn a_source_that_answers_may_be_incomplete() {
+        let status = status("etcd", "");
+        let now = Timestamp::default();
+        status.heard(now);
+        status.set_incomplete(Some("list \"/b/\": permission denied".to_owned()));
+        status.heard(now);
+        assert!(status.is_up());
+        assert_eq!(status.last_error().as_deref(), Some("list \"/b/\": permission denied"));
+        status.lost(now, &"connection refused");
+        assert_eq!(status.last_error().as_deref(), Some("connection refused"));
+        status.heard(now);
+        status.set_incomplete(None);
+        assert_eq!(status.last_error(), None);
+    }
+
+    #[test]
+    fn a_failing_service_keeps_the_time_of_its_first_failure() {
+        let status = status("consul", "");
+        let at = |seconds| Timestamp::default() + Duration::from_secs(seconds);
+        let (web, api) = ("web".parse().unwrap(), "api".parse().unwrap());
+        status.service_fails(&web, "denied", "403", at(1));
+        status.service_fails(&web, "unavailable", "500", at(5));
+        status.service_fails(&api, "denied", "403", at(5));
+        let failing = status.failing_service(&web).unwrap();
+        assert_eq!((failing.reason, failing.since), ("unavailable", at(1)));
+        status.service_answers(&web);
+        assert_eq!(status.failing_service(&web), None);
+        assert_eq!(status.failing_services().len(), 1);
+        status.forget_failing_services();
+        assert!(status.failing_services().is_empty());
     }
 
     #[test]

@@ -250,6 +250,12 @@ pub struct InstanceStatistics {
     pub consecutive_failures: u32,
     /// Requests in flight: acquired or leased, and not finished.
     pub active_connections: u32,
+    /// Outcomes reported with a response time.
+    pub timed_requests: u64,
+    /// The sum of all response times reported.
+    pub total_response_time: Duration,
+    /// The response time of the last outcome that had one; `None` before the first.
+    pub last_response_time: Option<Duration>,
     /// Mean of all response times reported; zero before the first.
     pub average_response_time: Duration,
     /// The moving average of response times, decayed to now; `None` before the first report.

@@ -4,7 +4,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Method, RequestBuilder};
+pub(super) use reqwest::Method;
+use reqwest::RequestBuilder;
 use serde_json::Value;
 
 use super::Exit;
@@ -112,7 +113,7 @@ impl AgentError {
             Self::Unreachable { .. } | Self::NotAnAgent { .. } => Exit::Unreachable,
             Self::Local(_) => Exit::Failed,
             Self::Problem { code, .. } => match code.as_str() {
-                "unknown_service" | "unknown_instance" | "unknown_port" => Exit::UnknownService,
+                "unknown_service" | "unknown_instance" | "unknown_source" | "unknown_port" => Exit::UnknownService,
                 "no_instances" | "none_available" => Exit::NothingToPick,
                 "not_synced" => Exit::NotSynced,
                 "invalid_request" | "unknown_parameter" => Exit::Usage,
@@ -132,9 +133,10 @@ pub(super) struct Answer {
 
 /// A request to change something.
 pub(super) struct Change<'a> {
+    pub(super) method: Method,
     /// The encoded path, with a slash at its start.
     pub(super) path: &'a str,
-    /// The body of a PUT request. `None` sends a DELETE request.
+    /// The body, if the request has one.
     pub(super) body: Option<Value>,
     /// The admin token, if the request needs a token.
     pub(super) token: Option<&'a str>,
@@ -177,14 +179,9 @@ impl AgentClient {
 
     /// Sends a change and returns the body of a successful answer.
     pub(super) fn change(&self, change: &Change<'_>) -> Result<String, AgentError> {
-        let (method, body) = match &change.body {
-            Some(body) => (Method::PUT, Some(body)),
-            None => (Method::DELETE, None),
-        };
-        let mut request = self
-            .http
-            .request(method, format!("{}{}", self.agent.base(), change.path));
-        if let Some(body) = body {
+        let url = format!("{}{}", self.agent.base(), change.path);
+        let mut request = self.http.request(change.method.clone(), url);
+        if let Some(body) = &change.body {
             request = request.json(body);
         }
         if let Some(token) = change.token {

@@ -69,6 +69,15 @@ fn text(answer: &Value, with_key: bool) -> String {
             ""
         },
     );
+    for failure in answer["failing_sources"].as_array().into_iter().flatten() {
+        text.push_str(&format!(
+            "{} gives no usable answer for this service since {:.0} s ({}): {}\n\n",
+            word(&failure["source"]),
+            failure["since_seconds"].as_f64().unwrap_or_default(),
+            word(&failure["reason"]),
+            word(&failure["error"]),
+        ));
+    }
     let columns = [
         Column::Left("ID"),
         Column::Left("STATUS"),

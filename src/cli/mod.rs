@@ -1,9 +1,10 @@
 //! The command line: arguments become calls, and results become exit codes.
 //!
 //! Data goes to stdout, messages go to stderr. `run` and `demo` start an agent in this process.
-//! `check`, `completions` and `man` need no agent. All other commands send a request to a running
+//! `check`, `recommend`, `completions` and `man` need no agent. All other commands send a request to a running
 //! agent, over HTTP like any other client, and rely only on its answers.
 
+mod accept;
 mod agent_client;
 mod check;
 mod completions;
@@ -14,6 +15,7 @@ mod man;
 mod output;
 mod overrides;
 mod pick;
+mod recommend;
 mod run;
 mod services;
 mod table;
@@ -85,7 +87,9 @@ enum Command {
     Drain(overrides::DrainArguments),
     Undrain(overrides::UndrainArguments),
     Weight(overrides::WeightArguments),
+    Accept(accept::AcceptArguments),
     Check(check::CheckArguments),
+    Recommend(recommend::RecommendArguments),
     Healthcheck(healthcheck::HealthcheckArguments),
     Completions(completions::CompletionsArguments),
     Man(man::ManArguments),
@@ -115,7 +119,9 @@ impl Cli {
             Command::Drain(arguments) => overrides::execute(&arguments.request()).into(),
             Command::Undrain(arguments) => overrides::execute(&arguments.request()).into(),
             Command::Weight(arguments) => overrides::execute(&arguments.request()).into(),
+            Command::Accept(arguments) => accept::execute(&arguments).into(),
             Command::Check(arguments) => check::execute(&arguments).into(),
+            Command::Recommend(arguments) => recommend::execute(&arguments).into(),
             Command::Healthcheck(arguments) => healthcheck::execute(&arguments).into(),
             Command::Completions(arguments) => completions::execute(&arguments).into(),
             Command::Man(arguments) => man::execute(&arguments).into(),

@@ -1,11 +1,11 @@
 //! `pickd drain`, `undrain` and `weight`: overrides by an operator, at one agent.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::Exit;
-use super::agent_client::{AgentArguments, AgentClient, AgentError, Change, encoded, one_line};
+use super::agent_client::{AgentArguments, AgentClient, AgentError, Change, Method, encoded, one_line};
 use super::output::{self, Output};
 use crate::balancer::{InstanceId, Order, ServiceName};
 use crate::duration::with_unit;
@@ -170,13 +170,7 @@ pub(super) fn changed(request: &Request<'_>) -> Result<String, AgentError> {
         admin_token_file,
         agent,
     } = request.target;
-    let token = match admin_token_file {
-        Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
-            // The message has the name of the file, never its content.
-            AgentError::Local(format!("{}: {error}", path.display()))
-        })?),
-        None => None,
-    };
+    let token = admin_token(admin_token_file.as_deref())?;
     let path = format!(
         "/services/{}/instances/{}/{}",
         encoded(service.as_str()),
@@ -185,15 +179,29 @@ pub(super) fn changed(request: &Request<'_>) -> Result<String, AgentError> {
     );
     let client = AgentClient::new(agent)?;
     let body = client.change(&Change {
+        method: match &request.body {
+            Some(_) => Method::PUT,
+            None => Method::DELETE,
+        },
         path: &path,
         body: request.body.clone(),
-        token: token.as_deref().map(str::trim),
+        token: token.as_deref(),
     })?;
     let answer = client.parsed(&body)?;
     Ok(match output {
         Output::Json => body,
         Output::Text => state(&answer),
     })
+}
+
+/// The admin token in this file, without white space around it.
+pub(super) fn admin_token(file: Option<&Path>) -> Result<Option<String>, AgentError> {
+    let Some(path) = file else { return Ok(None) };
+    match std::fs::read_to_string(path) {
+        Ok(token) => Ok(Some(token.trim().to_owned())),
+        // The message has the name of the file, never its content.
+        Err(error) => Err(AgentError::Local(format!("{}: {error}", path.display()))),
+    }
 }
 
 /// The state of the instance: `user-1: unhealthy (drained), effective weight 0`.

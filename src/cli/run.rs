@@ -28,7 +28,8 @@ Flags override the environment, and the environment overrides the file. At least
 --file, or a [consul], [etcd] or [file] table. If Consul is configured, pickd also reads CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_AUTH, CONSUL_HTTP_SSL, \
 CONSUL_HTTP_SSL_VERIFY, CONSUL_CACERT, CONSUL_CAPATH, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY, CONSUL_TLS_SERVER_NAME, \
 CONSUL_NAMESPACE and CONSUL_PARTITION. If etcd is configured, pickd also reads ETCDCTL_ENDPOINTS, ETCDCTL_USER, \
-ETCDCTL_PASSWORD, ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY. These variables alone do not configure a registry.";
+ETCDCTL_PASSWORD, ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY, and refuses ETCDCTL_DISCOVERY_SRV and \
+ETCDCTL_INSECURE_SKIP_TLS_VERIFY. These variables alone do not configure a registry.";
 
 /// Run an agent.
 #[derive(Debug, clap::Args)]

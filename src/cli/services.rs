@@ -184,11 +184,21 @@ fn source_problem(source: &Value) -> Option<String> {
     (!facts.is_empty()).then(|| format!("source {name}: {}", facts.join(", ")))
 }
 
-/// The status of an instance, with the reason if the instance cannot be picked.
+/// The status of an instance, with the reason if the instance cannot be picked, and how long its
+/// registry has not listed it.
 fn status(instance: &Value) -> String {
-    match (text(&instance["status"]), text(&instance["reason"])) {
-        (status, reason) if reason.is_empty() => status,
-        (status, reason) => format!("{status} ({reason})"),
+    let mut notes = Vec::new();
+    let reason = text(&instance["reason"]);
+    if !reason.is_empty() {
+        notes.push(reason);
+    }
+    if let Some(seconds) = instance["absent_seconds"].as_f64() {
+        notes.push(format!("absent for {seconds:.0} s"));
+    }
+    let status = text(&instance["status"]);
+    match notes.is_empty() {
+        true => status,
+        false => format!("{status} ({})", notes.join(", ")),
     }
 }
 

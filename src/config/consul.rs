@@ -38,6 +38,7 @@ pub(super) struct RawConsul {
     max_watches: Option<Spanned<i64>>,
     refresh: Option<RawDuration>,
     max_stale: Option<RawDuration>,
+    hold: Option<RawDuration>,
     required: Option<bool>,
     ca_file: Option<Spanned<String>>,
     ca_path: Option<Spanned<String>>,
@@ -104,6 +105,7 @@ impl Checker<'_> {
             settings.max_stale,
             (SECOND, DAY),
         );
+        settings.hold = self.duration("consul.hold", raw.hold.as_ref(), settings.hold, (Duration::ZERO, DAY));
         settings.required = raw.required.unwrap_or(settings.required);
         match &raw.datacenters {
             Some(written) => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -18,6 +19,7 @@ use super::metrics::{MetricsConfig, RawMetrics};
 use super::probe::RawProbe;
 use super::services::{RawBalancer, RawService};
 use crate::balancer::{ServiceConfigs, ServiceName};
+use crate::discovery::guard::HoldRules;
 use crate::discovery::{consul, etcd};
 use crate::probe::{HealthCheck, ProbeSettings};
 
@@ -52,6 +54,48 @@ pub enum SourceConfig {
     Etcd(Box<etcd::EtcdSettings>),
     /// `[file]`
     File(FileConfig),
+}
+
+impl SourceConfig {
+    /// Which removals are held, and for how long. A file is written by an operator, and is believed.
+    #[must_use]
+    pub fn hold_rules(&self) -> HoldRules {
+        match self {
+            Self::Consul(settings) => HoldRules {
+                hold: settings.hold,
+                vanished: true,
+            },
+            Self::Etcd(settings) => HoldRules {
+                hold: settings.hold,
+                vanished: false,
+            },
+            Self::File(_) => HoldRules::default(),
+        }
+    }
+
+    /// Whether the same watcher serves both: they differ in nothing but the hold.
+    #[must_use]
+    pub fn has_the_watcher_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Consul(own), Self::Consul(other)) => {
+                let hold = own.hold;
+                **own
+                    == consul::ConsulSettings {
+                        hold,
+                        ..(**other).clone()
+                    }
+            }
+            (Self::Etcd(own), Self::Etcd(other)) => {
+                let hold = own.hold;
+                **own
+                    == etcd::EtcdSettings {
+                        hold,
+                        ..(**other).clone()
+                    }
+            }
+            _ => self == other,
+        }
+    }
 }
 
 /// The file as it is written, before values are checked. serde refuses an unknown key. [`Spanned`]
@@ -138,6 +182,16 @@ impl Config {
             probe,
             health_checks,
         })
+    }
+}
+
+/// The text of a configuration file, without flags and variables. Relative paths start at the working
+/// directory.
+impl FromStr for Config {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        Self::parse(Path::new("configuration"), text.as_bytes(), &ConfigSources::default())
     }
 }
 

@@ -1,12 +1,14 @@
 //! `[etcd]`, `--etcd`, `--etcd-prefix` and the `ETCDCTL_*` variables.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::address::EtcdAddress;
 use super::checker::{Checker, DAY, Given, Origin, RawDuration, SECOND};
 use super::config_sources::{ConfigSources, Flags, Variables};
-use crate::discovery::etcd::{EtcdSettings, InvalidPrefix, Password, Prefix, User, ValueFormat};
+use crate::discovery::etcd::{EtcdSettings, InvalidPrefix, KeyPath, Password, Prefix, User, ValueFormat};
 use crate::http_client::Tls;
 
 /// The flag that stands in for `etcd.prefixes`.
@@ -24,6 +26,7 @@ pub(super) struct RawEtcd {
     username: Option<Spanned<String>>,
     password_file: Option<Spanned<String>>,
     refresh: Option<RawDuration>,
+    hold: Option<RawDuration>,
     required: Option<bool>,
     ca_file: Option<Spanned<String>>,
     cert_file: Option<Spanned<String>>,
@@ -36,6 +39,7 @@ pub(super) struct RawEtcd {
 pub(super) struct RawPrefix {
     prefix: Spanned<String>,
     format: Option<Spanned<String>>,
+    path: Option<Spanned<String>>,
     service: Option<Spanned<String>>,
     scheme: Option<Spanned<String>>,
 }
@@ -53,12 +57,14 @@ impl Checker<'_> {
         let without = RawEtcd::default();
         let raw = raw.map_or(&without, Spanned::get_ref);
 
+        self.etcd_unsupported(environment);
         let tls = self.etcd_tls(raw, environment);
         let endpoints = self.etcd_endpoints(raw, flags, environment, tls != Tls::default());
         let mut settings = EtcdSettings::new(endpoints, self.etcd_prefixes(raw, flags));
         settings.user = self.etcd_user(raw, environment);
         settings.tls = tls;
         settings.refresh = self.duration("etcd.refresh", raw.refresh.as_ref(), settings.refresh, (SECOND, DAY));
+        settings.hold = self.duration("etcd.hold", raw.hold.as_ref(), settings.hold, (Duration::ZERO, DAY));
         settings.required = raw.required.unwrap_or(settings.required);
         Some(settings)
     }
@@ -159,7 +165,22 @@ impl Checker<'_> {
     }
 
     fn etcd_prefix(&mut self, raw: &RawPrefix) -> Option<Prefix> {
-        let mut prefix = match Prefix::new(raw.prefix.get_ref()) {
+        let path = raw
+            .path
+            .as_ref()
+            .and_then(|written| match written.get_ref().parse::<KeyPath>() {
+                Ok(path) => Some(path),
+                Err(error) => {
+                    self.refuse(written.span(), format!("etcd.prefixes.path {error}"));
+                    None
+                }
+            });
+        let prefix = match (Prefix::new(raw.prefix.get_ref()), path) {
+            (Ok(prefix), Some(path)) => Ok(prefix.with_path(path)),
+            (Err(InvalidPrefix::Empty), Some(path)) => Ok(Prefix::everything(path)),
+            (prefix, _) => prefix,
+        };
+        let mut prefix = match prefix {
             Ok(prefix) => prefix,
             Err(error) => {
                 self.refuse(raw.prefix.span(), format!("etcd.prefixes.prefix {error}"));
@@ -175,6 +196,10 @@ impl Checker<'_> {
                 }
             }
         }
+        if let (Some(written), Some(_)) = (&raw.service, &raw.path) {
+            let message = "etcd.prefixes.service: the path of this prefix names the services: set one of the two";
+            self.refuse(written.span(), message);
+        }
         if let Some(written) = &raw.service {
             match written.get_ref().parse() {
                 Ok(service) => prefix = prefix.with_service(service),
@@ -182,7 +207,10 @@ impl Checker<'_> {
             }
         }
         if let Some(written) = &raw.scheme {
-            if !matches!(prefix.format(), ValueFormat::Auto | ValueFormat::Kratos) {
+            if !matches!(
+                prefix.format(),
+                ValueFormat::Auto | ValueFormat::Kratos | ValueFormat::Dubbo
+            ) {
                 let message = format!(
                     "etcd.prefixes.scheme: format {} has one endpoint for each instance, and no scheme to choose",
                     prefix.format()
@@ -194,40 +222,68 @@ impl Checker<'_> {
         Some(prefix)
     }
 
+    /// As etcdctl does it: the user may have the password behind a colon, unless the password is
+    /// given by itself. Then a colon is part of the name.
     fn etcd_user(&mut self, raw: &RawEtcd, environment: &Variables) -> Option<User> {
-        let (name, mut password, origin) = match (environment.get("ETCDCTL_USER"), &raw.username) {
+        let given = environment
+            .get("ETCDCTL_PASSWORD")
+            .map(|password| Password::Value(password.to_owned()));
+        let (name, password, origin) = match (environment.get("ETCDCTL_USER"), &raw.username) {
             (Some(written), _) => {
-                let (name, password) = match written.split_once(':') {
-                    Some((name, password)) => (name, Some(Password::Value(password.to_owned()))),
-                    None => (written, None),
+                let (name, password) = match (given, written.split_once(':')) {
+                    (Some(given), _) => (written, Some(given)),
+                    (None, Some((name, password))) => (name, Some(Password::Value(password.to_owned()))),
+                    (None, None) => (written, None),
                 };
                 (name.to_owned(), password, Origin::Named("ETCDCTL_USER"))
             }
             (None, Some(written)) if !written.get_ref().is_empty() => {
-                (written.get_ref().clone(), None, written.span().into())
+                (written.get_ref().clone(), given, written.span().into())
             }
             (None, _) => {
-                if let Some(given) = self.path_from(None, raw.password_file.as_ref()) {
+                let origin = match given {
+                    Some(_) => Some(Origin::Named("ETCDCTL_PASSWORD")),
+                    None => self
+                        .path_from(None, raw.password_file.as_ref())
+                        .map(|given| given.origin),
+                };
+                if let Some(origin) = origin {
                     let message = "a password without its user: set etcd.username (or ETCDCTL_USER), too";
-                    self.refuse(given.origin, message);
+                    self.refuse(origin, message);
                 }
                 return None;
             }
         };
-        if password.is_none() {
-            password = match environment.get("ETCDCTL_PASSWORD") {
-                Some(password) => Some(Password::Value(password.to_owned())),
-                None => self
-                    .path_from(None, raw.password_file.as_ref())
-                    .map(|given| Password::File(given.value)),
-            };
-        }
+        let password = password.or_else(|| {
+            self.path_from(None, raw.password_file.as_ref())
+                .map(|given| Password::File(given.value))
+        });
         match password {
             Some(password) => Some(User { name, password }),
             None => {
                 let message = "a user without a password: set etcd.password_file (or ETCDCTL_PASSWORD), too";
                 self.refuse(origin, message);
                 None
+            }
+        }
+    }
+
+    /// Variables with which etcdctl would ask another cluster, or trust another server. Ignoring
+    /// them would be an error without a message.
+    fn etcd_unsupported(&mut self, environment: &Variables) {
+        for (name, message) in [
+            (
+                "ETCDCTL_DISCOVERY_SRV",
+                "pickd does not look up members in DNS: set ETCDCTL_ENDPOINTS",
+            ),
+            (
+                "ETCDCTL_INSECURE_SKIP_TLS_VERIFY",
+                "pickd always checks the certificate of etcd: set ETCDCTL_CACERT to the certificate of its CA",
+            ),
+        ] {
+            let off = |value: &&str| value.eq_ignore_ascii_case("false") || *value == "0";
+            if environment.get(name).is_some_and(|value| !off(&value)) {
+                self.refuse(Origin::Named(name), message);
             }
         }
     }
@@ -300,6 +356,9 @@ mod tests {
             [[etcd.prefixes]]
             prefix = "user.rpc"
             service = "user"
+            [[etcd.prefixes]]
+            prefix = "/dubbo"
+            path = "/{service}/providers/{instance}"
             "#,
         );
         let mut settings = EtcdSettings::new(
@@ -309,6 +368,7 @@ mod tests {
                     .with_format(ValueFormat::Kratos)
                     .with_scheme("grpc"),
                 prefix("user.rpc/").with_service("user".parse().unwrap()),
+                prefix("/dubbo/").with_path("{service}/providers/{instance}".parse().unwrap()),
             ],
         );
         settings.user = Some(User {
@@ -354,9 +414,9 @@ mod tests {
                 "p.toml:2:24: etcd.prefixes.prefix \"\": expected the start of the keys to watch, such as \"/services/\"",
             ),
             (
-                "prefixes = [{ prefix = \"/a\", format = \"dubbo\" }]",
-                "p.toml:2:39: etcd.prefixes.format \"dubbo\": expected auto, json, plain, grpc, kratos, go-zero, go-micro, \
-                 kitex, rpcx or skydns",
+                "prefixes = [{ prefix = \"/a\", format = \"nacos\" }]",
+                "p.toml:2:39: etcd.prefixes.format \"nacos\": expected auto, json, plain, grpc, kratos, go-zero, go-micro, \
+                 kitex, rpcx, skydns, dubbo, apisix, goframe or jupiter",
             ),
             (
                 "prefixes = [{ prefix = \"/a\", service = \"a//b\" }]",
@@ -368,12 +428,29 @@ mod tests {
                 "p.toml:2:57: etcd.prefixes.scheme: format kitex has one endpoint for each instance, and no scheme to choose",
             ),
             (
+                "prefixes = [{ prefix = \"/a\", path = \"/{env}/{instance}\" }]",
+                "p.toml:2:37: etcd.prefixes.path \"/{env}/{instance}\": expected {service} once",
+            ),
+            (
+                "prefixes = [{ prefix = \"/a\", path = \"v{version}/{service}\" }]",
+                "p.toml:2:37: etcd.prefixes.path \"v{version}/{service}\": expected each segment to be a text, * or a \
+                 name in braces, as {service}",
+            ),
+            (
+                "prefixes = [{ prefix = \"/a\", path = \"{service}/{instance}\", service = \"web\" }]",
+                "p.toml:2:71: etcd.prefixes.service: the path of this prefix names the services: set one of the two",
+            ),
+            (
+                "prefixes = [{ prefix = \"\", path = \"{service}/{instance}\" }, { prefix = \"/a/b\" }]",
+                "p.toml:2:72: \"/a/b/\" and \"\" share keys, which would be read twice",
+            ),
+            (
                 "prefixes = [{ prefix = \"/a\" }, { prefix = \"/a/b\" }]",
                 "p.toml:2:43: \"/a/b/\" and \"/a/\" share keys, which would be read twice",
             ),
             (
                 "prefixes = [{ prefix = \"/a\", kind = \"x\" }]",
-                "p.toml:2:30: unknown field `kind`, expected one of `prefix`, `format`, `service`, `scheme`",
+                "p.toml:2:30: unknown field `kind`, expected one of `prefix`, `format`, `path`, `service`, `scheme`",
             ),
             (
                 "prefixes = [{ format = \"json\" }]",
@@ -465,6 +542,11 @@ mod tests {
         );
         assert!(!format!("{config:?}").contains("pass:word"));
 
+        // As in etcdctl, a colon is part of the name if the password is given by itself.
+        let variables = [("ETCDCTL_USER", "a:b"), ("ETCDCTL_PASSWORD", "s3cret")];
+        let config = with("[etcd]", &variables, Flags::default()).unwrap();
+        assert_eq!(etcd(&config).user.as_ref().unwrap().name, "a:b");
+
         let variables = [("ETCDCTL_USER", "me"), ("ETCDCTL_PASSWORD", "s3cret")];
         let config = with("[etcd]\npassword_file = \"p\"", &variables, Flags::default()).unwrap();
         assert_eq!(etcd(&config).user, user(Password::Value("s3cret".to_owned())));
@@ -484,6 +566,33 @@ mod tests {
             error.to_string().starts_with("ETCDCTL_USER: a user without a password"),
             "{error}"
         );
+        for (name, value, refusal) in [
+            (
+                "ETCDCTL_PASSWORD",
+                "S3cr3t",
+                "a password without its user: set etcd.username",
+            ),
+            (
+                "ETCDCTL_DISCOVERY_SRV",
+                "example.com",
+                "pickd does not look up members in DNS",
+            ),
+            (
+                "ETCDCTL_INSECURE_SKIP_TLS_VERIFY",
+                "true",
+                "pickd always checks the certificate",
+            ),
+        ] {
+            let error = with("[etcd]", &[(name, value)], Flags::default())
+                .unwrap_err()
+                .to_string();
+            assert!(error.starts_with(&format!("{name}: {refusal}")), "{error}");
+            assert!(!error.contains("S3cr3t"), "{error}");
+            // They never matter to an agent without etcd.
+            assert!(with("[consul]", &[(name, value)], Flags::default()).is_ok());
+        }
+        let harmless = [("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "false")];
+        assert!(with("[etcd]", &harmless, Flags::default()).is_ok());
         let config = with("[consul]", &[("ETCDCTL_ENDPOINTS", "a:1")], Flags::default()).unwrap();
         assert!(matches!(config.sources.as_slice(), [SourceConfig::Consul(_)]));
     }

@@ -106,6 +106,7 @@ fn every_key_is_read() {
         max_watches = 8
         refresh = "1h"
         max_stale = "1500ms"
+        hold = 0
         required = false
         ca_file = "/ca.pem"
         cert_file = "cert.pem"
@@ -160,6 +161,7 @@ fn every_key_is_read() {
     settings.max_watches = 8;
     settings.refresh = Duration::from_secs(3600);
     settings.max_stale = Duration::from_millis(1500);
+    settings.hold = Duration::ZERO;
     settings.required = false;
     // In the order of the file.
     assert_eq!(

@@ -23,6 +23,8 @@
 //!   its attributes.
 //! - **A stale source keeps its listings**: what it listed last stays listed until its next
 //!   answer.
+//! - **An absent instance**, which the guard of a source holds, counts only where no source lists
+//!   its address.
 //!
 //! Pure, and a function of what is listed now: the order of the updates has no effect. Instances
 //! are shared with the [`guard`](super::guard), and copied only if an id, a status or the list of
@@ -206,9 +208,21 @@ impl Merge {
     fn entries(&self, service: &ServiceName) -> Vec<Entry<'_>> {
         let mut entries: Vec<Entry<'_>> = Vec::new();
         let mut by_address: HashMap<&Address, usize> = HashMap::new();
-        for listing in self.services.get(service).into_iter().flatten() {
+        let all = || self.services.get(service).into_iter().flatten();
+        let of_all = || all().flat_map(|listing| listing.instances.iter());
+        // Mostly, no instance is absent.
+        let listed: HashSet<&Address> = match of_all().any(|instance| instance.absent_since().is_some()) {
+            true => of_all()
+                .filter(|instance| instance.absent_since().is_none())
+                .map(|instance| instance.address())
+                .collect(),
+            false => HashSet::new(),
+        };
+        let counts =
+            |instance: &ServiceInstance| instance.absent_since().is_none() || !listed.contains(instance.address());
+        for listing in all() {
             let is_stale = self.stale.contains(&listing.source);
-            let mut instances: Vec<_> = listing.instances.iter().collect();
+            let mut instances: Vec<_> = listing.instances.iter().filter(|it| counts(it)).collect();
             instances.sort_by(|a, b| (a.id(), a.address()).cmp(&(b.id(), b.address())));
             for instance in instances {
                 let place = *by_address.entry(instance.address()).or_insert(entries.len());
@@ -292,7 +306,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::balancer::Weight;
+    use crate::balancer::{Timestamp, Weight};
 
     const CONSUL: Source = Source::new("consul");
     const ETCD: Source = Source::new("etcd");
@@ -464,6 +478,21 @@ mod tests {
     fn an_unknown_status_does_not_count() {
         let merge = merged(&[(CONSUL, &["a@h"]), (ETCD, &["a@h"]), (FILE, &["a@h critical"])]);
         assert_eq!(shown(&merge), ["a@h critical"]);
+    }
+
+    #[test]
+    fn an_instance_is_absent_only_if_no_source_lists_it() {
+        let since = Some(Timestamp::default());
+        let held = instances(&["a@h1"]).remove(0);
+        let held = Arc::new(ServiceInstance::clone(&held).with_absent_since(since));
+        let mut merge = merged(&[(FILE, &[])]);
+        merge.set(CONSUL, &web(), vec![held]);
+        let absent = |merge: &Merge| merge.desired(&web())[0].absent_since();
+        assert_eq!(absent(&merge), since);
+        merge.set(ETCD, &web(), instances(&["x@h1"]));
+        assert_eq!((shown(&merge), absent(&merge)), (vec!["x@h1".to_owned()], None));
+        merge.set(ETCD, &web(), instances(&[]));
+        assert_eq!(absent(&merge), since);
     }
 
     #[test]

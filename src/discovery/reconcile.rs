@@ -7,19 +7,19 @@
 //! A reconciler has one owner, the agent, which feeds it: updates in, views out. Knows no task,
 //! socket or registry; `now` is an argument.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::coalesce::Coalesce;
-use super::guard::{Decision, Guard};
+use super::guard::{Decision, Guard, HoldEnd, HoldRules, Trial};
 use super::merge::Merge;
 use super::registrations::joined;
 use super::watcher::Update;
 use crate::balancer::{Address, Directory, ServiceName, Source, SourceStatus, Timestamp};
 
 /// Called with the time from reading an answer to publishing the view that it led to.
-pub type Published = Box<dyn Fn(Duration) + Send>;
+pub type Published = Box<dyn Fn(Duration) + Send + Sync>;
 
 /// Keeps the directory in the state that the sources describe.
 pub struct Reconciler {
@@ -35,8 +35,6 @@ pub struct Reconciler {
 struct SourceState {
     status: Arc<SourceStatus>,
     guard: Guard,
-    /// After a watcher was replaced: the services that the new watcher has not sent yet.
-    unconfirmed: HashSet<ServiceName>,
 }
 
 impl Reconciler {
@@ -68,6 +66,7 @@ impl Reconciler {
         let Some(state) = self.sources.iter_mut().find(|state| Arc::ptr_eq(&state.status, status)) else {
             return;
         };
+        state.guard.notice_absence(!status.is_up(), now);
         let decision = state.guard.observe(update);
         state.update_held();
         // A source that sends an update is not away: its statuses count from this update on, not
@@ -104,7 +103,8 @@ impl Reconciler {
     /// Notices which sources are away and which are back. That decides whose statuses count.
     pub fn notice_absence(&mut self, now: Timestamp) {
         let mut changed = Vec::new();
-        for state in &self.sources {
+        for state in &mut self.sources {
+            state.guard.notice_absence(!state.status.is_up(), now);
             changed.extend(self.merge.set_stale(state.status.source(), !state.status.is_up()));
         }
         for service in changed {
@@ -124,22 +124,58 @@ impl Reconciler {
         self.sources.iter().flat_map(of).collect()
     }
 
-    /// Removes a held instance, because it refuses connections.
-    pub fn release(&mut self, source: Source, service: &ServiceName, address: &Address, now: Timestamp) {
+    /// How many removals were held so far, in all sources. Only grows while the sources stay.
+    #[must_use]
+    pub fn removals_held(&self) -> u64 {
+        self.sources.iter().map(|state| state.status.removals_held()).sum()
+    }
+
+    /// Takes the outcome of a connection to a held instance. An instance that refuses connections
+    /// is removed.
+    pub fn tried(&mut self, source: Source, service: &ServiceName, address: &Address, trial: Trial, now: Timestamp) {
         let Some(state) = self.state_of(source) else {
             return;
         };
-        let decision = state.guard.release(service, address);
+        let decision = state.guard.tried(service, address, trial, now);
         state.update_held();
         if let Some(decision) = decision {
-            tracing::info!(%source, %service, %address, "held instance refuses connections, removed");
+            match trial {
+                Trial::Unanswered => {
+                    tracing::info!(%source, %service, %address, "held instance does not answer, removed");
+                }
+                _ => tracing::info!(%source, %service, %address, "held instance refuses connections, removed"),
+            }
             self.decide(source, decision, now, now);
+        }
+    }
+
+    /// Lets go of every instance that is held for this source, because an operator accepts what the
+    /// registry lists. Returns how many there were; `None` for an unknown source.
+    pub fn accept(&mut self, source: Source, now: Timestamp) -> Option<usize> {
+        let state = self.state_of(source)?;
+        let held = state.guard.held();
+        let decisions = state.guard.accept();
+        state.update_held();
+        for decision in decisions {
+            self.decide(source, decision, now, now);
+        }
+        // An operator expects it to be in force.
+        self.flush(now);
+        Some(held)
+    }
+
+    /// Sets which removals of a source are held, and for how long. That counts for what is held
+    /// already, too.
+    pub fn set_hold_rules(&mut self, source: Source, rules: HoldRules) {
+        if let Some(state) = self.state_of(source) {
+            state.guard.set_rules(rules);
         }
     }
 
     /// Sets another list of sources, in order of priority. A source with the same record goes on
     /// as before. A source with a new record keeps its instances until its new watcher has sent
-    /// everything. A source that is not in the list loses its instances.
+    /// everything, and its held instances as long as they are held. A source that is not in the
+    /// list loses its instances.
     pub fn set_sources(&mut self, statuses: &[Arc<SourceStatus>], now: Timestamp) {
         let mut before: BTreeMap<Source, SourceState> = self
             .sources
@@ -149,10 +185,12 @@ impl Reconciler {
         for status in statuses {
             let kept = match before.remove(&status.source()) {
                 Some(state) if Arc::ptr_eq(&state.status, status) => state,
-                Some(_) => {
-                    let mut replaced = SourceState::new(status);
-                    replaced.unconfirmed = self.merge.services_of(status.source()).into_iter().collect();
-                    replaced
+                Some(mut state) => {
+                    state.guard.expect_new_watcher();
+                    state.status = Arc::clone(status);
+                    count_every_reason(status);
+                    state.update_held();
+                    state
                 }
                 None => SourceState::new(status),
             };
@@ -173,12 +211,10 @@ impl Reconciler {
     fn decide(&mut self, source: Source, decision: Decision, read_at: Timestamp, now: Timestamp) {
         match decision {
             Decision::Set { service, instances } => {
-                self.confirm(source, &service);
                 self.merge.set(source, &service, instances);
                 self.changed(&service, read_at, now);
             }
             Decision::Remove { service } => {
-                self.confirm(source, &service);
                 self.merge.remove(source, &service);
                 self.changed(&service, read_at, now);
             }
@@ -190,27 +226,25 @@ impl Reconciler {
         self.sources.iter_mut().find(|state| state.status.source() == source)
     }
 
-    fn confirm(&mut self, source: Source, service: &ServiceName) {
-        if let Some(state) = self.state_of(source) {
-            state.unconfirmed.remove(service);
-        }
-    }
-
     /// Marks the source as synced once all earlier updates can be picked.
     fn synced(&mut self, source: Source, now: Timestamp) {
         let Some(state) = self.state_of(source) else {
             return;
         };
         let status = Arc::clone(&state.status);
-        for service in std::mem::take(&mut state.unconfirmed) {
-            self.merge.remove(source, &service);
-            self.changed(&service, now, now);
+        for decision in state.guard.forget_outdated() {
+            self.decide(source, decision, now, now);
         }
+        self.flush(now);
+        status.mark_synced();
+        tracing::info!(%source, services = self.merge.services().count(), "synced");
+    }
+
+    /// Publishes every change that waits.
+    fn flush(&mut self, now: Timestamp) {
         for (service, read_at) in self.coalesce.flush() {
             self.publish(&service, read_at, now);
         }
-        status.mark_synced();
-        tracing::info!(%source, services = self.merge.services().count(), "synced");
     }
 
     fn changed(&mut self, service: &ServiceName, read_at: Timestamp, now: Timestamp) {
@@ -242,15 +276,15 @@ impl std::fmt::Debug for Reconciler {
 
 impl SourceState {
     fn new(status: &Arc<SourceStatus>) -> Self {
+        count_every_reason(status);
         Self {
             status: Arc::clone(status),
-            guard: Guard::new(),
-            unconfirmed: HashSet::new(),
+            guard: Guard::default(),
         }
     }
 
-    /// Updates the metric, and logs when the first hold begins and when the last hold ends.
-    fn update_held(&self) {
+    /// Updates the metrics, and logs when the first hold begins and when the last hold ends.
+    fn update_held(&mut self) {
         let (before, held) = (self.status.held_removals(), self.guard.held() as u64);
         let source = self.status.source();
         match (before, held) {
@@ -259,6 +293,16 @@ impl SourceState {
             _ => {}
         }
         self.status.set_held_removals(held);
+        for end in self.guard.take_ended() {
+            self.status.count_holds_ended(end.as_str(), 1);
+        }
+    }
+}
+
+/// Starts the count of each reason at zero.
+fn count_every_reason(status: &SourceStatus) {
+    for end in HoldEnd::ALL {
+        status.count_holds_ended(end.as_str(), 0);
     }
 }
 
@@ -358,7 +402,9 @@ mod tests {
             ("a:1 b:1".to_owned(), 2)
         );
         let (source, service, address) = setting.reconciler.held().remove(0);
-        setting.reconciler.release(source, &service, &address, at(12));
+        setting
+            .reconciler
+            .tried(source, &service, &address, Trial::Refused, at(12));
         setting.reconciler.advance(at(13));
         assert_eq!(
             (setting.web(), setting.statuses[0].held_removals()),
@@ -447,6 +493,67 @@ mod tests {
         setting.reconciler.set_sources(&setting.statuses[1..], at(30));
         assert_eq!(setting.web(), "a");
         assert!(drained("a"));
+    }
+
+    #[test]
+    fn an_operator_accepts_what_one_source_lists() {
+        let mut setting = setting();
+        let rules = HoldRules {
+            hold: Duration::from_secs(600),
+            vanished: true,
+        };
+        setting.reconciler.set_hold_rules(CONSUL, rules);
+        setting.receive(0, reading("web", &["a:1", "b:1"], at(0), Trust::Steady), at(0));
+        setting.receive(0, reading("web", &[], at(10), Trust::AfterLoss), at(10));
+        setting.receive(0, reading("web", &[], at(15), Trust::Steady), at(15));
+        setting.reconciler.advance(at(100));
+        assert_eq!(
+            (setting.web(), setting.statuses[0].held_removals()),
+            ("a:1 b:1".to_owned(), 2)
+        );
+        assert_eq!(setting.reconciler.accept(FILE, at(100)), Some(0));
+        assert_eq!(setting.reconciler.accept(Source::new("etcd"), at(100)), None);
+        assert_eq!(setting.web(), "a:1 b:1");
+        assert_eq!(setting.reconciler.accept(CONSUL, at(100)), Some(2));
+        assert_eq!(
+            (setting.web(), setting.statuses[0].held_removals()),
+            (String::new(), 0),
+            "at once"
+        );
+        assert_eq!(setting.statuses[0].holds_ended()["accepted"], 2);
+        assert_eq!(setting.statuses[0].holds_ended()["refused"], 0);
+    }
+
+    #[test]
+    fn a_hold_outlives_a_replaced_watcher_and_stands_still_without_its_source() {
+        let mut setting = setting();
+        let rules = HoldRules {
+            hold: Duration::from_secs(600),
+            vanished: true,
+        };
+        setting.reconciler.set_hold_rules(CONSUL, rules);
+        setting.statuses[0].heard(at(0));
+        setting.receive(0, reading("web", &["a:1", "b:1"], at(0), Trust::Steady), at(0));
+        setting.receive(0, reading("web", &["a:1"], at(10), Trust::AfterLoss), at(10));
+        let statuses = [status(CONSUL), setting.statuses[1].clone()];
+        setting.reconciler.set_sources(&statuses, at(20));
+        setting.statuses = statuses.to_vec();
+        assert_eq!(setting.statuses[0].held_removals(), 1);
+        setting.statuses[0].heard(at(20));
+        setting.receive(0, Update::Synced, at(20));
+        setting.reconciler.advance(at(30));
+        assert_eq!(setting.web(), "b:1", "the new watcher lists nothing");
+        setting.statuses[0].lost(at(30), &"refused");
+        setting.reconciler.notice_absence(at(30));
+        setting.reconciler.advance(at(5_000));
+        assert_eq!(setting.web(), "b:1", "the time without the source does not count");
+        setting.statuses[0].heard(at(5_030));
+        setting.reconciler.notice_absence(at(5_030));
+        setting.reconciler.advance(at(5_609));
+        assert_eq!(setting.web(), "b:1");
+        setting.reconciler.advance(at(5_610));
+        setting.reconciler.advance(at(5_611));
+        assert_eq!(setting.web(), "");
     }
 
     #[test]

@@ -7,8 +7,12 @@
 //!      watcher.next() ──Ok──► count, hand on to the agent
 //!          ▲    │
 //!          │   Err ──► count, mark as lost
-//!          └── sleep 250 ms .. 30 s, with jitter
+//!          └── sleep 250 ms .. 30 s, with jitter (.. 2 s, if the registry answered before)
 //! ```
+//!
+//! The long delays are for what an operator has to mend: an address that never answered, a token
+//! without rights. A registry that answered before and is away comes back by itself, and each second
+//! of delay then is a second in which callers get instances that may be gone.
 //!
 //! Which part writes what into a source's [`SourceStatus`]:
 //!
@@ -43,6 +47,8 @@ use crate::balancer::{Clock, SourceStatus, Timestamp};
 const INITIAL_DELAY: Duration = Duration::from_millis(250);
 /// The longest delay, after jitter.
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// The longest delay while a registry is away that has answered before.
+const LONGEST_AWAY: Duration = Duration::from_secs(2);
 /// Each delay is drawn from +-50 % of the interval, so that a thousand agents do not reconnect at
 /// the same time.
 const JITTER: f64 = 0.5;
@@ -92,6 +98,15 @@ impl<C: backoff::Clock> Backoff<C> {
         self.0.next_backoff().unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY)
     }
 
+    /// The same, but at most so long, then with a jitter of its own.
+    fn next_delay_within(&mut self, longest: Duration) -> Duration {
+        let delay = self.next_delay();
+        if delay < longest {
+            return delay;
+        }
+        longest.mul_f64(1.0 - JITTER * fastrand::f64())
+    }
+
     /// Starts over, after a success.
     pub fn reset(&mut self) {
         self.0.reset();
@@ -136,7 +151,11 @@ pub async fn supervise<W: Watcher>(
                             tracing::warn!(%source, %error, "file still invalid, serving the last valid version");
                         }
                     } else {
-                        let delay = backoff.next_delay();
+                        let answered_before = status.age(clock.now()).is_some();
+                        let delay = match is_away(error.reason) && answered_before {
+                            true => backoff.next_delay_within(LONGEST_AWAY),
+                            false => backoff.next_delay(),
+                        };
                         tracing::debug!(%source, %error, ?delay, "retrying after a delay");
                         time::sleep(delay).await;
                     }
@@ -145,6 +164,20 @@ pub async fn supervise<W: Watcher>(
         }
     };
     stop.run_until_cancelled(watch).await;
+}
+
+/// Whether the registry itself is missing: it does not answer, or does not work.
+fn is_away(reason: Reason) -> bool {
+    match reason {
+        Reason::Unreachable | Reason::Timeout | Reason::Unavailable | Reason::NoLeader => true,
+        Reason::Throttled
+        | Reason::Denied
+        | Reason::Token
+        | Reason::Protocol
+        | Reason::InvalidInstance
+        | Reason::NoPort
+        | Reason::InvalidFile => false,
+    }
 }
 
 /// The next update. Meanwhile, what the watcher marks by itself (a leader lost, a file corrected)
@@ -421,6 +454,29 @@ mod tests {
         );
         assert!(backoff.0.next_backoff().is_some(), "gave up");
         assert!(backoff.next_delay() <= LONGEST_DELAY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_answered_before_is_asked_every_two_seconds() {
+        for (reason, longest) in [
+            (Reason::Unreachable, LONGEST_AWAY),
+            (Reason::Timeout, LONGEST_AWAY),
+            (Reason::NoLeader, LONGEST_AWAY),
+            (Reason::Denied, LONGEST_DELAY),
+        ] {
+            let script = std::iter::once(Step::Send).chain((0..1_000).map(|_| Step::Fail(reason)));
+            let mut fixture = Fixture::new(script, 2);
+            fixture.run_for(Duration::from_secs(600)).await;
+            let asked = fixture.asked.lock().unwrap().clone();
+            let mut delays: Vec<Duration> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let most = delays.iter().max().copied().unwrap_or_default();
+            assert!(most <= longest + Duration::from_millis(2), "{reason}: {most:?}");
+            assert!(most > longest / 2, "{reason}: {most:?}");
+            // Agents that lost a registry at the same moment do not ask again at the same moment.
+            delays.sort_unstable();
+            delays.dedup();
+            assert!(delays.len() > 10, "{reason}: {delays:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -65,10 +65,15 @@ pub struct Reading {
 pub enum Trust {
     /// Read in an unbroken watch, or as the confirmation after a gap: removals are applied.
     Steady,
-    /// The first reading after a reconnect, or after an index or revision went back. A large drop
-    /// is held until a second reading confirms it. The watcher sends that reading
-    /// [`CONFIRM_AFTER`] later, changed or not, as [`Trust::Steady`].
+    /// The first reading after a reconnect. A large drop is held. The watcher sends a second
+    /// reading [`CONFIRM_AFTER`] later, changed or not, as [`Trust::Steady`].
     AfterGap,
+    /// As [`Trust::AfterGap`], after an index or a revision went back: the registry has lost its
+    /// memory, so no absence in the reading means anything. Every missing instance is held.
+    AfterLoss,
+    /// A later reading after a gap, before the second reading that the gap asks for. What was missing
+    /// after the gap stays held. Other removals are applied.
+    Unconfirmed,
     /// The registry has no leader, contradicts itself, or says that its answer is incomplete. As
     /// long as that lasts, nothing is removed.
     AdditionsOnly,
@@ -91,12 +96,16 @@ pub enum Reason {
     Unreachable,
     /// No answer in time.
     Timeout,
-    /// An answer with status 5xx or 429.
+    /// An answer with status 5xx.
     Unavailable,
+    /// Too many requests or connections: an answer with status 429, or 503 with `Retry-After`.
+    Throttled,
     /// No leader, or an answer older than allowed.
     NoLeader,
     /// Status 401 or 403, or an empty answer that only missing rights explain.
     Denied,
+    /// The auth token was not valid any more. The call is repeated with a new token.
+    Token,
     /// An answer that cannot be decoded, or is too large.
     Protocol,
     /// A registration that cannot be used. Only that registration is skipped.
@@ -109,12 +118,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason. Metrics start each at zero.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Unreachable,
         Self::Timeout,
         Self::Unavailable,
+        Self::Throttled,
         Self::NoLeader,
         Self::Denied,
+        Self::Token,
         Self::Protocol,
         Self::InvalidInstance,
         Self::NoPort,
@@ -128,8 +139,10 @@ impl Reason {
             Self::Unreachable => "unreachable",
             Self::Timeout => "timeout",
             Self::Unavailable => "unavailable",
+            Self::Throttled => "throttled",
             Self::NoLeader => "no_leader",
             Self::Denied => "denied",
+            Self::Token => "token",
             Self::Protocol => "protocol",
             Self::InvalidInstance => "invalid_instance",
             Self::NoPort => "no_port",

@@ -7,11 +7,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{self, Instant};
 
 use crate::balancer::{Address, CheckFailure, DeniedNetworks};
+use crate::local_error;
 
 /// Why a check has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +34,8 @@ impl From<CheckFailure> for ConnectError {
 /// Why there is no connection.
 impl From<io::Error> for ConnectError {
     fn from(error: io::Error) -> Self {
-        const OUT_OF_MEMORY: i32 = 12;
-        const OUT_OF_FILES: [i32; 2] = [23, 24];
-        match (error.raw_os_error(), error.kind()) {
-            (Some(number), io::ErrorKind::AddrNotAvailable) => Self::Local(number),
-            (Some(number), _) if number == OUT_OF_MEMORY || OUT_OF_FILES.contains(&number) => Self::Local(number),
+        match (local_error::lack(&error), error.kind()) {
+            (Some(number), _) => Self::Local(number),
             (_, io::ErrorKind::ConnectionRefused) => Self::Instance(CheckFailure::ConnectionRefused),
             (_, io::ErrorKind::TimedOut) => Self::Instance(CheckFailure::Timeout),
             _ => Self::Instance(CheckFailure::ConnectionFailed),
@@ -104,6 +103,29 @@ pub(super) async fn connect(
     Err(failure)
 }
 
+/// What came of a connection that asks for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrialConnection {
+    /// The instance accepted the connection.
+    Accepted,
+    /// The instance refused the connection.
+    Refused,
+    /// Neither, in time: the host is away, its name is not known, or it must not be contacted.
+    Unanswered,
+    /// Nothing is known: pickd's own host lacks files, ports or memory.
+    Unknown,
+}
+
+/// Tries whether an instance accepts a connection within this time, if it may be contacted.
+pub async fn attempt(address: &Address, denied: &DeniedNetworks, within: Duration) -> TrialConnection {
+    match connect(address, denied, &Resolver::System, Instant::now() + within).await {
+        Ok(_) => TrialConnection::Accepted,
+        Err(ConnectError::Local(_)) => TrialConnection::Unknown,
+        Err(ConnectError::Instance(CheckFailure::ConnectionRefused)) => TrialConnection::Refused,
+        Err(ConnectError::Instance(_)) => TrialConnection::Unanswered,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -126,14 +148,9 @@ mod tests {
         let resolved = resolved.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
         let resolver = Resolver::Fixed(Arc::new(resolved.collect()));
         let address = Address::new(host, i64::from(port)).unwrap();
-        connect(
-            &address,
-            denied,
-            &resolver,
-            Instant::now() + std::time::Duration::from_secs(5),
-        )
-        .await
-        .map(drop)
+        connect(&address, denied, &resolver, Instant::now() + Duration::from_secs(5))
+            .await
+            .map(drop)
     }
 
     #[tokio::test]
@@ -153,7 +170,7 @@ mod tests {
             .await
             .unwrap();
         listener.accept().await.unwrap();
-        let more = time::timeout(std::time::Duration::from_millis(50), listener.accept()).await;
+        let more = time::timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(more.is_err(), "no other connection");
     }
 

@@ -37,6 +37,8 @@ use crate::balancer::{Address, Check, CheckFailure, Clock, Monotonic, ServiceNam
 
 pub use settings::{HealthCheck, HttpCheck, InvalidCheck, Plan, ProbeSettings};
 
+pub use connect::{TrialConnection, attempt};
+
 use connect::{ConnectError, Resolver};
 use grpc::GrpcTarget;
 use http::HttpTarget;

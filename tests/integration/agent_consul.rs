@@ -559,7 +559,10 @@ async fn after_data_loss_refusing_instances_go_at_once_and_others_in_time() {
     let mut consul = Consul::start().await;
     let mut backends = Backends::new(4);
     backends.register_all(&consul).await;
-    let agent = beside(&consul, &[]).ready();
+    let folder = Folder::new();
+    let text = format!("[consul]\naddress = \"{}\"\nhold = 0\n", consul.address());
+    let config = folder.write("pickd.toml", &text);
+    let agent = Agent::run(["--config", config.to_str().unwrap()]).ready();
     until_picked(&agent, "web", &["w1@n1", "w2@n1", "w3@n1", "w4@n1"]);
     consul.kill();
     consul.wipe();

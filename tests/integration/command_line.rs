@@ -221,6 +221,33 @@ fn a_reader_that_has_enough_ends_a_table_quietly() {
 }
 
 #[test]
+fn a_strategy_is_recommended_without_an_agent() {
+    for (arguments, strategy) in [
+        (&["recommend"][..], "round_robin"),
+        (&["recommend", "general", "--high-throughput"], "random"),
+        (&["recommend", "database"], "least_connections"),
+        (
+            &["recommend", "api_gateway", "--high-throughput"],
+            "least_response_time",
+        ),
+        (&["recommend", "compute_intensive"], "weighted_round_robin"),
+        (&["recommend", "database", "--session-affinity"], "consistent_hash"),
+    ] {
+        let (code, data, talk) = outcome(command(arguments));
+        assert_eq!((code, talk.as_str()), (0, ""), "{arguments:?}");
+        // The answer is a line of a configuration.
+        let line: toml::Table = data.parse().unwrap();
+        assert_eq!(line["strategy"].as_str(), Some(strategy), "{data}");
+    }
+    let (code, data, talk) = outcome(command(["recommend", "cache"]));
+    assert_eq!((code, data.as_str()), (2, ""));
+    assert!(
+        talk.contains("expected one of database, api_gateway, compute_intensive, general"),
+        "{talk}"
+    );
+}
+
+#[test]
 fn a_file_is_checked_without_an_agent() {
     let folder = Folder::new();
     let check = |name: &str, text: &str| {

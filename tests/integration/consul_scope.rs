@@ -169,7 +169,8 @@ async fn a_filter_is_evaluated_by_consul() {
     consul.register("n1", "web", "w3", 82, fields("v2", "east")).await;
     consul.register("n1", "other", "o1", 83, fields("v1", "west")).await;
     let filter = r#"filter = '"v2" in Service.Tags and Service.Meta.zone == "west"'"#;
-    let agent = agent(&consul.address(), filter).ready();
+    // Otherwise a service that vanishes as a whole is held while its instances accept connections.
+    let agent = agent(&consul.address(), &format!("{filter}\nhold = 0")).ready();
     until_picked(&agent, "web", &["w2@n1"], SOON);
     assert_eq!(code(&agent, "other"), "unknown_service");
     // An empty answer is the filter's, and says nothing about rights.
@@ -376,6 +377,25 @@ async fn an_empty_catalog_is_judged_by_the_rights_of_the_token() {
         ids(&web, "web-1").is_empty().then_some(())
     });
     assert_eq!(errors(&web, "denied"), 0.0);
+}
+
+/// A question about rights that was not answered says nothing about the token.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_about_rights_that_is_refused_for_the_rate_is_asked_again() {
+    for (status, reason) in [(429, "throttled"), (504, "unavailable")] {
+        let fake = FakeConsul::start(&[]).await;
+        fake.change(|state| {
+            state.listed.clear();
+            state.rights = [(status, "not now"), (403, "ACL not found")];
+        });
+        let agent = agent(&fake.address(), "");
+        until(LATER, reason, || (errors(&agent, reason) >= 2.0).then_some(()));
+        fake.change(|state| state.rights[0] = (200, r#"[{"Allow":true}]"#));
+        until(LATER, &format!("{reason}: ready"), || {
+            (agent.get("/readyz").status == 200).then_some(())
+        });
+        assert_eq!(errors(&agent, "denied"), 0.0, "{reason}");
+    }
 }
 
 /// The names of Consul's variables in a text.

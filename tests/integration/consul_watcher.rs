@@ -18,24 +18,24 @@ use crate::support::fake_consul::{FakeConsul, Fault, entry};
 use crate::support::proxy::Proxy;
 
 /// Bound for events that should happen at once.
-const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(5);
 /// Bound for events that wait for a timer of the watcher.
-const LATER: Duration = Duration::from_secs(30);
+pub(crate) const LATER: Duration = Duration::from_secs(30);
 
 /// A watcher and its updates.
-struct Watched {
+pub(crate) struct Watched {
     watcher: ConsulWatcher,
-    status: Arc<SourceStatus>,
+    pub(crate) status: Arc<SourceStatus>,
     clock: Arc<Monotonic>,
-    picks: Arc<Mutex<HashMap<String, u64>>>,
+    pub(crate) picks: Arc<Mutex<HashMap<String, u64>>>,
     /// Instances by id of each service, by the last update. `AdditionsOnly` removes no instance.
-    view: BTreeMap<String, BTreeMap<String, ServiceInstance>>,
-    updates: Vec<Update>,
-    errors: Vec<WatchError>,
+    pub(crate) view: BTreeMap<String, BTreeMap<String, ServiceInstance>>,
+    pub(crate) updates: Vec<Update>,
+    pub(crate) errors: Vec<WatchError>,
 }
 
 impl Watched {
-    fn new(settings: ConsulSettings) -> Self {
+    pub(crate) fn new(settings: ConsulSettings) -> Self {
         let names = settings.services.clone();
         let status = Arc::new(SourceStatus::new(
             SOURCE,
@@ -60,12 +60,12 @@ impl Watched {
         }
     }
 
-    fn at(address: String) -> Self {
+    pub(crate) fn at(address: String) -> Self {
         Self::new(ConsulSettings::new(address))
     }
 
     /// Runs until the condition holds, and returns the time that this took. Fails after `bound`.
-    async fn until(&mut self, bound: Duration, what: &str, condition: impl Fn(&Self) -> bool) -> Duration {
+    pub(crate) async fn until(&mut self, bound: Duration, what: &str, condition: impl Fn(&Self) -> bool) -> Duration {
         let started = Instant::now();
         while !condition(self) {
             let left = bound.saturating_sub(started.elapsed());
@@ -90,23 +90,29 @@ impl Watched {
     }
 
     /// Runs for this time.
-    async fn run_for(&mut self, time: Duration) {
+    pub(crate) async fn run_for(&mut self, time: Duration) {
         let end = Instant::now() + time;
         self.until(time + SOON, "the clock", |_| Instant::now() >= end).await;
     }
 
-    async fn synced(&mut self) {
+    pub(crate) async fn synced(&mut self) {
         self.until(LATER, "synced", |watched| watched.updates.contains(&Update::Synced))
             .await;
     }
 
     /// Runs until all services are read with `Trust::Steady`, so that no further update is due.
-    async fn settled(&mut self) {
+    pub(crate) async fn settled(&mut self) {
+        self.settled_but(&[]).await;
+    }
+
+    /// The same without these services, which fail.
+    pub(crate) async fn settled_but(&mut self, failing: &[&str]) {
         self.synced().await;
         self.until(LATER, "second looks", |watched| {
             watched
                 .view
                 .keys()
+                .filter(|name| !failing.contains(&name.as_str()))
                 .all(|name| watched.last_trust(name) == Some(Trust::Steady))
         })
         .await;
@@ -136,11 +142,11 @@ impl Watched {
         self.updates.push(update);
     }
 
-    fn instance(&self, service: &str, id: &str) -> Option<&ServiceInstance> {
+    pub(crate) fn instance(&self, service: &str, id: &str) -> Option<&ServiceInstance> {
         self.view.get(service)?.get(id)
     }
 
-    fn ids(&self, service: &str) -> Vec<&str> {
+    pub(crate) fn ids(&self, service: &str) -> Vec<&str> {
         self.view
             .get(service)
             .into_iter()
@@ -149,12 +155,12 @@ impl Watched {
             .collect()
     }
 
-    fn last_trust(&self, service: &str) -> Option<Trust> {
+    pub(crate) fn last_trust(&self, service: &str) -> Option<Trust> {
         self.trusts(service).pop()
     }
 
     /// The trust of each update of a service.
-    fn trusts(&self, service: &str) -> Vec<Trust> {
+    pub(crate) fn trusts(&self, service: &str) -> Vec<Trust> {
         let trust = |update: &Update| match update {
             Update::Service(reading) if reading.service.as_str() == service => Some(reading.trust),
             Update::Gone {
@@ -165,7 +171,7 @@ impl Watched {
         self.updates.iter().filter_map(trust).collect()
     }
 
-    fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         let line = |(name, instances): (&String, &BTreeMap<String, ServiceInstance>)| {
             let each = |i: &ServiceInstance| {
                 format!(
@@ -184,12 +190,12 @@ impl Watched {
         self.view.iter().map(line).collect()
     }
 
-    fn errors_of(&self, reason: Reason) -> u64 {
+    pub(crate) fn errors_of(&self, reason: Reason) -> u64 {
         self.status.errors().get(reason.as_str()).copied().unwrap_or(0)
     }
 
     /// The first update that left a service without instances.
-    fn emptied(&self) -> Option<&Update> {
+    pub(crate) fn emptied(&self) -> Option<&Update> {
         self.updates.iter().find(|update| match update {
             Update::Service(reading) => reading.instances.is_empty(),
             Update::Gone { .. } => true,
@@ -580,7 +586,7 @@ async fn a_consul_that_is_down_at_first_or_killed_later_empties_nothing() {
 }
 
 /// Scenario 11: a server that restarts empty. The removals are reported twice, first with
-/// `Trust::AfterGap`, then with `Trust::Steady`.
+/// `Trust::AfterLoss`, then with `Trust::Steady`.
 #[tokio::test]
 async fn after_a_loss_of_all_data_the_drop_is_told_twice() {
     let mut consul = Consul::start().await;
@@ -615,7 +621,7 @@ async fn after_a_loss_of_all_data_the_drop_is_told_twice() {
             _ => None,
         })
         .collect();
-    let [(Trust::AfterGap, first), (Trust::Steady, second)] = gone[..] else {
+    let [(Trust::AfterLoss, first), (Trust::Steady, second)] = gone[..] else {
         panic!("{gone:?}")
     };
     assert!(
@@ -623,7 +629,7 @@ async fn after_a_loss_of_all_data_the_drop_is_told_twice() {
         "{:?}",
         second.since(first)
     );
-    assert!(watched.trusts("web").contains(&Trust::AfterGap));
+    assert!(watched.trusts("web").contains(&Trust::AfterLoss));
 }
 
 /// Scenario 10: the long polls wake with the state before the snapshot.
@@ -642,7 +648,7 @@ async fn a_restored_snapshot_is_read_and_not_what_the_polls_remember() {
     assert_eq!(watched.ids("web").len(), 20);
     consul.restore(snapshot).await;
     let took = watched.until(LATER, "the snapshot", |w| w.ids("web").len() == 4).await;
-    assert_eq!(watched.last_trust("web"), Some(Trust::AfterGap), "an index went back");
+    assert_eq!(watched.last_trust("web"), Some(Trust::AfterLoss), "an index went back");
     watched
         .until(LATER, "a second look", |w| w.last_trust("web") == Some(Trust::Steady))
         .await;
@@ -878,7 +884,6 @@ async fn a_frozen_consul_is_noticed_and_the_view_stays() {
 async fn transport_errors_lose_nothing_and_the_next_request_has_no_index() {
     for (fault, reason) in [
         (Fault::Status(500), Reason::Unavailable),
-        (Fault::Status(429), Reason::Unavailable),
         (Fault::Status(403), Reason::Denied),
         (Fault::Reset, Reason::Unreachable),
         (Fault::CutShort, Reason::Unreachable),
@@ -920,7 +925,11 @@ async fn half_an_answer_of_one_service_leaves_the_others_alone() {
     let mut watched = Watched::at(fake.address());
     watched.synced().await;
     assert_eq!((watched.ids("web").len(), watched.ids("api").len()), (0, 2));
-    assert!(!watched.view.contains_key("web"), "not told to be empty, but not told");
+    assert_eq!(
+        watched.trusts("web"),
+        [Trust::AdditionsOnly],
+        "the name is known, and nothing is removed"
+    );
     assert!(watched.errors.is_empty() && watched.errors_of(Reason::Protocol) >= 3);
     fake.change(|state| state.fault = None);
     watched.until(LATER, "its return", |w| w.ids("web").len() == 3).await;
@@ -945,7 +954,7 @@ async fn an_index_that_goes_back_is_read_anew_and_confirmed() {
             .insert(String::from("web"), vec![entry("web", "web-1", 8001)]);
     });
     watched.until(SOON, "the drop", |w| w.ids("web") == ["web-1@n1"]).await;
-    assert_eq!(watched.last_trust("web"), Some(Trust::AfterGap));
+    assert_eq!(watched.last_trust("web"), Some(Trust::AfterLoss));
     watched
         .until(LATER, "the second look", |w| w.last_trust("web") == Some(Trust::Steady))
         .await;
@@ -1005,12 +1014,12 @@ async fn a_wake_with_the_same_body_says_nothing() {
         fake.change(|state| state.index = index);
         watched.run_for(Duration::from_millis(400)).await;
     }
+    let followed = |_: &Watched| {
+        let mut polls = fake.asked().into_iter().filter(|asked| asked.path.ends_with("/web"));
+        polls.any(|asked| asked.query.contains("index=104"))
+    };
+    watched.until(LATER, "a poll at the last index", followed).await;
     assert_eq!(watched.updates.len(), updates);
-    assert!(
-        fake.asked()
-            .iter()
-            .any(|asked| asked.path.ends_with("/web") && asked.query.contains("index=104"))
-    );
 }
 
 /// Scenario 9: no poll wakes, and the periodic full read finds the change.

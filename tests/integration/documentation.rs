@@ -12,7 +12,8 @@ use axum::body::Body;
 use axum::http::Request;
 use pickd::api::{Admin, Api, Readiness};
 use pickd::balancer::{
-    BreakerConfig, Clock, Environment, Monotonic, Preset, ServiceConfigs, Source, SourceStatus, Sources,
+    BreakerConfig, Clock, Environment, Monotonic, Preset, ServiceConfigs, Source, SourceLimits, SourceStatus, Sources,
+    Timestamp,
 };
 use pickd::config::{Config, ConfigError, ConfigSources};
 use pickd::discovery::{Reason, file};
@@ -115,18 +116,19 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("pickd.toml"), text.as_bytes(), &ConfigSources::default())
 }
 
-/// The value of a key such as `etcd.refresh` or, in the first table of a list,
+/// The value of a key such as `etcd.refresh` or, in the first table of a list that has the key,
 /// `etcd.prefixes[].format`.
 fn value_at<'a>(file: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
-    let (parents, key) = path.rsplit_once('.')?;
-    let mut table = file;
-    for parent in parents.split('.') {
-        table = match parent.strip_suffix("[]") {
-            Some(list) => table.get(list)?.as_array()?.first()?.as_table()?,
-            None => table.get(parent)?.as_table()?,
-        };
+    let Some((parent, rest)) = path.split_once('.') else {
+        return file.get(path);
+    };
+    match parent.strip_suffix("[]") {
+        Some(list) => {
+            let mut tables = file.get(list)?.as_array()?.iter().filter_map(toml::Value::as_table);
+            tables.find_map(|table| value_at(table, rest))
+        }
+        None => value_at(file.get(parent)?.as_table()?, rest),
     }
-    table.get(key)
 }
 
 /// The keys of a table (of a list of tables: `etcd.prefixes[]`), from the error of the parser for
@@ -432,6 +434,9 @@ fn api() -> Api {
     let status = SourceStatus::new(Source::new("consul"), true, Box::new(|_| true));
     status.mark_synced();
     status.count_relist("start");
+    status.count_holds_ended("listed", 1);
+    status.service_fails(&"api".parse().unwrap(), "denied", "403", Timestamp::default());
+    status.set_limits(SourceLimits::new(16, Some(Duration::from_secs(12)), Some(95.0)));
     let clock = Arc::new(Monotonic::start());
     let tools = Environment {
         clock: clock.clone(),
@@ -473,7 +478,12 @@ async fn every_documented_route_is_one_and_every_route_is_documented() {
             let (method, path) = route.split_once(' ').unwrap();
             documented.insert(path.to_owned());
             for prefix in ["", "/v1"] {
-                let path = format!("{prefix}{}", path.replace("{service}", "web").replace("{id}", "web-1"));
+                let path = format!(
+                    "{prefix}{}",
+                    path.replace("{service}", "web")
+                        .replace("{id}", "web-1")
+                        .replace("{source}", "file")
+                );
                 let request = Request::builder()
                     .method(method)
                     .uri(&path)
@@ -482,7 +492,8 @@ async fn every_documented_route_is_one_and_every_route_is_documented() {
                     .unwrap();
                 let response = api().router().oneshot(request).await.unwrap();
                 // Without a listener the peer is unknown, and unknown peers are not authorized.
-                let expected = if method == "PUT" { 403 } else { 200 };
+                let is_for_operators = method == "PUT" || path.ends_with("/accept");
+                let expected = if is_for_operators { 403 } else { 200 };
                 assert_eq!(response.status(), expected, "{page}: {method} {path}");
             }
         }

@@ -66,23 +66,29 @@ fn the_commands_of_the_readme_register_and_are_picked_by_weight() {
 #[test]
 fn its_commands_register_in_every_format() {
     let etcd = Etcd::start();
+    // The page names the prefix of each format; go-zero alone needs its format, too.
     let prefixes = [
-        "/services",
-        "user.rpc",
-        "grpc",
-        "/microservices",
-        "/micro/registry",
-        "/micro-registry",
-        "kitex",
-        "/rpcx",
-        "/skydns",
+        ("/services", "auto"),
+        ("user.rpc", "go-zero"),
+        ("grpc", "auto"),
+        ("/microservices", "auto"),
+        ("/micro/registry", "auto"),
+        ("/micro-registry", "auto"),
+        ("kitex/registry-etcd", "auto"),
+        ("/rpcx", "auto"),
+        ("/skydns/local", "auto"),
+        ("/apisix/upstreams", "auto"),
+        ("/service/default/default/hello", "auto"),
+        ("/jupiter", "auto"),
     ];
     let url = etcd.url(0);
-    let mut arguments = vec!["--etcd", &url];
-    for prefix in prefixes {
-        arguments.extend(["--etcd-prefix", prefix]);
+    let mut text = format!("[etcd]\nendpoints = [\"{url}\"]\n");
+    for (prefix, format) in prefixes {
+        text += &format!("[[etcd.prefixes]]\nprefix = \"{prefix}\"\nformat = \"{format}\"\n");
     }
-    let agent = Agent::run(arguments).ready();
+    let folder = Folder::new();
+    let config = folder.write("pickd.toml", &text);
+    let agent = Agent::run(["--config", config.to_str().unwrap()]).ready();
     let commands = blocks("docs/etcd.md", "sh");
     assert!(commands.len() >= 9, "{commands:?}");
     for block in &commands {
@@ -96,9 +102,19 @@ fn its_commands_register_in_every_format() {
         ("helloworld", "3f1c=10.0.1.40:8000*10"),
         ("greeter", "greeter-7f=10.0.1.50:45123*1"),
         ("greeter-old", "greeter-8a=10.0.1.51:45123*1"),
-        ("echo", "registry-etcd/10.0.1.60:8888=10.0.1.60:8888*10"),
+        ("echo", "10.0.1.60:8888=10.0.1.60:8888*10"),
         ("Arith", "tcp@10.0.1.70:8972=10.0.1.70:8972*7"),
-        ("dns-web", "local/x5=10.0.1.80:8080*100"),
+        ("dns-web", "x5=10.0.1.80:8080*100"),
+        ("stringsvc", "10.0.1.12:8080=10.0.1.12:8080*1"),
+        ("billing", "billing-1=10.0.1.22:8080*3 billing-2=10.0.1.23:8080*1"),
+        ("user-app", "10.0.1.90:20000=10.0.1.90:20000*55"),
+        (
+            "checkout",
+            "checkout/10.0.1.100:80=10.0.1.100:80*1 checkout/10.0.1.101:80=10.0.1.101:80*2",
+        ),
+        // The prefix has the name in it, so the version is the service.
+        ("latest", "10.0.1.110:8888=10.0.1.110:8888*1"),
+        ("grpc:catalog:v1:dev", "10.0.1.120:9091=10.0.1.120:9091*100"),
     ] {
         until(SOON, &format!("{service}: {expected}"), || {
             let answer = agent.get(&format!("/services/{service}")).json();

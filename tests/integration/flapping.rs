@@ -150,7 +150,6 @@ fn a_longer_slow_start_stays_in_force_while_an_instance_flaps() {
     assert_eq!(pool.a().factors.slow_start, 0.5);
 }
 
-/// Scenario 47.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_in_consul_that_flaps_is_told_everywhere() {
     let consul = Consul::start().await;

@@ -112,7 +112,7 @@ async fn a_name_is_any_text_and_its_path_is_percent_encoded() {
         consul
             .register("n", name, &format!("c{number}"), i64::from(number), json!({}))
             .await;
-        // The prefix of etcd takes the segment before the last for the service: no slash there.
+        // A segment of a key is the service: no slash there.
         if !name.contains('/') {
             etcd.put(&format!("/services/{name}/e{number}"), &format!("10.0.0.2:{number}"));
         }
@@ -123,7 +123,7 @@ async fn a_name_is_any_text_and_its_path_is_percent_encoded() {
     let (url, etcd_url, file) = (consul.address(), etcd.urls(), file.display().to_string());
     let agent = Agent::run(["--consul", &url, "--etcd", &etcd_url, "--file", &file]).ready();
     for (number, (name, path)) in (1..).zip(NAMES) {
-        let mut expected = vec![format!("c{number}@n"), format!("e{number}"), format!("f{number}")];
+        let mut expected = vec![format!("c{number}@n"), format!("e{number}"), format!("f{number}~file")];
         expected.retain(|id| !name.contains('/') || !id.starts_with('e'));
         until(SOON, &format!("{name} is {expected:?}"), || {
             (ids(&agent, path) == expected).then_some(())
@@ -431,7 +431,7 @@ async fn registrations_without_a_port_are_counted_apart_and_listed() {
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert_eq!(
         (&warnings[0]["skipped"], &warnings[0]["reason"]),
-        (&json!(1), &json!("port70000@n: port 70000: expected 1 to 65535"))
+        (&json!(1), &json!("port70000@n: port: expected 1 to 65535"))
     );
     // `pickd services` names a few of them.
     let shown = command(["services", "web", "--agent", &agent.url()]);

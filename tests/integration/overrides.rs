@@ -628,6 +628,59 @@ fn over_the_network_without_a_token_overrides_are_refused() {
 }
 
 #[test]
+fn accepting_a_source_needs_the_rights_of_an_override() {
+    let world = world_with(CONFIG, &["--listen", "0.0.0.0:0"]);
+    let (own, open) = (world.agent.address, open_address(&world.agent));
+    let accept = "/sources/file/accept";
+    let done = ask(own, "POST", accept, &[], "");
+    assert_eq!(
+        (done.status, done.json()),
+        (200, json!({ "source": "file", "released_instances": 0 }))
+    );
+    assert_eq!(ask(own, "POST", "/v1/sources/file/accept", &[], "").status, 200);
+    for (address, method, target, headers, body, expected) in [
+        (open, "POST", accept, "", "", (403, "forbidden")),
+        (open, "POST", accept, "Authorization: Bearer x", "", (403, "forbidden")),
+        (own, "POST", accept, "Origin: http://evil.test", "", (403, "forbidden")),
+        (own, "POST", "/sources/consul/accept", "", "", (404, "unknown_source")),
+        (own, "POST", "/sources/a%20b/accept", "", "", (404, "unknown_source")),
+        (own, "POST", "/sources/%ff/accept", "", "", (400, "invalid_request")),
+        (own, "POST", accept, "", "{\"reason\":\"x\"}", (400, "invalid_request")),
+        (
+            own,
+            "POST",
+            "/sources/file/accept?all=1",
+            "",
+            "",
+            (400, "unknown_parameter"),
+        ),
+        (own, "GET", accept, "", "", (405, "method_not_allowed")),
+        (own, "DELETE", accept, "", "", (405, "method_not_allowed")),
+    ] {
+        let headers: Vec<&str> = [headers].into_iter().filter(|header| !header.is_empty()).collect();
+        let refused = ask(address, method, target, &headers, body);
+        let (status, code) = expected;
+        assert_eq!(
+            problem(&refused),
+            (status, code.to_owned()),
+            "{method} {target} {headers:?}"
+        );
+    }
+    let allow = ask(own, "PUT", accept, &[], "");
+    assert_eq!((allow.status, allow.header("allow")), (405, Some("POST")));
+
+    // The same by the command line.
+    let accept = |source: &str| {
+        let url = format!("http://{own}");
+        let output = pickd().args(["accept", source, "--agent", &url]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(accept("file"), (Some(0), "file: no instance was held\n".to_owned()));
+    assert_eq!(accept("etcd"), (Some(3), String::new()));
+    assert_eq!(accept("zookeeper"), (Some(2), String::new()));
+}
+
+#[test]
 fn web_pages_of_another_origin_may_not_override() {
     let world = world();
     let address = world.agent.address;
@@ -990,7 +1043,9 @@ fn the_documented_commands_do_what_the_page_says() {
         .skip(1)
         .flat_map(|rest| rest.split("```").next().unwrap().lines());
     for line in lines.by_ref().filter(|line| line.starts_with("pickd ")) {
+        // The agent of this test has a file in place of Consul.
         let line = line
+            .replace("accept consul", "accept file")
             .replace("http://10.0.0.7:7425", &format!("http://{}", open_address(&agent)))
             .replace("/etc/pickd/admin-token", folder.path("admin-token").to_str().unwrap())
             .replace("/run/pickd/pickd.sock", socket.to_str().unwrap());
@@ -1005,12 +1060,12 @@ fn the_documented_commands_do_what_the_page_says() {
         assert!(output.status.success(), "{line}: {output:?}");
         run += 1;
     }
-    assert_eq!(run, 8);
+    assert_eq!(run, 9);
     assert_eq!(agent.program.logged("instance drained").len(), 2);
 
     // The lines for curl, sent without curl.
     let curls: Vec<&str> = page.lines().filter(|line| line.starts_with("curl ")).collect();
-    assert_eq!(curls.len(), 7);
+    assert_eq!(curls.len(), 8);
     for line in curls {
         let words: Vec<&str> = line.split_whitespace().collect();
         let target = words.iter().find_map(|word| word.strip_prefix("localhost:7425"));
@@ -1038,7 +1093,8 @@ fn the_documented_commands_do_what_the_page_says() {
         } else {
             &[]
         };
-        let response = ask(agent.address, method, target, headers, body);
+        let target = target.replace("sources/consul", "sources/file");
+        let response = ask(agent.address, method, &target, headers, body);
         assert_eq!(response.status, 200, "{line}: {}", response.text());
     }
 }

@@ -91,17 +91,17 @@ fn blocking<T>(work: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(work)
 }
 
-const ADDRESS: &str = "10.0.0.9:9000";
+const ADDRESS: &str = "127.2.0.9:9000";
 
 /// Registers `api` at [`ADDRESS`] on a node, with this status of the node.
 async fn register(consul: &Consul, node: &str, id: &str, status: &str, fields: Value) {
-    let mut all = json!({ "Address": "10.0.0.9" });
+    let mut all = json!({ "Address": "127.2.0.9" });
     all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     consul.register(node, "web", id, 9000, all).await;
     consul.check(node, "", "serfHealth", status, "").await;
 }
 
-/// Scenario 61: an agent of Consul restarts under a new node name, and the failed node stays listed
+/// An agent of Consul restarts under a new node name, and the failed node stays listed
 /// for 72 hours.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_node_takes_no_machine_out_that_another_node_lists() {
@@ -129,7 +129,6 @@ async fn a_failed_node_takes_no_machine_out_that_another_node_lists() {
     }
 }
 
-/// Scenario 61.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_is_unusable_with_its_last_usable_registration() {
     let consul = Consul::start().await;
@@ -145,7 +144,7 @@ async fn an_address_is_unusable_with_its_last_usable_registration() {
     });
     consul.check("host-b", "", "serfHealth", "critical", "").await;
     blocking(|| {
-        until_shown(&agent, &["api@host-a at 10.0.0.9:9000"]);
+        until_shown(&agent, &["api@host-a at 127.2.0.9:9000"]);
         let explain = pickd()
             .args(["explain", "web", "--agent", &agent.url()])
             .output()
@@ -157,17 +156,17 @@ async fn an_address_is_unusable_with_its_last_usable_registration() {
     });
     consul.check("host-a", "", "_node_maintenance", "critical", "").await;
     blocking(|| {
-        until_shown(&agent, &["-api@host-a at 10.0.0.9:9000"]);
+        until_shown(&agent, &["-api@host-a at 127.2.0.9:9000"]);
         let why = explained(&agent).remove(ADDRESS).unwrap_or_default()["why"].clone();
         assert_eq!(why, json!(["registry_maintenance"]));
     });
     consul.deregister("host-a", None).await;
-    blocking(|| until_shown(&agent, &["-api@host-b at 10.0.0.9:9000"]));
+    blocking(|| until_shown(&agent, &["-api@host-b at 127.2.0.9:9000"]));
     consul.deregister("host-b", None).await;
     blocking(|| until_shown(&agent, &[]));
 }
 
-/// Scenario 62: a registrar lists a port once for each of its tags.
+/// A registrar lists a port once for each of its tags.
 #[tokio::test(flavor = "multi_thread")]
 async fn tags_of_all_usable_registrations_of_an_address_are_asked_for() {
     let consul = Consul::start().await;
@@ -175,7 +174,7 @@ async fn tags_of_all_usable_registrations_of_an_address_are_asked_for() {
     register(&consul, "n1", "api-v2", "passing", json!({ "Tags": ["v2", "canary"] })).await;
     let agent = blocking(|| Agent::run(["--consul", &consul.address()]).ready());
     blocking(|| {
-        until_shown(&agent, &["api-v2@n1 at 10.0.0.9:9000"]);
+        until_shown(&agent, &["api-v2@n1 at 127.2.0.9:9000"]);
         for (tag, answer) in [("v1", ADDRESS), ("v2", ADDRESS), ("canary", ADDRESS), ("v3", "503")] {
             let target = format!("/pick/web?tag={tag}");
             assert_eq!(
@@ -203,7 +202,6 @@ async fn tags_of_all_usable_registrations_of_an_address_are_asked_for() {
     });
 }
 
-/// Scenario 63.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newest_registration_in_consul_gives_the_attributes() {
     let consul = Consul::start().await;
@@ -211,15 +209,15 @@ async fn the_newest_registration_in_consul_gives_the_attributes() {
     register(&consul, "n1", "a", "passing", weight(2)).await;
     register(&consul, "n1", "z", "passing", weight(3)).await;
     let agent = blocking(|| Agent::run(["--consul", &consul.address()]).ready());
-    blocking(|| until_shown(&agent, &["z@n1 at 10.0.0.9:9000"]));
+    blocking(|| until_shown(&agent, &["z@n1 at 127.2.0.9:9000"]));
     register(&consul, "n1", "a", "passing", weight(4)).await;
     blocking(|| {
-        until_shown(&agent, &["a@n1 at 10.0.0.9:9000"]);
+        until_shown(&agent, &["a@n1 at 127.2.0.9:9000"]);
         assert_eq!(agent.picks("web")["weight"], 4);
     });
 }
 
-/// Scenario 63: a process registers again under a new key, and its former key has not expired yet.
+/// A process registers again under a new key, and its former key has not expired yet.
 #[test]
 fn the_newest_key_of_an_address_gives_the_attributes() {
     let etcd = Etcd::start();
@@ -228,14 +226,14 @@ fn the_newest_key_of_an_address_gives_the_attributes() {
     etcd.put("/services/web/a", &value(2, "passing"));
     etcd.put("/services/web/z", &value(3, "passing"));
     let agent = Agent::run(["--etcd", &etcd.url(0)]).ready();
-    until_shown(&agent, &["z at 10.0.0.9:9000"]);
+    until_shown(&agent, &["z at 127.2.0.9:9000"]);
     assert_eq!(agent.picks("web")["weight"], 3);
     // Seen by the watch, with another value and with the same value.
     etcd.put("/services/web/a", &value(4, "passing"));
-    until_shown(&agent, &["a at 10.0.0.9:9000"]);
+    until_shown(&agent, &["a at 127.2.0.9:9000"]);
     assert_eq!(agent.picks("web")["weight"], 4);
     etcd.put("/services/web/z", &value(3, "passing"));
-    until_shown(&agent, &["z at 10.0.0.9:9000"]);
+    until_shown(&agent, &["z at 127.2.0.9:9000"]);
     // A usable key before a newer one that is not.
     etcd.put("/services/web/b", &value(9, "critical"));
     until_registered(
@@ -252,18 +250,17 @@ fn the_newest_key_of_an_address_gives_the_attributes() {
         &["z etcd passing", "a etcd passing", "b etcd critical"],
     );
     etcd.delete("/services/web/z");
-    until_shown(&agent, &["a at 10.0.0.9:9000"]);
+    until_shown(&agent, &["a at 127.2.0.9:9000"]);
     etcd.delete("/services/web/a");
-    until_shown(&agent, &["-b at 10.0.0.9:9000"]);
+    until_shown(&agent, &["-b at 127.2.0.9:9000"]);
 }
 
-/// Scenario 63.
 #[test]
 fn the_last_usable_entry_of_a_file_for_an_address_counts() {
     let folder = Folder::new();
     let entry = |id: &str, status: &str, tag: &str| {
         format!(
-            "[[service.instance]]\nid = \"{id}\"\nhost = \"10.0.0.9\"\nport = 9000\nstatus = \"{status}\"\ntags = [\"{tag}\"]\n"
+            "[[service.instance]]\nid = \"{id}\"\nhost = \"127.2.0.9\"\nport = 9000\nstatus = \"{status}\"\ntags = [\"{tag}\"]\n"
         )
     };
     let file = |entries: [String; 3]| format!("[[service]]\nname = \"web\"\n{}", entries.concat());
@@ -296,9 +293,9 @@ const EU: &str = "127.2.0.20:80";
 const US: &str = "127.2.0.10:80";
 
 /// The prefix of etcd in which folders stand before the services.
-const FOLDERS: &str = "[[etcd.prefixes]]\nprefix = \"/services/\"\n";
+const FOLDERS: &str = "[[etcd.prefixes]]\nprefix = \"/services/\"\npath = \"*/{service}/{instance}\"\n";
 
-/// Scenario 64: the same instance name in two folders, whichever is registered first.
+/// The same instance name in two folders, whichever is registered first.
 #[test]
 fn an_override_stays_with_its_machine_when_its_name_is_registered_again() {
     for (first, then) in [
@@ -326,7 +323,7 @@ fn an_override_stays_with_its_machine_when_its_name_is_registered_again() {
         until_shown(&agent, &expected.each_ref().map(|(_, text)| text.as_str()));
         assert_eq!(picked(&agent, "/pick/web"), BTreeMap::from([(then.1.to_owned(), 20)]));
         // Another agent sees both at once, and has the same ids.
-        let other = Agent::run(["--etcd", &etcd.url(0)]).ready();
+        let other = run();
         until_shown(
             &other,
             &expected.each_ref().map(|(_, text)| text.trim_start_matches('-')),
@@ -334,7 +331,7 @@ fn an_override_stays_with_its_machine_when_its_name_is_registered_again() {
     }
 }
 
-/// Scenario 64: two prefixes list the same name.
+/// Two prefixes list the same name.
 #[test]
 fn a_name_below_two_prefixes_belongs_to_neither_and_an_override_stays() {
     let etcd = Etcd::start();
@@ -360,7 +357,7 @@ fn a_name_below_two_prefixes_belongs_to_neither_and_an_override_stays() {
     until_shown(&agent, &["-web-0 at 127.2.0.20:80"]);
 }
 
-/// Scenario 64: etcd and a file list the same name.
+/// Etcd and a file list the same name.
 #[test]
 fn a_name_in_etcd_and_in_a_file_is_two_instances_whichever_comes_first() {
     for file_is_first in [false, true] {
@@ -386,26 +383,26 @@ fn a_name_in_etcd_and_in_a_file_is_two_instances_whichever_comes_first() {
     }
 }
 
-/// Scenario 65: the registration whose id an override names goes, and the machine stays.
+/// The registration whose id an override names goes, and the machine stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_override_stays_while_registrations_of_its_machine_come_and_go() {
     let (consul, etcd) = (Consul::start().await, blocking(Etcd::start));
     register(&consul, "host-a", "api", "passing", json!({})).await;
     let agent = blocking(|| Agent::run(["--consul", &consul.address(), "--etcd", &etcd.url(0)]).ready());
     blocking(|| {
-        until_shown(&agent, &["api@host-a at 10.0.0.9:9000"]);
+        until_shown(&agent, &["api@host-a at 127.2.0.9:9000"]);
         assert_eq!(drain(&agent, "PUT", "api@host-a").0, 200);
     });
     register(&consul, "host-b", "api", "passing", json!({})).await;
     blocking(|| {
-        until_shown(&agent, &["-api@host-b at 10.0.0.9:9000"]);
+        until_shown(&agent, &["-api@host-b at 127.2.0.9:9000"]);
         // Each id of the machine means it.
         assert_eq!(drain(&agent, "PUT", "api@host-a"), (200, json!("api@host-b")));
     });
     consul.deregister("host-a", None).await;
     blocking(|| {
         until_registered(&agent, ADDRESS, &["api@host-b consul passing"]);
-        assert_eq!(shown(&agent), ["-api@host-b at 10.0.0.9:9000"]);
+        assert_eq!(shown(&agent), ["-api@host-b at 127.2.0.9:9000"]);
         etcd.put("/services/web/api", ADDRESS);
         until_registered(&agent, ADDRESS, &["api@host-b consul passing", "api etcd unknown"]);
     });
@@ -414,9 +411,9 @@ async fn an_override_stays_while_registrations_of_its_machine_come_and_go() {
         until(Duration::from_secs(45), "etcd alone lists the machine", || {
             (registrations(&agent, ADDRESS) == ["api etcd unknown"]).then_some(())
         });
-        assert_eq!(shown(&agent), ["-api at 10.0.0.9:9000"]);
+        assert_eq!(shown(&agent), ["-api at 127.2.0.9:9000"]);
         assert_eq!(drain(&agent, "DELETE", "api"), (200, json!("api")));
-        until_shown(&agent, &["api at 10.0.0.9:9000"]);
+        until_shown(&agent, &["api at 127.2.0.9:9000"]);
         drop((agent, etcd));
     });
 }

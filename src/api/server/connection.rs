@@ -115,8 +115,13 @@ fn route(
     request: hyper::Request<Incoming>,
 ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
     let mut request: Request = request.map(|incoming| body::with_timeout(incoming, limit));
-    // Only overrides need the peer. Picks are spared the cost.
-    if matches!(*request.method(), Method::PUT | Method::DELETE) {
+    // Only routes that check the client need the peer. Picks are spared the cost.
+    let checks_the_client = match *request.method() {
+        Method::PUT | Method::DELETE => true,
+        Method::POST => request.uri().path().ends_with("/accept"),
+        _ => false,
+    };
+    if checks_the_client {
         request.extensions_mut().insert(peer.clone());
     }
     router.clone().call(request)

@@ -88,6 +88,9 @@ pub enum Failure<E> {
     },
     /// The request itself is at fault (most 4xx). Not tried again, and no failure of the instance.
     Client(E),
+    /// The host of the caller failed before the request was sent: it lacks files, ports or memory.
+    /// Not tried again, and no outcome of the instance: counts as [`Outcome::Cancelled`].
+    Local(E),
 }
 
 impl<E> From<E> for Failure<E> {
@@ -101,8 +104,12 @@ impl<E> Failure<E> {
     #[must_use]
     pub fn error(&self) -> &E {
         match self {
-            Self::NotSent(error) | Self::Failed(error) | Self::TimedOut(error) | Self::Client(error) => error,
-            Self::Rejected { error, .. } => error,
+            Self::NotSent(error)
+            | Self::Failed(error)
+            | Self::TimedOut(error)
+            | Self::Client(error)
+            | Self::Local(error)
+            | Self::Rejected { error, .. } => error,
         }
     }
 
@@ -110,8 +117,12 @@ impl<E> Failure<E> {
     #[must_use]
     pub fn into_error(self) -> E {
         match self {
-            Self::NotSent(error) | Self::Failed(error) | Self::TimedOut(error) | Self::Client(error) => error,
-            Self::Rejected { error, .. } => error,
+            Self::NotSent(error)
+            | Self::Failed(error)
+            | Self::TimedOut(error)
+            | Self::Client(error)
+            | Self::Local(error)
+            | Self::Rejected { error, .. } => error,
         }
     }
 
@@ -128,6 +139,7 @@ impl<E> Failure<E> {
                 ..
             } => Outcome::RejectedFor(*time),
             Self::Client(_) => Outcome::Success,
+            Self::Local(_) => Outcome::Cancelled,
         }
     }
 
@@ -135,7 +147,7 @@ impl<E> Failure<E> {
         match self {
             Self::NotSent(_) => true,
             Self::Failed(_) | Self::TimedOut(_) | Self::Rejected { .. } => is_idempotent,
-            Self::Client(_) => false,
+            Self::Client(_) | Self::Local(_) => false,
         }
     }
 }
@@ -469,6 +481,7 @@ mod tests {
             (Failure::NotSent("it failed"), once, 3, Outcome::ConnectError),
             (Failure::Client("it failed"), Call::new(), 1, Outcome::Success),
             (Failure::Client("it failed"), once, 1, Outcome::Success),
+            (Failure::Local("it failed"), Call::new(), 1, Outcome::Cancelled),
         ] {
             let (balancer, _) = balancer(&["a", "b", "c"], LoadBalancerConfig::default());
             assert_eq!(tried(&balancer, call, failure).len(), attempts, "{failure:?} {call:?}");
@@ -476,7 +489,7 @@ mod tests {
             let failed = balancer.statistics().failed_requests;
             assert_eq!(
                 failed,
-                if outcome == Outcome::Success {
+                if matches!(outcome, Outcome::Success | Outcome::Cancelled) {
                     0
                 } else {
                     attempts as u64

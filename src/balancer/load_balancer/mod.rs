@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,7 +17,7 @@ use self::writer::{Counted, Upkeep, Writer};
 use super::clock::Timestamp;
 use super::config::{CookieName, LoadBalancerConfig};
 use super::diff::Changes;
-use super::environment::Environment;
+use super::environment::{Environment, Wake};
 use super::error::{PickError, ReportError, UnknownInstance};
 use super::health::ejection::{Ejections, PoolHealth};
 use super::instance::{HealthStatus, InstanceId, ServiceInstance, ServiceName, Weight};
@@ -77,7 +77,7 @@ pub(crate) struct Shared {
     pub(crate) load: Arc<Load>,
     pub(crate) environment: Environment,
     /// Whether a timer calls `advance`. If not, requests do what is due.
-    is_driven: bool,
+    is_driven: AtomicBool,
     not_synced: AtomicU64,
     no_instances: AtomicU64,
     unknown_port: AtomicU64,
@@ -147,6 +147,7 @@ impl LoadBalancer {
             overrides: Overrides::default(),
             ejections: Ejections::default(),
             upkeep: Upkeep::default(),
+            on_change: Vec::new(),
         };
         let shared = Shared {
             service,
@@ -156,7 +157,7 @@ impl LoadBalancer {
             generation: AtomicU64::new(0),
             load,
             environment,
-            is_driven,
+            is_driven: AtomicBool::new(is_driven),
             not_synced: AtomicU64::new(0),
             no_instances: AtomicU64::new(0),
             unknown_port: AtomicU64::new(0),
@@ -305,6 +306,18 @@ impl LoadBalancer {
     }
 
     /// Adds an instance, or replaces the instance with the same id.
+    ///
+    /// ```
+    /// use pickd::{LoadBalancer, LoadBalancerConfig, ServiceInstance, Weight};
+    ///
+    /// let balancer = LoadBalancer::new("user-service".parse()?, LoadBalancerConfig::default());
+    /// let user_1 = ServiceInstance::new("user-1", "10.0.1.10", 8080)?;
+    /// assert_eq!(balancer.add_instance(user_1.clone()).added.len(), 1);
+    /// assert_eq!(balancer.add_instance(user_1.clone().with_weight(Weight::new(2)?)).updated.len(), 1);
+    /// assert_eq!(balancer.remove_instance(user_1.id()).removed.len(), 1);
+    /// assert!(balancer.instances().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn add_instance(&self, instance: ServiceInstance) -> Changes {
         let mut writer = self.write();
         let view = self.shared.view.load_full();
@@ -340,7 +353,16 @@ impl LoadBalancer {
         if view.config != config {
             let instances = view.members.iter().map(|member| Arc::clone(&member.instance)).collect();
             self.publish(&mut writer, view, config, instances, &Changes::default());
+            writer.tell_change();
         }
+    }
+
+    /// Calls this wake after each change of the instances or of the configuration, for as long as it
+    /// exists. Called under locks of the balancer: an implementation only takes a note.
+    pub fn on_change(&self, wake: Weak<dyn Wake>) {
+        let mut writer = self.write();
+        writer.on_change.retain(|wake| wake.strong_count() > 0);
+        writer.on_change.push(wake);
     }
 
     /// Drains an instance: no pick chooses it from now on. Replaces an earlier drain of the
@@ -514,6 +536,24 @@ impl LoadBalancer {
     }
 
     /// Statistics of the service so far.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pickd::{Context, LoadBalancer, LoadBalancerConfig, Outcome, ServiceInstance};
+    ///
+    /// let balancer = LoadBalancer::new("user-service".parse()?, LoadBalancerConfig::default());
+    /// balancer.add_instance(ServiceInstance::new("user-1", "10.0.1.10", 8080)?);
+    /// for outcome in [Outcome::Success, Outcome::Success, Outcome::Success, Outcome::Failure] {
+    ///     balancer.acquire(&Context::new())?.finish(outcome, Duration::from_millis(20));
+    /// }
+    /// let statistics = balancer.statistics();
+    /// assert_eq!((statistics.total_requests, statistics.failed_requests), (4, 1));
+    /// assert_eq!(statistics.failure_rate, 0.25);
+    /// assert_eq!((statistics.available_instances, statistics.total_instances), (1, 1));
+    /// assert_eq!(statistics.instances["user-1"].consecutive_failures, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         let now = self.shared.environment.clock.now();
@@ -521,32 +561,7 @@ impl LoadBalancer {
         let writer = self.write();
         let counted = self.counted(&writer);
         let view = self.shared.view.load_full();
-        let instance = |member: &Member| {
-            let live = &member.live;
-            let layers = member.layers_now();
-            let unavailable_reasons = unavailable_reasons(member, &layers, &view.config);
-            let statistics = InstanceStatistics {
-                status: layers.status(),
-                available: unavailable_reasons.is_empty(),
-                in_turn: view.is_in_turn(member.tier),
-                flapping: live.is_flapping(now),
-                effective_weight: if view.lets_through(member, &unavailable_reasons) {
-                    f64::from(member.units) / 16.0
-                } else {
-                    0.0
-                },
-                layers,
-                unavailable_reasons,
-                total_requests: live.picks.load(Ordering::Relaxed),
-                reported_requests: live.reported.load(Ordering::Relaxed),
-                failed_requests: live.failed.load(Ordering::Relaxed),
-                consecutive_failures: live.consecutive_failures.load(Ordering::Relaxed),
-                active_connections: live.in_flight(),
-                average_response_time: live.average_response_time(),
-                response_time: live.response_time(now).map(Duration::from_secs_f32),
-            };
-            (member.instance.id().clone(), statistics)
-        };
+        let instance = |member: &Member| (member.instance.id().clone(), instance_statistics(member, &view, now));
         let instances: BTreeMap<_, _> = view.members.iter().map(instance).collect();
         Statistics {
             strategy: view.config.strategy(),
@@ -560,6 +575,40 @@ impl LoadBalancer {
             total_instances: view.members.len(),
             instances,
         }
+    }
+
+    /// Statistics of one instance; `None` if no instance has this id.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pickd::{Context, LoadBalancer, LoadBalancerConfig, Outcome, ServiceInstance};
+    ///
+    /// let balancer = LoadBalancer::new("user-service".parse()?, LoadBalancerConfig::default());
+    /// balancer.add_instance(ServiceInstance::new("user-1", "10.0.1.10", 8080)?);
+    /// for milliseconds in [30, 10] {
+    ///     balancer.acquire(&Context::new())?.finish(Outcome::Success, Duration::from_millis(milliseconds));
+    /// }
+    ///
+    /// let user_1 = balancer.instance_statistics(&"user-1".parse()?).ok_or("unknown")?;
+    /// assert_eq!((user_1.total_requests, user_1.active_connections, user_1.consecutive_failures), (2, 0, 0));
+    /// assert_eq!(user_1.total_response_time, Duration::from_millis(40));
+    /// assert_eq!(user_1.last_response_time, Some(Duration::from_millis(10)));
+    /// assert_eq!(user_1.average_response_time, Duration::from_millis(20));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn instance_statistics(&self, id: &InstanceId) -> Option<InstanceStatistics> {
+        let now = self.shared.environment.clock.now();
+        self.settle(&self.write());
+        let view = self.shared.view.load_full();
+        let index = view
+            .members
+            .binary_search_by(|member| member.instance.id().cmp(id))
+            .ok()?;
+        view.members
+            .get(index)
+            .map(|member| instance_statistics(member, &view, now))
     }
 
     /// The registered instances with their derived status, sorted by id.
@@ -594,6 +643,36 @@ impl LoadBalancer {
         writer.registered.values().for_each(|live| counted.add(live));
         writer.departed.iter().for_each(|(_, _, live)| counted.add(live));
         counted
+    }
+}
+
+/// The statistics of a member, whose picks are settled.
+fn instance_statistics(member: &Member, view: &View, now: Timestamp) -> InstanceStatistics {
+    let live = &member.live;
+    let layers = member.layers_now();
+    let unavailable_reasons = unavailable_reasons(member, &layers, &view.config);
+    InstanceStatistics {
+        status: layers.status(),
+        available: unavailable_reasons.is_empty(),
+        in_turn: view.is_in_turn(member.tier),
+        flapping: live.is_flapping(now),
+        effective_weight: if view.lets_through(member, &unavailable_reasons) {
+            f64::from(member.units) / 16.0
+        } else {
+            0.0
+        },
+        layers,
+        unavailable_reasons,
+        total_requests: live.picks.load(Ordering::Relaxed),
+        reported_requests: live.reported.load(Ordering::Relaxed),
+        failed_requests: live.failed.load(Ordering::Relaxed),
+        consecutive_failures: live.consecutive_failures.load(Ordering::Relaxed),
+        active_connections: live.in_flight(),
+        timed_requests: live.timed.load(Ordering::Relaxed),
+        total_response_time: live.total_response_time(),
+        last_response_time: live.last_response_time(),
+        average_response_time: live.average_response_time(),
+        response_time: live.response_time(now).map(Duration::from_secs_f32),
     }
 }
 

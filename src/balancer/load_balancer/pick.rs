@@ -23,6 +23,22 @@ use crate::balancer::view::View;
 impl LoadBalancer {
     /// Chooses the instance that should take the next request, and counts the pick.
     ///
+    /// ```
+    /// use pickd::{Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, ServiceInstance};
+    ///
+    /// let config = LoadBalancerConfig::new(LoadBalancingStrategy::ConsistentHash);
+    /// let balancer = LoadBalancer::new("session-service".parse()?, config);
+    /// for (id, host) in [("cache-1", "10.0.1.20"), ("cache-2", "10.0.1.21"), ("cache-3", "10.0.1.22")] {
+    ///     balancer.add_instance(ServiceInstance::new(id, host, 6379)?);
+    /// }
+    /// let user = Context::new().with_key("user-7");
+    /// let id = balancer.select_instance(&user)?.id().clone();
+    /// for _ in 0..10 {
+    ///     assert_eq!(balancer.select_instance(&user)?.id(), &id);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// A pick loads the view once, takes no lock and allocates nothing. Do not hold the [`Pick`]
     /// over an await: it pins its view.
     ///

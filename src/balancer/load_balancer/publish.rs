@@ -54,6 +54,7 @@ impl LoadBalancer {
             self.publish(writer, view, config, all, &changes);
             self.shared.generation.fetch_add(1, Ordering::Release);
             self.wake();
+            writer.tell_change();
         }
         changes
     }

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::LoadBalancer;
 use super::transitions::{Transition, transitioned};
@@ -189,11 +190,32 @@ impl LoadBalancer {
     /// Does what is due if no timer does.
     pub(crate) fn catch_up(&self) {
         let due = self.shared.due.load(Ordering::Relaxed);
-        if due != u64::MAX && !self.shared.is_driven {
+        if due != u64::MAX && !self.is_driven() {
             let now = self.shared.environment.clock.now();
             if due <= now.as_nanos() {
                 self.tend(&mut self.write(), now);
             }
+        }
+    }
+
+    fn is_driven(&self) -> bool {
+        self.shared.is_driven.load(Ordering::Relaxed)
+    }
+
+    /// No timer calls [`advance`](Self::advance) any more.
+    pub(crate) fn timer_stopped(&self) {
+        self.shared.is_driven.store(false, Ordering::Relaxed);
+    }
+
+    /// Does what is due, as [`acquire`](Self::acquire) does before it picks, unless a timer drives the
+    /// balancer. Returns the time until the next step is due; `None` if no step is due, or a timer
+    /// does it. For programs that only select instances.
+    pub fn keep_up(&self) -> Option<Duration> {
+        self.catch_up();
+        match self.shared.due.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            _ if self.is_driven() => None,
+            due => Some(Timestamp::from_nanos(due).since(self.shared.environment.clock.now())),
         }
     }
 

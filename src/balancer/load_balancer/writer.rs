@@ -1,11 +1,12 @@
 //! The state of writers, under their lock.
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::transitions::Transitioned;
 use crate::balancer::clock::Timestamp;
+use crate::balancer::environment::Wake;
 use crate::balancer::health::ejection::{Decision, Ejections, PoolHealth};
 use crate::balancer::instance::{Address, InstanceId};
 use crate::balancer::live::{Live, Load, address_key};
@@ -49,6 +50,8 @@ pub(super) struct Writer {
     pub(super) overrides: Overrides,
     pub(super) ejections: Ejections<Arc<Live>>,
     pub(super) upkeep: Upkeep,
+    /// Called after each change of the instances or of the configuration.
+    pub(super) on_change: Vec<Weak<dyn Wake>>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -71,6 +74,13 @@ impl Counted {
 }
 
 impl Writer {
+    /// Tells the callers of `on_change` about a change.
+    pub(super) fn tell_change(&self) {
+        for wake in self.on_change.iter().filter_map(Weak::upgrade) {
+            wake.wake();
+        }
+    }
+
     /// Adds an instance to an address. Returns the present live state of the address, the one from
     /// before the address left, or a new one.
     pub(super) fn arrive(&mut self, address: &Address, now: Timestamp) -> Arc<Live> {

@@ -15,13 +15,15 @@
 //! catalog {} ──┬─ the token may not read services: Denied. Not even `consul` itself is in it
 //!              └─ the token may read services, and a second read 5 s later is equal: all Gone
 //! ```
+//!
+//! A failure concerns one service, unless the catalog fails, or no connection can be made. A
+//! service that fails keeps its last answer, and is retried alone.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::client::{Answer, AskError};
+use super::client::{Answer, AskError, Cause};
 use super::leader::Leader;
 use super::query::{Query, Verdict};
 use super::request::{Consistency, Mode, Request, Target};
@@ -30,10 +32,22 @@ use super::settings::{ConsulSettings, Names};
 use super::sync::InitialSync;
 use super::wire::{self, Catalog, Head, Listing, Selection};
 use crate::balancer::{ServiceInstance, ServiceName, SkipReason, Skipped, SourceStatus, Timestamp};
+use crate::discovery::shared::json_reason;
 use crate::discovery::watcher::{CONFIRM_AFTER, Reading, Reason, Trust, Update, WatchError};
 
-/// A service whose answers cannot be decoded delays `Synced` for so many attempts.
+/// A service without a usable answer delays `Synced` for so many attempts.
 const ATTEMPTS_BEFORE_SYNC: u32 = 3;
+/// A service that is refused with 429 so often in a row, while Consul answers other requests, is
+/// refused for a reason of its own.
+const REFUSALS_OF_ITS_OWN: u32 = 3;
+/// After so long with nothing but refusals, Consul counts as away.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// The longest delay until a service is read again whose last answer was of no use.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// When a service fails, the catalog is read if its last answer is older.
+const CATALOG_IS_FRESH: Duration = Duration::from_secs(5);
+/// A poll that failed sooner was not cut because of its wait.
+pub(super) const SHORTEST_CUT: Duration = Duration::from_secs(3);
 
 /// What all answers so far add up to.
 pub(super) struct Answers {
@@ -61,6 +75,9 @@ pub(super) struct Answers {
     pub(super) sync: InitialSync,
     pub(super) updates: VecDeque<Update>,
     pub(super) error: Option<WatchError>,
+    /// The last answer to any request, and to a request for the catalog.
+    heard_at: Timestamp,
+    catalog_heard_at: Timestamp,
 }
 
 /// What the schedule has to do after an answer.
@@ -72,6 +89,42 @@ pub(super) struct Followup {
     pub(super) catalog_changed: bool,
     /// The catalog has been read: its next read can be planned.
     pub(super) catalog_read: bool,
+    pub(super) outcome: Outcome,
+}
+
+/// What a result says about Consul, and about the way to Consul.
+#[derive(Debug, Default, PartialEq)]
+pub(super) enum Outcome {
+    /// Nothing: an answer from before an interruption, or a failure that is dealt with.
+    #[default]
+    Nothing,
+    Answered,
+    /// Too many requests.
+    Refused {
+        retry_after: Option<Duration>,
+    },
+    /// Only requests for this one service are refused: the refusals so far say nothing about the
+    /// rate.
+    RefusedAlone,
+    /// Too many connections.
+    Crowded,
+    /// The connection was closed without an answer.
+    Closed {
+        detail: String,
+    },
+    /// A long poll was cut after this time.
+    Cut {
+        after: Duration,
+    },
+}
+
+impl From<Outcome> for Followup {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            ..Self::default()
+        }
+    }
 }
 
 /// An answer in context.
@@ -110,6 +163,8 @@ impl Answers {
             sync: InitialSync::default(),
             updates: VecDeque::new(),
             error: None,
+            heard_at: now,
+            catalog_heard_at: now,
         }
     }
 
@@ -132,7 +187,10 @@ impl Answers {
         // counted once.
         let followup = if request.generation == self.generation {
             match result {
-                Ok(answer) => self.answered(request, &answer, next, now),
+                Ok(answer) => Followup {
+                    outcome: Outcome::Answered,
+                    ..self.answered(request, &answer, next, now)
+                },
                 Err(error) => self.failed(request, error, now),
             }
         } else {
@@ -148,6 +206,13 @@ impl Answers {
     }
 
     fn answered(&mut self, request: &Request, answer: &Answer, next: u64, now: Timestamp) -> Followup {
+        self.heard_at = now;
+        match &request.target {
+            Target::Catalog => self.catalog_heard_at = now,
+            Target::Service(name) => {
+                self.services.change(name, |service| service.refused = None);
+            }
+        }
         let lagging = self.leader.lags(&answer.head);
         let asks_leader = self.leader.consistency(now) == Consistency::Default;
         if lagging && request.consistency == Consistency::Stale && asks_leader {
@@ -182,11 +247,11 @@ impl Answers {
     }
 
     fn failed(&mut self, request: &Request, error: AskError, now: Timestamp) -> Followup {
-        match &request.target {
-            // A bad answer about one service is not a failure of Consul.
-            Target::Service(name) if error.reason == Reason::Protocol => self.not_decoded(name, &error.detail, now),
+        let after = now.since(request.asked_at);
+        let waited = request.mode != Mode::Read && after >= SHORTEST_CUT;
+        match (error.cause, &request.target) {
             // The read that went to the leader itself: it is known that the leader is away.
-            Target::Catalog
+            (_, Target::Catalog)
                 if request.mode == Mode::Read
                     && request.consistency == Consistency::Default
                     && !self.leader.is_known()
@@ -197,15 +262,111 @@ impl Answers {
                     ..Followup::default()
                 };
             }
+            (Cause::Throttled { retry_after }, _) => return self.refused(request, &error, retry_after, now),
+            (Cause::TooManyConnections, _) => {
+                self.status.count_error(error.reason.as_str());
+                self.ask_again(request, now);
+                return Outcome::Crowded.into();
+            }
+            (Cause::Reset, _) => {
+                match waited {
+                    true => self.poll_lost(&request.target, now),
+                    false => self.ask_again(request, now),
+                }
+                return Outcome::Closed { detail: error.detail }.into();
+            }
+            // If Consul is away, the read of the catalog fails, too.
+            (Cause::Gateway, _) if waited => {
+                self.poll_lost(&request.target, now);
+                self.catalog.read_by(now);
+                return Outcome::Cut { after }.into();
+            }
+            (Cause::Timeout, target) if waited && self.heard_at > request.asked_at => {
+                self.poll_lost(target, now);
+                self.catalog.read_by(now);
+                return Outcome::Cut { after: after / 2 }.into();
+            }
+            (Cause::Timeout, Target::Service(name)) if self.heard_at > request.asked_at => {
+                self.service_failed(name, &error, Duration::ZERO, now);
+            }
+            (Cause::Answer | Cause::Gateway, Target::Service(name)) => {
+                self.service_failed(name, &error, Duration::ZERO, now);
+            }
             _ => self.interrupted(error.reason, error.detail, now),
         }
         Followup::default()
     }
 
+    /// Consul refused a request with 429: the request is sent again, in turn. If Consul refuses
+    /// only requests for this service, the service fails.
+    fn refused(
+        &mut self,
+        request: &Request,
+        error: &AskError,
+        retry_after: Option<Duration>,
+        now: Timestamp,
+    ) -> Followup {
+        if let Target::Service(name) = &request.target {
+            let counted = self.services.change(name, |service| {
+                let (times, since) = service.refused.unwrap_or((0, now));
+                *service.refused.insert((times.saturating_add(1), since))
+            });
+            if let Some((times, since)) = counted
+                && times >= REFUSALS_OF_ITS_OWN
+                && self.heard_at > since
+            {
+                let known = self.services.get(name).is_some_and(|service| service.failures > 0);
+                self.service_failed(name, error, retry_after.unwrap_or_default(), now);
+                return match known {
+                    true => Followup::default(),
+                    false => Outcome::RefusedAlone.into(),
+                };
+            }
+            if counted.is_some_and(|(times, _)| times > 1) {
+                // The catalog shows whether Consul refuses only this service.
+                self.catalog.read_by(now);
+            }
+        }
+        self.status.count_error(error.reason.as_str());
+        if now.since(self.heard_at) >= REFUSED_FOR {
+            self.status
+                .lost(now, &format_args!("{}: {}", error.reason, error.detail));
+        }
+        if request.mode == Mode::Read {
+            self.read_again(&request.target, now);
+        }
+        Outcome::Refused { retry_after }.into()
+    }
+
+    /// The request did not reach Consul: it is sent again soon. An index still holds.
+    fn ask_again(&mut self, request: &Request, now: Timestamp) {
+        let delay = self.retry_delay(1);
+        self.read_again(&request.target, now + delay);
+    }
+
+    fn read_again(&mut self, target: &Target, at: Timestamp) {
+        match target {
+            Target::Catalog => self.catalog.read_by(at),
+            Target::Service(name) => self.read_by(name, at),
+        }
+    }
+
+    fn poll_lost(&mut self, target: &Target, now: Timestamp) {
+        match target {
+            Target::Catalog => self.catalog.poll_lost(now),
+            Target::Service(name) => {
+                self.services.change(name, |service| service.query.poll_lost(now));
+            }
+        }
+    }
+
     /// Consul as a whole cannot be asked, so that no index holds any more. The error is counted
     /// where the watcher's caller handles it.
-    fn interrupted(&mut self, reason: Reason, detail: String, now: Timestamp) {
+    pub(super) fn interrupted(&mut self, reason: Reason, detail: String, now: Timestamp) {
         self.empty_since = None;
+        self.status.forget_failing_services();
+        self.services
+            .change_all(|service| (service.failures, service.refused) = (0, None));
         self.error = Some(WatchError { reason, detail });
         self.catalog_only = true;
         self.leader.unreachable();
@@ -288,11 +449,18 @@ impl Answers {
                 Some(listing)
             }
             Err(error) => {
-                self.interrupted(Reason::Protocol, format!("/v1/catalog/services: {error}"), now);
+                self.interrupted(
+                    Reason::Protocol,
+                    format!("/v1/catalog/services: {}", json_reason(&error)),
+                    now,
+                );
                 return Followup::default();
             }
         };
         self.catalog_only = false;
+        if !unchanged {
+            self.catalog.body_changed(true, now);
+        }
         self.note_filtered_catalog(head.filtered);
         let trust = self.catalog.trust(lagging || head.filtered, now);
         if trust == Trust::AdditionsOnly {
@@ -316,6 +484,7 @@ impl Answers {
             added,
             catalog_changed: matches!(request.mode, Mode::Poll { .. }),
             catalog_read: true,
+            outcome: Outcome::Answered,
         }
     }
 
@@ -422,14 +591,26 @@ impl Answers {
         self.unconfirmed.remove(name);
         self.delisted.insert(name.clone());
         self.sync.settled(name);
+        self.recovered(name);
+    }
+
+    /// A service answers again, or is not asked for any more. Returns whether it had failed.
+    fn recovered(&mut self, name: &ServiceName) -> bool {
+        let failures = self
+            .services
+            .change(name, |service| std::mem::take(&mut service.failures));
+        let had_failed = failures.is_some_and(|failures| failures > 0);
+        if had_failed {
+            self.status.service_answers(name);
+        }
+        had_failed
     }
 
     /// Sends that a service is gone. Sends it again if it was sent with less trust before.
     fn send_gone(&mut self, name: &ServiceName, trust: Trust, now: Timestamp) {
         let sent = self.services.change(name, |service| {
-            let is_news = service
-                .sent
-                .is_some_and(|sent| sent != Sent::Gone(trust) && sent != Sent::Gone(Trust::Steady));
+            let was_sent = service.sent.is_some_and(|sent| sent != Sent::Gone(Trust::Steady));
+            let is_news = was_sent && service.is_news(Sent::Gone(trust));
             if is_news {
                 service.sent = Some(Sent::Gone(trust));
             }
@@ -465,7 +646,7 @@ impl Answers {
             self.unconfirmed.remove(&name);
             if !missing {
                 self.listed_but_empty(&name, empty, now);
-            } else if empty.trust == Trust::AfterGap {
+            } else if empty.trust != Trust::Steady {
                 // The read that confirms this follows.
                 self.send(&name, &[], empty.trust, empty.read_at);
                 self.sync.settled(&name);
@@ -529,7 +710,14 @@ impl Answers {
         let Some((trust, false)) = trusted else { return };
         let listing = match wire::health(&answer.body, name, &self.selection) {
             Ok(listing) => listing,
-            Err(error) => return self.not_decoded(name, &error, now),
+            Err(error) => {
+                let error = AskError {
+                    reason: Reason::Protocol,
+                    cause: Cause::Answer,
+                    detail: json_reason(&error),
+                };
+                return self.service_failed(name, &error, Duration::ZERO, now);
+            }
         };
         self.note_decoded(name, head.filtered);
         if !unchanged {
@@ -550,8 +738,11 @@ impl Answers {
         // A service that has only proxies, or nothing that passes the filter, is no service to
         // callers.
         let left_out = !bare && listing.instances.is_empty() && listing.skipped.is_empty();
-        if !left_out || sent_before == Some(true) {
-            self.send(name, &listing.instances, trust, now);
+        let to_send = !left_out || sent_before == Some(true);
+        let news = to_send && self.send(name, &listing.instances, trust, now);
+        if !unchanged {
+            self.services
+                .change(name, |service| service.query.body_changed(news, now));
         }
         if !lagging {
             self.sync.settled(name);
@@ -560,15 +751,13 @@ impl Answers {
 
     /// An answer about a service could be decoded. Logs what is new about it.
     fn note_decoded(&mut self, name: &ServiceName, filtered: bool) {
-        let before = self.services.change(name, |service| {
-            let before = (service.failures, service.filtered);
-            (service.failures, service.filtered) = (0, filtered);
-            before
-        });
-        let Some((failures, was_filtered)) = before else { return };
-        if failures > 0 {
-            tracing::info!(source = %self.status.source(), service = %name, "answer for the service is valid again");
+        if self.recovered(name) {
+            tracing::info!(source = %self.status.source(), service = %name, "the service is answered again");
         }
+        let was_filtered = self
+            .services
+            .change(name, |service| std::mem::replace(&mut service.filtered, filtered));
+        let Some(was_filtered) = was_filtered else { return };
         if filtered && !was_filtered {
             self.status.count_error(Reason::Denied.as_str());
             tracing::warn!(source = %self.status.source(), service = %name, "the ACL token may not read every instance of the service");
@@ -580,6 +769,7 @@ impl Answers {
         self.services.change(name, |service| {
             // Nothing is sent for this body yet, so an equal body has to count as new.
             service.query.forget_body();
+            service.query.body_changed(false, now);
             service.empty_answer = Some(EmptyAnswer {
                 confirmed_from: next,
                 trust,
@@ -618,28 +808,42 @@ impl Answers {
         }
     }
 
-    /// An answer about one service cannot be decoded: the last valid answer stays in force, and
-    /// the service is read again at growing intervals.
-    fn not_decoded(&mut self, name: &ServiceName, detail: &dyn fmt::Display, now: Timestamp) {
-        let failures = self.services.change(name, |service| {
+    /// Consul gives no usable answer for one service: the last answer stays in force, and the
+    /// service is read again alone, at growing intervals of at least `pause`.
+    fn service_failed(&mut self, name: &ServiceName, error: &AskError, pause: Duration, now: Timestamp) {
+        let changed = self.services.change(name, |service| {
             service.query.discard_answer();
             service.failures = service.failures.saturating_add(1);
-            service.failures
+            (service.failures, service.sent.is_some(), service.listed)
         });
-        let Some(failures) = failures else { return };
-        let delay = self.retry_delay(failures);
-        self.status.count_error(Reason::Protocol.as_str());
+        let Some((failures, was_sent, true)) = changed else {
+            return;
+        };
+        let delay = self.retry_delay(failures).max(pause.min(LONGEST_RETRY));
+        self.services
+            .change(name, |service| service.query.retry_at(now + delay));
+        let reason = error.reason.as_str();
+        self.status.count_error(reason);
+        self.status.service_fails(name, reason, &error.detail, now);
         if failures == 1 {
-            tracing::warn!(source = %self.status.source(), service = %name, error = %detail,
-                "answer for the service is not valid, keeping the last valid one");
+            tracing::warn!(source = %self.status.source(), service = %name, reason, error = error.detail,
+                "no usable answer for the service, keeping the last one");
         }
-        if failures >= ATTEMPTS_BEFORE_SYNC {
+        // A refusal for lack of rights is not expected to pass.
+        if failures >= ATTEMPTS_BEFORE_SYNC || error.reason == Reason::Denied {
             self.sync.settled(name);
+            if !was_sent {
+                // The name is known: its picks are refused because there are no instances.
+                self.send(name, &[], Trust::AdditionsOnly, now);
+            }
         }
-        self.read_by(name, now + delay);
+        if error.reason != Reason::Protocol && now.since(self.catalog_heard_at) >= CATALOG_IS_FRESH {
+            self.catalog.read_by(now);
+        }
     }
 
-    fn send(&mut self, name: &ServiceName, instances: &[ServiceInstance], trust: Trust, read_at: Timestamp) {
+    /// Sends the instances, if that changes anything. Returns whether it does.
+    fn send(&mut self, name: &ServiceName, instances: &[ServiceInstance], trust: Trust, read_at: Timestamp) -> bool {
         let sent = Sent::instances(instances, trust);
         let is_news = self.services.change(name, |service| {
             let is_news = service.is_news(sent);
@@ -656,11 +860,12 @@ impl Answers {
                 trust,
             }));
         }
+        is_news == Some(true)
     }
 
     /// A delay that doubles with each failure in a row, up to a minute; half of it is random.
     fn retry_delay(&mut self, failures: u32) -> Duration {
-        let full = Duration::from_secs(1 << failures.saturating_sub(1).min(6)).min(Duration::from_secs(60));
+        let full = Duration::from_secs(1 << failures.saturating_sub(1).min(6)).min(LONGEST_RETRY);
         full.mul_f64(0.5 + 0.5 * self.rng.f64())
     }
 }

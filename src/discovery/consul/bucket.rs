@@ -39,6 +39,17 @@ impl Bucket {
         allowed
     }
 
+    /// Changes the rate, and keeps the tokens that are there now.
+    pub(super) fn stretch(&mut self, interval: Duration, now: Timestamp) {
+        let interval = nanoseconds(interval);
+        let missing = u128::from(self.full_at.saturating_sub(now.as_nanos()));
+        let filled_in = missing * u128::from(interval) / u128::from(self.interval.max(1));
+        self.full_at = now
+            .as_nanos()
+            .saturating_add(u64::try_from(filled_in).unwrap_or(u64::MAX));
+        self.interval = interval;
+    }
+
     /// Changes the rate for all tokens that are not taken yet.
     pub(super) fn set_interval(&mut self, interval: Duration) {
         self.interval = nanoseconds(interval);
@@ -67,6 +78,19 @@ mod tests {
             bucket.take(at(20.0)) && bucket.take(at(20.0)) && !bucket.take(at(20.1)),
             "no more than the burst is saved"
         );
+    }
+
+    #[test]
+    fn a_stretched_bucket_keeps_the_tokens_that_it_has() {
+        let mut bucket = Bucket::new(Duration::from_secs(1), 2);
+        assert!(bucket.take(at(10.0)) && bucket.take(at(10.0)));
+        bucket.stretch(Duration::from_secs(10), at(10.5));
+        assert_eq!(bucket.ready_at(), at(15.5), "half of the first token is there");
+        bucket.stretch(Duration::from_secs(1), at(15.5));
+        assert_eq!(bucket.ready_at(), at(15.5));
+        assert!(bucket.take(at(15.5)) && !bucket.take(at(15.5)));
+        bucket.stretch(Duration::from_secs(5), at(100.0));
+        assert!(bucket.take(at(100.0)) && bucket.take(at(100.0)) && !bucket.take(at(104.9)));
     }
 
     #[test]

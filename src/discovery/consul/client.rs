@@ -12,16 +12,18 @@
 
 use std::error::Error;
 use std::future::Future;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{HOST, HeaderValue};
+use reqwest::header::{HOST, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use super::endpoint::Endpoint;
 use super::request::{Consistency, Mode, READS, Request, Target};
 use super::rights;
 use super::scope::Scope;
@@ -34,6 +36,12 @@ use crate::http_client::{self, HttpError, ReloadingClient, TlsSettings};
 /// The characters that need no escaping in a path (RFC 3986).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an unused connection stays open. Consul counts it against the limit of connections per
+/// client address, which other clients at this address share.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What Consul says with status 429 when a client address has too many connections, in contrast to
+/// too many requests.
+const CONNECTION_LIMIT: &str = "concurrent connections";
 /// Consul adds up to a sixteenth to a wait, and a server without a leader takes seven seconds to
 /// say so.
 const GRACE: Duration = Duration::from_secs(10);
@@ -57,8 +65,29 @@ pub(super) struct Answer {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct AskError {
     pub(super) reason: Reason,
+    pub(super) cause: Cause,
     /// One line, without secrets.
     pub(super) detail: String,
+}
+
+/// What failed, as far as it decides what is asked next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// No connection was made: refused, or the name is not resolved. Or the token is unreadable.
+    /// Every other request would fail, too.
+    NoConnection,
+    /// The connection was closed or reset before an answer began.
+    Reset,
+    /// No answer in time.
+    Timeout,
+    /// Too many requests: status 429, or 503 with `Retry-After`.
+    Throttled { retry_after: Option<Duration> },
+    /// Too many connections from this address.
+    TooManyConnections,
+    /// Status 408, 502, 503 or 504: a proxy gave up waiting for Consul.
+    Gateway,
+    /// Any other status, or an answer that is of no use.
+    Answer,
 }
 
 /// Sends requests to one Consul agent.
@@ -83,6 +112,8 @@ struct Shared {
     filter: Option<String>,
     /// The beginnings of the names of services that are wanted.
     wanted: Vec<String>,
+    /// Where connections go; `None` if opening one means more than a connection.
+    endpoint: Option<Endpoint>,
     basic_auth: Option<BasicAuth>,
     /// Whether Consul has accepted the filter and the partition.
     accepted: AtomicBool,
@@ -91,20 +122,20 @@ struct Shared {
 impl Client {
     /// Checks the address and loads the TLS files. Connects to nothing.
     pub(super) fn new(settings: &ConsulSettings) -> Result<Self, HttpError> {
-        let (base, endpoint) = endpoint(settings)?;
+        let (base, route) = route(settings)?;
         // Each long poll that returns is sent again: with fewer idle connections, each would
         // connect again.
         let idle = settings.max_watches + READS;
-        let host = match &endpoint {
-            Endpoint::Renamed { authority, .. } => HeaderValue::from_str(authority).ok(),
+        let host = match &route {
+            Route::Renamed { authority, .. } => HeaderValue::from_str(authority).ok(),
             _ => None,
         };
         let http = ReloadingClient::new(CONNECT_TIMEOUT, settings.tls.clone(), move |builder| {
-            let builder = builder.pool_max_idle_per_host(idle);
-            match &endpoint {
-                Endpoint::Direct => builder,
-                Endpoint::Socket(path) => builder.unix_socket(path.as_str()),
-                Endpoint::Renamed { host, .. } => builder.dns_resolver(Arc::new(Always(host.clone()))),
+            let builder = builder.pool_max_idle_per_host(idle).pool_idle_timeout(IDLE_TIMEOUT);
+            match &route {
+                Route::Direct => builder,
+                Route::Socket(path) => builder.unix_socket(path.as_str()),
+                Route::Renamed { host, .. } => builder.dns_resolver(Arc::new(Always(host.clone()))),
             }
         })?;
         if settings.tls.unverified && base.starts_with("https://") {
@@ -120,6 +151,7 @@ impl Client {
         ];
         let shared = Shared {
             http,
+            endpoint: Endpoint::of(&settings.address, &base),
             base,
             host,
             address: settings.address.clone(),
@@ -142,6 +174,23 @@ impl Client {
     /// Reads the token and the TLS files again on demand.
     pub(super) fn reloader(&self) -> &Reloader {
         &self.reloader
+    }
+
+    /// Whether connections can be opened only to see if there is room.
+    pub(super) fn has_testable_room(&self) -> bool {
+        self.shared.endpoint.is_some()
+    }
+
+    /// Whether Consul has room for so many connections more, and for those that requests may open
+    /// meanwhile.
+    pub(super) fn has_room(&self, connections: usize, to_come: usize) -> impl Future<Output = bool> + Send + use<> {
+        let endpoint = self.shared.endpoint.clone();
+        async move {
+            match endpoint {
+                Some(endpoint) => endpoint.has_room(connections, to_come).await,
+                None => true,
+            }
+        }
     }
 
     /// Sends a request. The future owns all it needs, and has a deadline.
@@ -203,6 +252,7 @@ impl Shared {
             asked.map_err(|error| match error.detail.contains(BAD_FILTER) {
                 true => AskError {
                     reason: Reason::Protocol,
+                    cause: Cause::Answer,
                     detail: format!("consul.filter is not valid: {}", error.detail),
                 },
                 false => error,
@@ -214,6 +264,7 @@ impl Shared {
     fn in_scope(&self, answer: &Answer) -> Result<(), AskError> {
         self.scope.check(&answer.body).map_err(|detail| AskError {
             reason: Reason::Protocol,
+            cause: Cause::Answer,
             detail: format!("{}: {detail}", self.address),
         })
     }
@@ -297,7 +348,7 @@ impl Shared {
         })
     }
 
-    /// The status and the body of an answer, whatever the status.
+    /// The status and the body of an answer, unless Consul or a proxy could not answer at present.
     async fn whole(
         &self,
         connection: &Connection,
@@ -305,9 +356,13 @@ impl Shared {
         what: &str,
     ) -> Result<(StatusCode, Bytes), AskError> {
         let response = self.send(connection, request, what).await?;
-        let status = response.status();
+        let (status, retry_after) = (response.status(), retry_after(response.headers()));
         let body = http_client::body(response, BODY_LIMIT).await;
-        Ok((status, body.map_err(|error| self.broken(error, what))?))
+        let body = body.map_err(|error| self.broken(error, what))?;
+        match self.refusal(status, retry_after, &body, what) {
+            error if error.cause != Cause::Answer => Err(error),
+            _ => Ok((status, body)),
+        }
     }
 
     async fn send(
@@ -319,38 +374,50 @@ impl Shared {
         match &connection.token {
             Ok(Some(token)) => request = request.header("x-consul-token", token.clone()),
             Ok(None) => {}
-            Err(detail) => return Err(self.failed(Reason::Denied, what, detail)),
+            Err(detail) => return Err(self.failed(Reason::Denied, Cause::NoConnection, what, detail)),
         }
         let sent = request.send().await;
         sent.map_err(|error| self.broken(error.into(), what))
     }
 
     async fn refused(&self, status: StatusCode, mut response: reqwest::Response, what: &str) -> AskError {
+        let retry_after = retry_after(response.headers());
         let text = response.chunk().await.ok().flatten().unwrap_or_default();
-        let text = one_line(&String::from_utf8_lossy(&text), ERROR_TEXT);
-        self.failed(reason_of(status), what, &format!("{status}: {text}"))
+        self.refusal(status, retry_after, &text, what)
+    }
+
+    fn refusal(&self, status: StatusCode, retry_after: Option<Duration>, text: &[u8], what: &str) -> AskError {
+        let text = one_line(&String::from_utf8_lossy(text), ERROR_TEXT);
+        let cause = refusal(status, retry_after, &text);
+        let reason = match cause {
+            Cause::Throttled { .. } | Cause::TooManyConnections => Reason::Throttled,
+            _ => reason_of(status),
+        };
+        self.failed(reason, cause, what, &format!("{status}: {text}"))
     }
 
     fn broken(&self, error: HttpError, what: &str) -> AskError {
-        let reason = kind(&error);
+        let (reason, mut cause) = (kind(&error), cause_of(&error));
         let error: Box<dyn Error> = match error {
             HttpError::Request(error) => Box::new(error.without_url()),
             other => Box::new(other),
         };
         let mut detail = http_client::with_causes(&*error, TlsSettings::All);
         if http_client::tls_error(&*error).is_some() {
+            cause = Cause::NoConnection;
             // The certificates on either side may have been replaced.
             self.http.reload();
             if let Some(problem) = self.http.problem() {
                 detail = format!("{detail}; {problem}");
             }
         }
-        self.failed(reason, what, &detail)
+        self.failed(reason, cause, what, &detail)
     }
 
-    fn failed(&self, reason: Reason, what: &str, detail: &str) -> AskError {
+    fn failed(&self, reason: Reason, cause: Cause, what: &str, detail: &str) -> AskError {
         AskError {
             reason,
+            cause,
             detail: format!("{}: {what}: {detail}", self.address),
         }
     }
@@ -366,7 +433,7 @@ fn news(mode: Mode, head: &Head) -> bool {
 }
 
 /// How connections are made.
-enum Endpoint {
+enum Route {
     /// To the host of the URL.
     Direct,
     /// To a Unix socket.
@@ -388,16 +455,16 @@ impl reqwest::dns::Resolve for Always {
     }
 }
 
-fn endpoint(settings: &ConsulSettings) -> Result<(String, Endpoint), HttpError> {
+fn route(settings: &ConsulSettings) -> Result<(String, Route), HttpError> {
     match settings.address.strip_prefix("unix://") {
         Some(path) if path.starts_with('/') => {
-            return Ok((String::from("http://localhost"), Endpoint::Socket(path.to_owned())));
+            return Ok((String::from("http://localhost"), Route::Socket(path.to_owned())));
         }
         Some(_) => return Err(refused(settings, "expected unix:///path/to/socket")),
         None => {}
     }
     let mut url = base(settings)?;
-    let mut endpoint = Endpoint::Direct;
+    let mut route = Route::Direct;
     // An IP address is verified, but not sent: TLS has no such extension.
     if let Some(name) = &settings.tls.server_name
         && url.scheme() == "https"
@@ -407,9 +474,9 @@ fn endpoint(settings: &ConsulSettings) -> Result<(String, Endpoint), HttpError> 
         let authority = url.authority().to_owned();
         url.set_host(Some(name))
             .map_err(|_| refused(settings, "the TLS server name cannot stand in a URL"))?;
-        endpoint = Endpoint::Renamed { host, authority };
+        route = Route::Renamed { host, authority };
     }
-    Ok((url.as_str().trim_end_matches('/').to_owned(), endpoint))
+    Ok((url.as_str().trim_end_matches('/').to_owned(), route))
 }
 
 /// How long an answer may take in all, if the server was asked to wait this long for a change.
@@ -446,10 +513,66 @@ fn refused(settings: &ConsulSettings, detail: &'static str) -> HttpError {
 fn reason_of(status: StatusCode) -> Reason {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Reason::Denied,
-        StatusCode::TOO_MANY_REQUESTS => Reason::Unavailable,
         _ if status.is_server_error() => Reason::Unavailable,
         _ => Reason::Protocol,
     }
+}
+
+/// What a status other than 200 means for the requests that follow.
+fn refusal(status: StatusCode, retry_after: Option<Duration>, text: &str) -> Cause {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS if text.contains(CONNECTION_LIMIT) => Cause::TooManyConnections,
+        StatusCode::TOO_MANY_REQUESTS => Cause::Throttled { retry_after },
+        StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => Cause::Throttled { retry_after },
+        StatusCode::REQUEST_TIMEOUT
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Cause::Gateway,
+        _ => Cause::Answer,
+    }
+}
+
+/// The pause that the server asks for, if the header is a number of seconds. Dates are ignored.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn cause_of(error: &HttpError) -> Cause {
+    match error {
+        HttpError::Request(error) if error.is_timeout() && error.is_connect() => Cause::NoConnection,
+        HttpError::Request(error) if error.is_timeout() => Cause::Timeout,
+        // The answer began, so that the server is there and has taken the request.
+        HttpError::Request(error) if error.is_decode() || error.is_body() || error.is_builder() => Cause::Answer,
+        HttpError::Request(error) if was_closed(error) => Cause::Reset,
+        HttpError::Request(_) => Cause::NoConnection,
+        _ => Cause::Answer,
+    }
+}
+
+/// Whether the other side accepted the connection and then closed it without an answer.
+fn was_closed(error: &reqwest::Error) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<hyper::Error>()
+            && (error.is_incomplete_message() || error.is_closed() || error.is_canceled())
+        {
+            return true;
+        }
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::UnexpectedEof
+            )
+        {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn kind(error: &HttpError) -> Reason {
@@ -670,6 +793,40 @@ mod tests {
                 .is_some_and(|problem| problem.contains("ca.pem"))
         );
         plain.abort();
+    }
+
+    #[test]
+    fn a_refusal_for_the_rate_and_for_connections_and_by_a_proxy_differ() {
+        let second = Some(Duration::from_secs(1));
+        let connections = "Your IP is issuing too many concurrent connections, please rate limit your calls";
+        for (status, retry_after, text, cause) in [
+            (
+                429,
+                None,
+                "rpc rate limit exceeded",
+                Cause::Throttled { retry_after: None },
+            ),
+            (429, second, "", Cause::Throttled { retry_after: second }),
+            (429, None, connections, Cause::TooManyConnections),
+            (503, second, "", Cause::Throttled { retry_after: second }),
+            (503, None, "", Cause::Gateway),
+            (504, None, "", Cause::Gateway),
+            (500, None, "rpc error", Cause::Answer),
+            (403, None, "Permission denied", Cause::Answer),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(refusal(status, retry_after, text), cause, "{status} {text}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_read_in_seconds_and_a_date_is_ignored() {
+        let read = |text| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]));
+        assert_eq!(read("7"), Some(Duration::from_secs(7)));
+        for text in ["", "-1", "soon", "Wed, 21 Oct 2026 07:28:00 GMT"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -20,11 +20,12 @@
 //!
 //! ```text
 //! mod        the watcher
-//! schedule   what to ask next       in_flight  long_polls  recheck (below schedule/mod)
+//! schedule   what to ask next       in_flight  long_polls  recheck  suspicion
+//!            (below schedule/mod)   pace  room  longest_wait
 //! answers    what an answer changes
 //! services   what is known of each service          leader  sync
 //! query      when to ask, and whether to accept     client
-//! bucket  request  rights  scope  wire
+//! bucket  endpoint  request  rights  scope  wire
 //! datacenter  settings
 //! ```
 
@@ -32,6 +33,7 @@ mod answers;
 mod bucket;
 mod client;
 mod datacenter;
+mod endpoint;
 mod leader;
 mod query;
 mod request;
@@ -64,6 +66,7 @@ use crate::balancer::{Clock, Source, SourceStatus};
 use crate::http_client::HttpError;
 
 type InFlight = Pin<Box<dyn Future<Output = (Request, Result<Answer, AskError>)> + Send>>;
+type RoomTest = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// Watches the services of one Consul agent.
 pub struct ConsulWatcher {
@@ -73,6 +76,8 @@ pub struct ConsulWatcher {
     /// `None` for a single datacenter.
     place: Option<Datacenter>,
     in_flight: FuturesUnordered<InFlight>,
+    /// Connections that are being opened to see whether Consul has room for more long polls.
+    room: Option<RoomTest>,
 }
 
 impl ConsulWatcher {
@@ -89,12 +94,15 @@ impl ConsulWatcher {
         clock: Arc<dyn Clock>,
         interest: Interest,
     ) -> Result<Self, HttpError> {
+        let client = Client::new(&settings)?;
+        let testable = client.has_testable_room();
         Ok(Self {
-            client: Client::new(&settings)?,
-            schedule: Schedule::new(&settings, status, interest, fastrand::u64(..), clock.now()),
+            client,
+            schedule: Schedule::new(&settings, status, interest, testable, fastrand::u64(..), clock.now()),
             place: settings.place,
             clock,
             in_flight: FuturesUnordered::new(),
+            room: None,
         })
     }
 
@@ -129,8 +137,25 @@ impl Watcher for ConsulWatcher {
                 let answer = self.client.ask(&request);
                 self.in_flight.push(Box::pin(async move { (request, answer.await) }));
             }
+            if self.schedule.has_error() {
+                continue;
+            }
+            if let Some(connections) = self.schedule.room_to_test(now) {
+                let to_come = self.schedule.connections_to_come();
+                self.room = Some(Box::pin(self.client.has_room(connections, to_come)));
+            }
             let pause = pause_until(self.schedule.wake(), now);
+            let room = async {
+                match &mut self.room {
+                    Some(test) => test.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                free = room => {
+                    self.room = None;
+                    self.schedule.take_room(free, self.clock.now());
+                }
                 Some((request, result)) = self.in_flight.next() => self.schedule.take(&request, result, self.clock.now()),
                 () = tokio::time::sleep(pause) => {}
             }

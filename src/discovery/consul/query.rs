@@ -27,9 +27,19 @@ use crate::discovery::watcher::{CONFIRM_AFTER, Trust};
 /// The wait of a query's first long poll. The wait doubles each time a poll returns unchanged.
 /// Consul still counts the polls of an agent that was restarted, so these polls should be short.
 pub(super) const FIRST_WAIT: Duration = Duration::from_secs(5);
-/// Two requests at once, then one each quarter of a second. A quiet query is never delayed, and
-/// checks that change their output a hundred times a second cost a few answers.
-const REQUESTS: (Duration, u32) = (Duration::from_millis(250), 2);
+/// Two requests at once, then one each interval. A quiet query is never delayed.
+const BURST: u32 = 2;
+/// The interval while the answers bring news.
+const WHILE_CHANGING: Duration = Duration::from_millis(250);
+/// The interval after an answer without news: the output of a check changed, or a poll returned at
+/// once with nothing new. It doubles with each poll that returns at once with the same body ...
+const WITHOUT_NEWS: Duration = Duration::from_secs(1);
+/// ... up to this.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(15);
+/// The same for the catalog while its index grows: then some service did change.
+const LONGEST_OF_CATALOG: Duration = Duration::from_secs(2);
+/// A poll that was answered sooner than this returned at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// What is known about one query, apart from the content of its answers.
 pub(super) struct Query {
@@ -52,9 +62,15 @@ pub(super) struct Query {
     /// Whether the watch was interrupted, or the index went back, and no answer was accepted
     /// since.
     gap: bool,
+    /// The index of the last accepted answer that had one, also after an interruption.
+    last_index: Option<NonZeroU64>,
+    /// Whether the index went back, and no answer was trusted since.
+    lost_memory: bool,
     /// When the first answer after a gap is confirmed by another read.
     confirm_at: Option<Timestamp>,
     requests: Bucket,
+    /// The interval of `requests`.
+    interval: Duration,
     wait: Duration,
 }
 
@@ -83,8 +99,11 @@ impl Query {
             due: Some(now),
             due_after_read: None,
             gap,
+            last_index: None,
+            lost_memory: false,
             confirm_at: None,
-            requests: Bucket::new(REQUESTS.0, REQUESTS.1),
+            requests: Bucket::new(WHILE_CHANGING, BURST),
+            interval: WHILE_CHANGING,
             wait: FIRST_WAIT,
         }
     }
@@ -103,6 +122,13 @@ impl Query {
             &mut self.due
         };
         *next = Some(next.map_or(at, |due| due.min(at)));
+    }
+
+    /// Puts the next read off until `at`: the last one failed.
+    pub(super) fn retry_at(&mut self, at: Timestamp) {
+        if self.reading.is_none() {
+            self.due = Some(at);
+        }
     }
 
     /// Starts the read that is due. Above the rate limit, delays it instead and returns false.
@@ -185,6 +211,38 @@ impl Query {
         (self.index_in_doubt, self.body) = (true, None);
     }
 
+    /// A long poll got no answer, though Consul is there. What the poll may have missed is read.
+    pub(super) fn poll_lost(&mut self, now: Timestamp) {
+        self.index_in_doubt = true;
+        self.read_by(now);
+    }
+
+    /// An accepted answer had another body than the last one. `news`: what pickd uses of it has
+    /// changed, too.
+    pub(super) fn body_changed(&mut self, news: bool, now: Timestamp) {
+        self.set_interval(if news { WHILE_CHANGING } else { WITHOUT_NEWS }, now);
+    }
+
+    /// A long poll returned early with the same body.
+    fn woken_for_nothing(&mut self, request: &Request, index_grew: bool, now: Timestamp) {
+        let longest = match request.target {
+            Target::Catalog if index_grew => LONGEST_OF_CATALOG,
+            _ => LONGEST_INTERVAL,
+        };
+        let next = match now.since(request.asked_at) < AT_ONCE {
+            true => (self.interval * 2).clamp(WITHOUT_NEWS, longest),
+            false => (self.interval / 2).max(WITHOUT_NEWS),
+        };
+        self.set_interval(next, now);
+    }
+
+    fn set_interval(&mut self, interval: Duration, now: Timestamp) {
+        if interval != self.interval {
+            self.interval = interval;
+            self.requests.stretch(interval, now);
+        }
+    }
+
     /// Forgets the last body: an equal body counts as new.
     pub(super) fn forget_body(&mut self) {
         self.body = None;
@@ -206,8 +264,11 @@ impl Query {
                         self.index_in_doubt = true;
                         self.read_by(now);
                     }
-                    if !early {
+                    if early {
+                        self.woken_for_nothing(request, false, now);
+                    } else {
                         self.wait *= 2;
+                        self.set_interval(WHILE_CHANGING, now);
                     }
                     return Verdict::Discarded;
                 }
@@ -232,9 +293,16 @@ impl Query {
             }
             self.gap = true;
         }
+        if head.index.is_some() {
+            self.lost_memory |= head.index < self.last_index;
+            self.last_index = head.index;
+        }
         (self.index, self.index_in_doubt) = (head.index, false);
         self.accepted_before = next;
         let unchanged = self.body.replace(body) == Some(body);
+        if unchanged && request.mode != Mode::Read {
+            self.woken_for_nothing(request, true, now);
+        }
         Verdict::Accepted { unchanged }
     }
 
@@ -246,12 +314,18 @@ impl Query {
         }
         if self.gap {
             self.gap = false;
-            self.confirm_at = Some(now + CONFIRM_AFTER);
+            let at = now + CONFIRM_AFTER;
+            self.confirm_at = Some(at);
+            self.read_by(at);
+            return match std::mem::take(&mut self.lost_memory) {
+                true => Trust::AfterLoss,
+                false => Trust::AfterGap,
+            };
         }
         match self.confirm_at {
             Some(at) if now < at => {
                 self.read_by(at);
-                Trust::AfterGap
+                Trust::Unconfirmed
             }
             _ => {
                 self.confirm_at = None;
@@ -272,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_hundred_changes_a_second_cost_four_requests() {
-        let mut bucket = Bucket::new(REQUESTS.0, REQUESTS.1);
+        let mut bucket = Bucket::new(WHILE_CHANGING, BURST);
         let taken = (0..1000)
             .filter(|tick| bucket.take(at(f64::from(*tick) / 100.0)))
             .count();

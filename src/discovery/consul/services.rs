@@ -25,8 +25,10 @@ pub(super) struct Service {
     pub(super) empty_answer: Option<EmptyAnswer>,
     /// How often in a row the service was listed, yet had no instances.
     pub(super) listed_but_empty: u32,
-    /// How often in a row an answer could not be decoded.
+    /// How often in a row Consul gave no usable answer for this service alone.
     pub(super) failures: u32,
+    /// How often in a row Consul refused a request for the service with 429, and since when.
+    pub(super) refused: Option<(u32, Timestamp)>,
     /// Whether Consul said that the last answer was filtered by ACLs.
     pub(super) filtered: bool,
     /// How many entries of the last answer were skipped or partly ignored.
@@ -62,6 +64,7 @@ impl Service {
             empty_answer: None,
             listed_but_empty: 0,
             failures: 0,
+            refused: None,
             filtered: false,
             skipped: 0,
         }
@@ -72,19 +75,23 @@ impl Service {
         match (self.sent, next) {
             (Some(sent), next) if sent == next => false,
             (
-                Some(Sent::Instances { fingerprint: old, .. }),
+                Some(Sent::Instances {
+                    fingerprint: old,
+                    trust: sent,
+                }),
                 Sent::Instances {
                     fingerprint: new,
                     trust,
                 },
-            ) => old != new || trust != Trust::AdditionsOnly,
+            ) => old != new || !covers(sent, trust),
+            (Some(Sent::Gone(sent)), Sent::Gone(trust)) => !covers(sent, trust),
             _ => true,
         }
     }
 
     /// Whether the same instances were sent before, with at least as much trust.
     pub(super) fn has_sent(&self, next: Trust) -> bool {
-        matches!(self.sent, Some(Sent::Instances { trust, .. }) if trust == next || next == Trust::AdditionsOnly)
+        matches!(self.sent, Some(Sent::Instances { trust, .. }) if covers(trust, next))
     }
 
     /// Whether the service has left the catalog, that was sent as [`Trust::Steady`], and no
@@ -93,6 +100,11 @@ impl Service {
         let sent = matches!(self.sent, None | Some(Sent::Gone(Trust::Steady)));
         !self.listed && sent && self.query.is_idle()
     }
+}
+
+/// Whether what was sent with one trust needs not be sent again with another.
+fn covers(sent: Trust, next: Trust) -> bool {
+    sent == next || matches!(next, Trust::AdditionsOnly | Trust::Unconfirmed)
 }
 
 impl Sent {

@@ -11,6 +11,7 @@ use super::datacenter::Datacenter;
 use super::wire::SOURCE;
 use crate::balancer::Source;
 use crate::balancer::text::lower_case;
+use crate::discovery::guard::DEFAULT_HOLD;
 use crate::http_client::Tls;
 
 /// The most long polls at once. Consul lets each client address hold 200 connections, which all
@@ -58,6 +59,9 @@ pub struct ConsulSettings {
     pub refresh: Duration,
     /// An answer from a server that has not heard from its leader for longer removes nothing.
     pub max_stale: Duration,
+    /// How long an instance that Consul has forgotten is kept at most while it accepts connections.
+    /// Zero: until the removal is confirmed.
+    pub hold: Duration,
     /// Whether the agent waits for this source before it is ready.
     pub required: bool,
 }
@@ -83,6 +87,7 @@ impl ConsulSettings {
             max_watches: MAX_WATCHES,
             refresh: Duration::from_secs(90),
             max_stale: Duration::from_secs(30),
+            hold: DEFAULT_HOLD,
             required: true,
         }
     }

@@ -216,7 +216,7 @@ fn instance(
         match written.filter(|weight| *weight >= 0) {
             Some(weight) => {
                 if let Err(error) = Weight::new(weight) {
-                    ignored.push(format!("{}: Meta.weight: {error}", shortened(&id)));
+                    ignored.push(format!("{}: Meta.weight: {}", shortened(&id), error.without_value()));
                 }
                 instance = instance.with_weight(nearest(weight));
             }

@@ -6,6 +6,12 @@
 //! dead, every third call fails. So each connection here is to one endpoint, and its owner goes to
 //! the next endpoint after a failure. Certificates and the password are read, and the auth token
 //! is fetched, for each connection: what has expired is renewed that way.
+//!
+//! A frozen member accepts connections and answers nothing. So an endpoint that does not answer
+//! soon is not waited for: the next one is tried beside it, and the first that answers is used.
+//!
+//! A token ends by time, and a JWT also by every change of users and roles. Then the call is
+//! repeated with a new token, on the same connection.
 
 use std::future::Future;
 use std::path::Path;
@@ -13,15 +19,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, ConnectOptions, GetOptions, Identity, KvClient, TlsOptions, WatchClient, WatchOptions,
+    Certificate, ConnectOptions, GetOptions, GetResponse, Identity, TlsOptions, WatchClient, WatchOptions,
     WatchRequestSender, WatchResponse, WatchResponseStream,
 };
-use futures_util::FutureExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time;
 
-use super::formats::Prefixes;
+use super::formats::{Prefix, Prefixes};
 use super::settings::{EtcdSettings, Password, User};
-use super::wire::{Event, EventKind, Listed, Listing, Message, Position};
+use super::wire::{Event, EventKind, Listed, Listing, Message, Position, Unreadable};
+use crate::balancer::SourceStatus;
 use crate::discovery::shared::{one_line, without_credentials};
 use crate::discovery::watcher::Reason;
 use crate::http_client::{self, HttpError, Tls, TlsSettings};
@@ -29,10 +37,15 @@ use crate::http_client::{self, HttpError, Tls, TlsSettings};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The deadline of every call. For a watch it ends with the first headers.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// A frozen server or a dead connection is detected by these pings. etcd closes connections that
-/// ping more often than every 5 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A frozen server or a dead connection is detected by these pings, within 9 s. etcd closes
+/// connections that ping more often than every 5 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(6);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one endpoint may take to answer before the next endpoint is tried beside it.
+const HEAD_START: Duration = Duration::from_secs(1);
+/// How often a call is sent in all, each time with a new token, if its token is refused. Users and
+/// roles may be changed many times in a row.
+const TOKEN_ATTEMPTS: usize = 3;
 /// How many keys the first page has.
 const PAGE: i64 = 1_000;
 /// The most keys in a page. For each page, etcd 3.4 counts all keys that are left, so many small
@@ -99,7 +112,8 @@ impl Cause {
             Self::Timeout => Reason::Timeout,
             Self::Unavailable | Self::Compacted | Self::Rollback | Self::Canceled => Reason::Unavailable,
             Self::NoLeader => Reason::NoLeader,
-            Self::Denied | Self::Token => Reason::Denied,
+            Self::Denied => Reason::Denied,
+            Self::Token => Reason::Token,
             Self::TooLarge | Self::Protocol => Reason::Protocol,
         }
     }
@@ -107,9 +121,11 @@ impl Cause {
     /// Finds the cause by the text. gRPC's codes do not tell a compacted revision from a message
     /// that is too large (both are `OutOfRange`), and a canceled watch has no code at all.
     pub(super) fn of_text(text: &str) -> Option<Self> {
-        const KNOWN: [(&str, Cause); 13] = [
+        const KNOWN: [(&str, Cause); 14] = [
             ("no leader", Cause::NoLeader),
             ("invalid auth token", Cause::Token),
+            // A JWT names the version of the users and roles for which it was issued.
+            ("revision of auth store is old", Cause::Token),
             ("permission denied", Cause::Denied),
             ("PermissionDenied", Cause::Denied),
             ("authentication failed", Cause::Denied),
@@ -184,10 +200,17 @@ fn cause_of_code(code: &str, message: &str) -> Cause {
 
 /// Connects to the members of one cluster.
 pub(super) struct Client {
-    endpoints: Vec<String>,
+    endpoints: Arc<[String]>,
+    shared: Arc<Shared>,
+}
+
+/// What all connections have in common.
+struct Shared {
     prefixes: Prefixes,
     user: Option<User>,
     tls: Tls,
+    /// Counts the tokens that were refused.
+    status: Arc<SourceStatus>,
 }
 
 /// How a list is read.
@@ -202,18 +225,27 @@ enum Consistency {
 /// An open connection, and the first list.
 pub(super) struct Opened {
     pub(super) connection: Connection,
+    /// Which of the endpoints.
+    pub(super) endpoint: usize,
     pub(super) listing: Listing,
+    /// Why endpoints that were tried before failed.
+    pub(super) failures: Vec<Failure>,
 }
 
-/// Why no connection was opened, and the member's own data, if that could be listed.
+/// Why no connection was opened, and the data of one member, if that could be listed.
 pub(super) struct NotOpened {
-    pub(super) failure: Failure,
+    /// One for each endpoint.
+    pub(super) failures: Vec<Failure>,
     pub(super) local: Option<Listing>,
 }
 
 impl Client {
     /// Checks the endpoints and the TLS files. Connects to nothing.
-    pub(super) fn new(settings: &EtcdSettings, prefixes: Prefixes) -> Result<Self, HttpError> {
+    pub(super) fn new(
+        settings: &EtcdSettings,
+        prefixes: Prefixes,
+        status: Arc<SourceStatus>,
+    ) -> Result<Self, HttpError> {
         for endpoint in &settings.endpoints {
             let known = endpoint.starts_with("http://") || endpoint.starts_with("https://");
             if !known || endpoint.contains('@') {
@@ -231,10 +263,13 @@ impl Client {
         }
         http_client::check(&settings.tls)?;
         Ok(Self {
-            endpoints: settings.endpoints.clone(),
-            prefixes,
-            user: settings.user.clone(),
-            tls: settings.tls.clone(),
+            endpoints: settings.endpoints.as_slice().into(),
+            shared: Arc::new(Shared {
+                prefixes,
+                user: settings.user.clone(),
+                tls: settings.tls.clone(),
+                status,
+            }),
         })
     }
 
@@ -242,43 +277,73 @@ impl Client {
         self.endpoints.len()
     }
 
-    /// Connects to one endpoint, logs in, and lists all keys. If that fails because there is no
-    /// leader, and `allow_local` is set, lists the member's own data.
+    /// Connects to the first endpoint that answers, logs in, and lists all keys. `first` is tried
+    /// first, and each further endpoint as soon as one has failed or does not answer soon. If no
+    /// endpoint has a leader, and `allow_local` is set, lists the data of one member.
     pub(super) fn open(
         &self,
-        endpoint: usize,
+        first: usize,
         allow_local: bool,
     ) -> impl Future<Output = Result<Opened, NotOpened>> + Send + use<> {
-        let endpoint = self.endpoints.get(endpoint).cloned().unwrap_or_default();
-        let (prefixes, user, tls) = (Arc::clone(&self.prefixes), self.user.clone(), self.tls.clone());
+        let (endpoints, shared) = (Arc::clone(&self.endpoints), Arc::clone(&self.shared));
         async move {
-            let connect = |leader| {
-                Connection::connect(
-                    endpoint.clone(),
-                    Arc::clone(&prefixes),
-                    user.clone(),
-                    tls.clone(),
-                    leader,
-                )
+            let reach = |endpoint: usize| {
+                let url = endpoints.get(endpoint).cloned().unwrap_or_default();
+                let shared = Arc::clone(&shared);
+                async move {
+                    let reached = Connection::reach(url, shared).await;
+                    reached
+                        .map(|connection| (endpoint, connection))
+                        .map_err(|failure| (endpoint, failure))
+                }
             };
-            let opened = async {
-                let connection = connect(true).await?;
-                let listing = connection.list().await?;
-                Ok(Opened { connection, listing })
-            };
-            let failure: Failure = match opened.await {
-                Ok(opened) => return Ok(opened),
-                Err(failure) => failure,
-            };
-            let mut local = None;
-            if allow_local && failure.cause == Cause::NoLeader {
-                // Connects without `hasleader`, which a member without a leader refuses.
-                local = match connect(false).await {
-                    Ok(connection) => connection.list_local().await.ok(),
-                    Err(_) => None,
+            let mut untried = (0..endpoints.len()).map(|offset| (first + offset) % endpoints.len());
+            let (mut attempts, mut failures) = (FuturesUnordered::new(), Vec::new());
+            loop {
+                match untried.next() {
+                    Some(endpoint) => attempts.push(reach(endpoint)),
+                    None if attempts.is_empty() => break,
+                    None => {}
+                }
+                let outcome = tokio::select! {
+                    Some(outcome) = attempts.next() => outcome,
+                    () = time::sleep(HEAD_START), if untried.len() > 0 => continue,
                 };
+                let listed = match outcome {
+                    Ok((endpoint, connection)) => match connection.list().await {
+                        Ok(listing) => Ok((endpoint, connection, listing)),
+                        Err(failure) => Err((endpoint, failure)),
+                    },
+                    Err(failed) => Err(failed),
+                };
+                match listed {
+                    Ok((endpoint, connection, listing)) => {
+                        return Ok(Opened {
+                            connection,
+                            endpoint,
+                            listing,
+                            failures: failures.into_iter().map(|(_, failure)| failure).collect(),
+                        });
+                    }
+                    Err(failed) => failures.push(failed),
+                }
             }
-            Err(NotOpened { failure, local })
+            let leaderless = failures.iter().find(|(_, failure)| failure.cause == Cause::NoLeader);
+            let local = match leaderless {
+                Some((endpoint, _)) if allow_local => {
+                    let url = endpoints.get(*endpoint).cloned().unwrap_or_default();
+                    // Connects without `hasleader`, which a member without a leader refuses.
+                    match Connection::connect(url, Arc::clone(&shared), false).await {
+                        Ok(connection) => connection.list_local().await.ok(),
+                        Err(_) => None,
+                    }
+                }
+                _ => None,
+            };
+            Err(NotOpened {
+                failures: failures.into_iter().map(|(_, failure)| failure).collect(),
+                local,
+            })
         }
     }
 }
@@ -287,49 +352,56 @@ impl Client {
 #[derive(Clone)]
 pub(super) struct Connection {
     endpoint: String,
-    prefixes: Prefixes,
+    shared: Arc<Shared>,
     /// Kept because it owns the connection.
     client: Box<etcd_client::Client>,
 }
 
 impl Connection {
-    async fn connect(
-        endpoint: String,
-        prefixes: Prefixes,
-        user: Option<User>,
-        tls: Tls,
-        require_leader: bool,
-    ) -> Result<Self, Failure> {
+    /// Connects, and waits for one answer: connecting alone succeeds with a member that is frozen
+    /// or without a leader.
+    async fn reach(endpoint: String, shared: Arc<Shared>) -> Result<Self, Failure> {
+        let connection = Self::connect(endpoint, shared, true).await?;
+        if let Some(prefix) = connection.shared.prefixes.first() {
+            match connection.get("connect", first_key(prefix), GetOptions::new()).await {
+                // An answer, too. The list shows which prefixes may be read.
+                Err(failure) if failure.cause != Cause::Denied => return Err(failure),
+                _ => {}
+            }
+        }
+        Ok(connection)
+    }
+
+    async fn connect(endpoint: String, shared: Arc<Shared>, require_leader: bool) -> Result<Self, Failure> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_timeout(TIMEOUT)
             .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_TIMEOUT)
-            .with_require_leader(require_leader)
-            .with_auto_token_refresh(true);
+            .with_require_leader(require_leader);
         if endpoint.starts_with("https://") {
             options = options.with_tls(
-                tls_options(&tls)
+                tls_options(&shared.tls)
                     .await
                     .map_err(|detail| at(&endpoint, Failure::new(Cause::Denied, detail)))?,
             );
         }
-        if let Some(User { name, password }) = user {
+        if let Some(User { name, password }) = &shared.user {
             let password = match password {
-                Password::Value(text) => text,
+                Password::Value(text) => text.clone(),
                 Password::File(path) => {
-                    let text = read(&path)
+                    let text = read(path)
                         .await
                         .map_err(|detail| at(&endpoint, Failure::new(Cause::Denied, detail)))?;
                     String::from_utf8_lossy(&text).trim_end_matches(['\r', '\n']).to_owned()
                 }
             };
-            options = options.with_user(name, password);
+            options = options.with_user(name.clone(), password);
         }
         let connect = etcd_client::Client::connect([&endpoint], Some(options));
         let client = Box::new(with_deadline(&endpoint, "connect", connect).await?);
         Ok(Self {
             endpoint,
-            prefixes,
+            shared,
             client,
         })
     }
@@ -338,12 +410,28 @@ impl Connection {
         &self.endpoint
     }
 
-    fn kv(&self) -> KvClient {
-        self.client.kv_client().max_decoding_message_size(DECODE_LIMIT)
-    }
-
     fn watcher(&self) -> WatchClient {
         self.client.watch_client().max_decoding_message_size(DECODE_LIMIT)
+    }
+
+    /// Counts that the token was refused, and logs in again.
+    async fn renew_token(&self) -> Result<(), Failure> {
+        self.shared.status.count_error(Reason::Token.as_str());
+        with_deadline(&self.endpoint, "log in", self.client.refresh_token()).await
+    }
+
+    /// Reads some keys. If the token is refused, the call is repeated with a new token.
+    async fn get(&self, what: &str, from: Vec<u8>, options: GetOptions) -> Result<GetResponse, Failure> {
+        let mut kv = self.client.kv_client().max_decoding_message_size(DECODE_LIMIT);
+        let mut attempt = 1;
+        loop {
+            let call = kv.get(from.clone(), Some(options.clone()));
+            match with_deadline(&self.endpoint, what, call).await {
+                Err(failure) if failure.cause == Cause::Token && attempt < TOKEN_ATTEMPTS => attempt += 1,
+                outcome => return outcome,
+            }
+            self.renew_token().await?;
+        }
     }
 
     /// Lists all keys as they are now.
@@ -356,33 +444,76 @@ impl Connection {
         list(self.clone(), Consistency::Serializable)
     }
 
-    /// Watches all prefixes over one stream, from this revision on.
-    pub(super) fn watch(&self, from: i64) -> impl Future<Output = Result<WatchStream, Failure>> + Send + use<> {
+    /// Whether the user may read any of these prefixes by now.
+    pub(super) fn may_read(&self, prefixes: Vec<usize>) -> impl Future<Output = Result<bool, Failure>> + Send + use<> {
         let connection = self.clone();
         async move {
-            let options = || {
-                WatchOptions::new()
-                    .with_prefix()
-                    .with_start_revision(from)
-                    .with_progress_notify()
-                    .with_fragment()
-            };
-            let Some((first, others)) = connection.prefixes.split_first() else {
-                return Err(Failure::new(Cause::Protocol, "nothing to watch"));
-            };
-            let mut watcher = connection.watcher();
-            let open = watcher.watch(first.as_str(), Some(options()));
-            let (mut requests, responses) = with_deadline(&connection.endpoint, "watch", open).await?.split();
-            for prefix in others {
-                let open = requests.watch(prefix.as_str(), Some(options()));
-                with_deadline(&connection.endpoint, "watch", open).await?;
+            for prefix in prefixes {
+                let Some(prefix) = connection.shared.prefixes.get(prefix) else {
+                    continue;
+                };
+                // All rights to the prefix are needed, and not those to one key.
+                let options = GetOptions::new()
+                    .with_range(end_of(prefix.as_str().as_bytes()))
+                    .with_limit(1);
+                match connection.get(&listing_of(prefix), first_key(prefix), options).await {
+                    Ok(_) => return Ok(true),
+                    Err(failure) if failure.cause == Cause::Denied => {}
+                    Err(failure) => return Err(failure),
+                }
             }
-            Ok(WatchStream {
-                endpoint: connection.endpoint,
-                requests,
-                responses,
-            })
+            Ok(false)
         }
+    }
+
+    /// Watches the prefixes over one stream, from this revision on, but not the unreadable ones.
+    pub(super) fn watch(
+        &self,
+        from: i64,
+        unreadable: Vec<usize>,
+    ) -> impl Future<Output = Result<WatchStream, Failure>> + Send + use<> {
+        let connection = self.clone();
+        async move { connection.watch_all(from, &unreadable).await }
+    }
+
+    /// The same with a new token.
+    pub(super) fn watch_with_new_token(
+        &self,
+        from: i64,
+        unreadable: Vec<usize>,
+    ) -> impl Future<Output = Result<WatchStream, Failure>> + Send + use<> {
+        let connection = self.clone();
+        async move {
+            connection.renew_token().await?;
+            connection.watch_all(from, &unreadable).await
+        }
+    }
+
+    async fn watch_all(self, from: i64, unreadable: &[usize]) -> Result<WatchStream, Failure> {
+        let options = |prefix: &Prefix| {
+            WatchOptions::new()
+                .with_range(end_of(prefix.as_str().as_bytes()))
+                .with_start_revision(from)
+                .with_progress_notify()
+                .with_fragment()
+        };
+        let readable = self.shared.prefixes.iter().enumerate();
+        let mut readable = readable.filter(|(index, _)| !unreadable.contains(index));
+        let Some((_, first)) = readable.next() else {
+            return Err(Failure::new(Cause::Protocol, "nothing to watch"));
+        };
+        let mut watcher = self.watcher();
+        let open = watcher.watch(first_key(first), Some(options(first)));
+        let (mut requests, responses) = with_deadline(&self.endpoint, "watch", open).await?.split();
+        for (_, prefix) in readable {
+            let open = requests.watch(first_key(prefix), Some(options(prefix)));
+            with_deadline(&self.endpoint, "watch", open).await?;
+        }
+        Ok(WatchStream {
+            endpoint: self.endpoint,
+            requests,
+            responses,
+        })
     }
 }
 
@@ -397,74 +528,109 @@ async fn list(connection: Connection, consistency: Consistency) -> Result<Listin
     }
 }
 
+/// A prefix without rights costs itself alone, unless no prefix can be read.
 async fn list_once(connection: &Connection, consistency: Consistency) -> Result<Listing, Failure> {
-    let mut kv = connection.kv();
-    let mut at: Option<Position> = None;
-    let mut keys = Vec::new();
+    let mut listing = Listing::default();
     let mut limit = PAGE;
-    for prefix in connection.prefixes.iter() {
-        let end = end_of(prefix.as_str().as_bytes());
-        let mut from = prefix.as_str().as_bytes().to_vec();
-        loop {
-            let mut options = GetOptions::new().with_range(end.clone()).with_limit(limit);
-            if let Some(at) = at {
-                options = options.with_revision(at.revision);
-            }
-            if consistency == Consistency::Serializable {
-                options = options.with_serializable();
-            }
-            let mut page = match with_deadline(&connection.endpoint, "list", kv.get(from.clone(), Some(options))).await
-            {
-                // Large values: fewer keys per page.
-                Err(failure) if failure.cause == Cause::TooLarge && limit > 1 => {
-                    limit /= 2;
-                    continue;
+    for (index, prefix) in connection.shared.prefixes.iter().enumerate() {
+        match list_prefix(connection, prefix, consistency, &mut limit, &mut listing).await {
+            Ok(()) => {}
+            Err(failure) if failure.cause == Cause::Denied => {
+                let unreadable = listing.unreadable.len() + 1;
+                if unreadable == connection.shared.prefixes.len() {
+                    return Err(failure);
                 }
-                page => page?,
-            };
-            // The header of a later page has the present revision, although its keys are those of
-            // the first page's revision.
-            if at.is_none() {
-                let header = page.header();
-                let first = header.map(|header| Position {
-                    cluster: header.cluster_id(),
-                    term: header.raft_term(),
-                    revision: header.revision(),
+                listing.unreadable.push(Unreadable {
+                    prefix: index,
+                    detail: failure.detail,
                 });
-                at = Some(first.ok_or_else(|| Failure::new(Cause::Protocol, "a list without a header"))?);
             }
-            let weight: usize = page
-                .kvs()
-                .iter()
-                .map(|pair| pair.key().len() + pair.value().len())
-                .sum();
-            if weight < SMALL_PAGE {
-                limit = (limit * 2).min(LARGEST_PAGE);
-            }
-            let more = page.more();
-            let last = page.kvs().last().map(|last| [last.key(), b"\0"].concat());
-            for pair in page.take_kvs() {
-                let mod_revision = pair.mod_revision();
-                let (key, value) = pair.into_key_value();
-                if prefix.covers(&key) {
-                    let read = prefix.read(&key, &value);
-                    keys.push(Listed {
-                        key,
-                        mod_revision,
-                        read,
-                    });
-                }
-            }
-            match last {
-                Some(next) if more => from = next,
-                _ => break,
-            }
+            Err(failure) => return Err(failure),
         }
     }
-    Ok(Listing {
-        at: at.unwrap_or_default(),
-        keys,
-    })
+    Ok(listing)
+}
+
+async fn list_prefix(
+    connection: &Connection,
+    prefix: &Prefix,
+    consistency: Consistency,
+    limit: &mut i64,
+    listing: &mut Listing,
+) -> Result<(), Failure> {
+    let end = end_of(prefix.as_str().as_bytes());
+    let mut from = first_key(prefix);
+    loop {
+        let mut options = GetOptions::new().with_range(end.clone()).with_limit(*limit);
+        if listing.at != Position::default() {
+            options = options.with_revision(listing.at.revision);
+        }
+        if consistency == Consistency::Serializable {
+            options = options.with_serializable();
+        }
+        let mut page = match connection.get(&listing_of(prefix), from.clone(), options).await {
+            // Large values: fewer keys per page.
+            Err(failure) if failure.cause == Cause::TooLarge && *limit > 1 => {
+                *limit /= 2;
+                continue;
+            }
+            page => page?,
+        };
+        // The header of a later page has the present revision, although its keys are those of
+        // the first page's revision.
+        if listing.at == Position::default() {
+            let header = page.header();
+            let first = header.map(|header| Position {
+                cluster: header.cluster_id(),
+                term: header.raft_term(),
+                revision: header.revision(),
+            });
+            listing.at = first.ok_or_else(|| Failure::new(Cause::Protocol, "a list without a header"))?;
+        }
+        let weight: usize = page
+            .kvs()
+            .iter()
+            .map(|pair| pair.key().len() + pair.value().len())
+            .sum();
+        if weight < SMALL_PAGE {
+            *limit = (*limit * 2).min(LARGEST_PAGE);
+        }
+        let more = page.more();
+        let last = page.kvs().last().map(|last| [last.key(), b"\0"].concat());
+        for pair in page.take_kvs() {
+            let (mod_revision, leased) = (pair.mod_revision(), pair.lease() != 0);
+            let (key, value) = pair.into_key_value();
+            if !prefix.covers(&key) {
+                continue;
+            }
+            match prefix.read(&key, &value).map(|read| read.leased(leased)) {
+                Err(error) if !error.is_counted() => listing.elsewhere += 1,
+                read => listing.keys.push(Listed {
+                    key,
+                    mod_revision,
+                    read,
+                    value_bytes: value.len(),
+                }),
+            }
+        }
+        match last {
+            Some(next) if more => from = next,
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// What a list of a prefix is called in errors.
+fn listing_of(prefix: &Prefix) -> String {
+    format!("list {:?}", prefix.as_str())
+}
+
+/// The first key that a prefix may have. etcd takes no empty key.
+fn first_key(prefix: &Prefix) -> Vec<u8> {
+    match prefix.as_str() {
+        "" => vec![0],
+        text => text.as_bytes().to_vec(),
+    }
 }
 
 /// The first key after all keys with this prefix.
@@ -512,7 +678,10 @@ fn message(response: WatchResponse) -> Message {
         let pair = event.kv?;
         // Not by the crate's own accessor, which panics on a type that it does not know.
         let kind = match event.r#type {
-            0 => EventKind::Put(pair.value),
+            0 => EventKind::Put {
+                leased: pair.lease != 0,
+                value: pair.value,
+            },
             1 => EventKind::Delete,
             other => EventKind::Unknown(other),
         };
@@ -578,7 +747,7 @@ async fn read(path: &Path) -> Result<Vec<u8>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::formats::Prefix;
+    use super::super::formats::SOURCE;
     use super::*;
 
     #[test]
@@ -602,6 +771,10 @@ mod tests {
                 Cause::Unavailable,
             ),
             ("Unauthenticated: etcdserver: invalid auth token", Cause::Token),
+            (
+                "InvalidArgument: etcdserver: revision of auth store is old",
+                Cause::Token,
+            ),
             (
                 "InvalidArgument: etcdserver: authentication failed, invalid user ID or password",
                 Cause::Denied,
@@ -638,13 +811,17 @@ mod tests {
         assert_eq!(end_of(b"/services/"), b"/services0");
         assert_eq!(end_of(b"a\xff\xff"), b"b");
         assert_eq!(end_of(b"\xff"), b"\0");
+        let everything = Prefix::everything("{service}/{instance}".parse().unwrap());
+        assert_eq!(first_key(&everything), b"\0", "etcd takes no empty key");
+        assert_eq!(end_of(everything.as_str().as_bytes()), b"\0", "etcd's word for no end");
     }
 
     #[test]
     fn endpoints_are_urls_without_passwords() {
         let client = |endpoints: &[&str]| {
             let settings = EtcdSettings::new(endpoints.iter().copied(), vec![Prefix::new("/s").unwrap()]);
-            Client::new(&settings, settings.prefixes.as_slice().into()).map(|_| ())
+            let status = Arc::new(SourceStatus::new(SOURCE, true, Box::new(|_| true)));
+            Client::new(&settings, settings.prefixes.as_slice().into(), status).map(|_| ())
         };
         assert!(client(&["http://127.0.0.1:2379", "https://etcd:2379"]).is_ok());
         for refused in [&[][..], &["127.0.0.1:2379"], &["unix:///run/etcd"]] {

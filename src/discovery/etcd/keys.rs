@@ -10,18 +10,20 @@
 //!
 //! Revisions keep the state right in whatever order lists and events arrive. An event that a list
 //! already includes is ignored. So is the state of a key in a list, if the watch has delivered a
-//! later change of that key. If a value cannot be read, the key keeps what it registered before.
+//! later change of that key. If a value cannot be read, the key keeps what it registered before. So
+//! do all keys below a prefix that the user may not read any more.
 //!
 //! Pure, but for log lines and the counters of the source's status. Knows no connection; `now` is
 //! an argument.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::formats::{InvalidRegistration, Prefixes, Registration, SOURCE};
 use super::skipped::{self, SkippedKeys};
-use super::wire::{Event, EventKind, Listing};
+use super::wire::{Event, EventKind, Listed, Listing, Unreadable};
 use crate::balancer::{ServiceInstance, ServiceName, SkipReason, SkippedRegistration, SourceStatus, Timestamp};
 use crate::discovery::registrations::share_addresses;
 use crate::discovery::watcher::{Reading, Reason, Trust, Update};
@@ -92,11 +94,13 @@ enum SyncState {
     Sent,
 }
 
-/// Values that could not be read, for one log line.
+/// Values, and parts of values, that could not be read, for one log line each.
 #[derive(Default)]
 struct Skipped {
     count: usize,
     first: Option<String>,
+    ignored: usize,
+    first_ignored: Option<String>,
 }
 
 impl Keys {
@@ -133,14 +137,20 @@ impl Keys {
         self.floor = listing.at.revision;
         self.deleted = None;
         let mut skipped = Skipped::default();
-        for listed in listing.keys {
-            self.set(listed.key, listed.mod_revision, listed.read, (trust, now), &mut skipped);
+        for Listed {
+            key,
+            mod_revision,
+            read,
+            value_bytes,
+        } in listing.keys
+        {
+            self.set(key, mod_revision, (read, value_bytes), (trust, now), &mut skipped);
         }
-        self.remove_unlisted(|_| true, (trust, now));
+        self.remove_unlisted(|_| true, &listing.unreadable, (trust, now));
         self.pending.forget(now);
         skipped.log();
         self.skipped.show(&self.status);
-        if trust != Trust::AdditionsOnly && !self.is_listed() {
+        if trust != Trust::AdditionsOnly && !self.is_listed() && listing.unreadable.is_empty() {
             self.sync = SyncState::Listed(self.pending.changed.keys().cloned().collect());
         }
     }
@@ -171,12 +181,16 @@ impl Keys {
             self.set(
                 listed.key,
                 listed.mod_revision,
-                listed.read,
+                (listed.read, listed.value_bytes),
                 (Trust::Steady, now),
                 &mut skipped,
             );
         }
-        repaired += self.remove_unlisted(|known| known.mod_revision <= revision, (Trust::Steady, now));
+        repaired += self.remove_unlisted(
+            |known| known.mod_revision <= revision,
+            &listing.unreadable,
+            (Trust::Steady, now),
+        );
         self.floor = self.floor.max(revision);
         self.pending.forget(now);
         skipped.log();
@@ -195,11 +209,16 @@ impl Keys {
                 continue;
             }
             match event.kind {
-                EventKind::Put(value) => {
+                EventKind::Put { value, leased } => {
                     let prefixes = Arc::clone(&self.prefixes);
                     if let Some(prefix) = prefixes.iter().find(|prefix| prefix.covers(&event.key)) {
-                        let read = prefix.read(&event.key, &value);
-                        self.set(event.key, at, read, (Trust::Steady, now), &mut skipped);
+                        match prefix.read(&event.key, &value).map(|read| read.leased(leased)) {
+                            Err(error) if !error.is_counted() => self.remove(&event.key, (Trust::Steady, now)),
+                            read => {
+                                let read = (read, value.len());
+                                self.set(event.key, at, read, (Trust::Steady, now), &mut skipped);
+                            }
+                        }
                     }
                 }
                 EventKind::Delete => {
@@ -287,7 +306,7 @@ impl Keys {
         &mut self,
         key: Vec<u8>,
         mod_revision: i64,
-        read: Result<Registration, InvalidRegistration>,
+        (read, value_bytes): (Result<Registration, InvalidRegistration>, usize),
         (trust, now): (Trust, Timestamp),
         skipped: &mut Skipped,
     ) {
@@ -295,30 +314,39 @@ impl Keys {
             Some((key, known)) => (key, Some(known)),
             None => (Key::from(key), None),
         };
+        // The same value, listed again, is not counted again.
+        let is_new = before.as_ref().is_none_or(|before| before.mod_revision != mod_revision);
         let (service, written, skipped) = match read {
             Ok(registration) => {
+                for reason in registration.ignored.iter().filter(|_| is_new) {
+                    self.status.count_error(Reason::InvalidInstance.as_str());
+                    skipped.ignore(&key, reason);
+                }
                 let service = self.register((&key, mod_revision), before.as_ref(), registration, (trust, now));
                 self.no_longer_skipped(&key, before.as_ref(), (trust, now));
                 (service, mod_revision, None)
             }
-            Err(error) => {
-                // The same invalid value, listed again, is not counted again.
-                if before.as_ref().is_none_or(|before| before.mod_revision != mod_revision) {
-                    let registration = skipped::skipped(&key, &error);
-                    self.status.count_error(Reason::from(registration.reason).as_str());
-                    if registration.reason != SkipReason::NoPort {
-                        skipped.add(&registration);
-                    }
-                    let skipped = self.skip(&key, registration, (trust, now));
-                    before.map_or((None, 0, skipped.clone()), |before| {
-                        (before.service, before.written, skipped)
-                    })
-                } else {
-                    before.map_or((None, 0, None), |before| {
-                        (before.service, before.written, before.skipped)
-                    })
+            Err(error) if !error.is_counted() => {
+                self.no_longer_skipped(&key, before.as_ref(), (trust, now));
+                if let Some(before) = before.and_then(|known| known.service) {
+                    self.unregister(&before, &key, (trust, now));
                 }
+                (None, 0, None)
             }
+            Err(error) if is_new => {
+                let registration = skipped::skipped(&key, &error);
+                self.status.count_error(Reason::from(registration.reason).as_str());
+                if registration.reason != SkipReason::NoPort {
+                    skipped.add(&registration, value_bytes);
+                }
+                let skipped = self.skip(&key, registration, (trust, now));
+                before.map_or((None, 0, skipped.clone()), |before| {
+                    (before.service, before.written, skipped)
+                })
+            }
+            Err(_) => before.map_or((None, 0, None), |before| {
+                (before.service, before.written, before.skipped)
+            }),
         };
         let list_number = self.list_number;
         self.keys.insert(
@@ -366,7 +394,7 @@ impl Keys {
         registration: Registration,
         (trust, now): (Trust, Timestamp),
     ) -> Option<ServiceName> {
-        let Registration { service, instances } = registration;
+        let Registration { service, instances, .. } = registration;
         if instances.is_empty() {
             if let Some(before) = before.and_then(|known| known.service.as_ref()) {
                 self.unregister(before, key, (trust, now));
@@ -408,11 +436,22 @@ impl Keys {
         }
     }
 
-    fn remove_unlisted(&mut self, also: impl Fn(&KnownKey) -> bool, how: (Trust, Timestamp)) -> usize {
+    /// Removes the keys that were not in the last list, but not those below a prefix that could not
+    /// be read.
+    fn remove_unlisted(
+        &mut self,
+        also: impl Fn(&KnownKey) -> bool,
+        unreadable: &[Unreadable],
+        how: (Trust, Timestamp),
+    ) -> usize {
+        let hidden = |key: &[u8]| {
+            let mut prefixes = unreadable.iter().filter_map(|it| self.prefixes.get(it.prefix));
+            prefixes.any(|prefix| prefix.covers(key))
+        };
         let unlisted: Vec<Key> = self
             .keys
             .iter()
-            .filter(|(_, known)| known.list_number != self.list_number && also(known))
+            .filter(|(key, known)| known.list_number != self.list_number && also(known) && !hidden(key))
             .map(|(key, _)| Arc::clone(key))
             .collect();
         for key in &unlisted {
@@ -459,25 +498,41 @@ impl Pending {
 fn weaker(a: Trust, b: Trust) -> Trust {
     match (a, b) {
         (Trust::AdditionsOnly, _) | (_, Trust::AdditionsOnly) => Trust::AdditionsOnly,
+        (Trust::AfterLoss, _) | (_, Trust::AfterLoss) => Trust::AfterLoss,
         (Trust::AfterGap, _) | (_, Trust::AfterGap) => Trust::AfterGap,
+        (Trust::Unconfirmed, _) | (_, Trust::Unconfirmed) => Trust::Unconfirmed,
         (Trust::Steady, Trust::Steady) => Trust::Steady,
     }
 }
 
 impl Skipped {
-    fn add(&mut self, registration: &SkippedRegistration) {
+    /// The value itself is never logged: it may be a password.
+    fn add(&mut self, registration: &SkippedRegistration, value_bytes: usize) {
         self.count += 1;
-        if self.first.is_none() {
-            let SkippedRegistration { id, detail, .. } = registration;
-            self.first = Some(format!("{}: {detail}", id.escape_default()));
-        }
+        let SkippedRegistration { id, detail, .. } = registration;
+        self.first
+            .get_or_insert_with(|| line(id.as_bytes(), &format_args!("{detail} ({value_bytes} bytes)")));
+    }
+
+    fn ignore(&mut self, key: &[u8], reason: &str) {
+        self.ignored += 1;
+        self.first_ignored.get_or_insert_with(|| line(key, &reason));
     }
 
     fn log(self) {
         if let Some(first) = self.first {
             tracing::warn!(source = %SOURCE, skipped = self.count, first, "values not valid, keeping what their keys registered before");
         }
+        if let Some(first) = self.first_ignored {
+            tracing::warn!(source = %SOURCE, ignored = self.ignored, first, "parts of values ignored, the instances count without them");
+        }
     }
+}
+
+/// A key and a reason. The reason has no part of the value.
+fn line(key: &[u8], reason: &dyn fmt::Display) -> String {
+    let key: String = String::from_utf8_lossy(key).chars().take(200).collect();
+    format!("{}: {reason}", key.escape_default())
 }
 
 #[cfg(test)]
@@ -510,11 +565,12 @@ mod tests {
     /// A key `service/id` with a port as its value; port 0 is an invalid value.
     fn pair(prefix: &Prefix, key: &str, port: u16, mod_revision: i64) -> Listed {
         let key = format!("/s/{key}").into_bytes();
-        let read = prefix.read(&key, format!("10.0.0.1:{port}").as_bytes());
+        let value = format!("10.0.0.1:{port}");
         Listed {
+            read: prefix.read(&key, value.as_bytes()),
             key,
             mod_revision,
-            read,
+            value_bytes: value.len(),
         }
     }
 
@@ -529,6 +585,7 @@ mod tests {
                 .iter()
                 .map(|(key, port, revision)| pair(&prefix, key, *port, *revision))
                 .collect(),
+            ..Listing::default()
         }
     }
 
@@ -536,7 +593,10 @@ mod tests {
         Event {
             key: format!("/s/{key}").into_bytes(),
             mod_revision,
-            kind: EventKind::Put(format!("10.0.0.1:{port}").into_bytes()),
+            kind: EventKind::Put {
+                value: format!("10.0.0.1:{port}").into_bytes(),
+                leased: false,
+            },
         }
     }
 
@@ -558,6 +618,8 @@ mod tests {
                 let trust = |trust| match trust {
                     Trust::Steady => "",
                     Trust::AfterGap => "?",
+                    Trust::AfterLoss => "!",
+                    Trust::Unconfirmed => "~",
                     Trust::AdditionsOnly => "+",
                 };
                 sent.push(match update {
@@ -618,6 +680,50 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_that_cannot_be_read_keeps_its_keys_and_delays_the_sync() {
+        let status = Arc::new(SourceStatus::new(SOURCE, true, Box::new(|_| true)));
+        let prefixes: Prefixes = [Prefix::new("/s/").unwrap(), Prefix::new("/t/").unwrap()].into();
+        let mut bench = Bench {
+            keys: Keys::new(prefixes, Arc::clone(&status)),
+            status,
+            now: Timestamp::default(),
+        };
+        let denied = || {
+            vec![Unreadable {
+                prefix: 1,
+                detail: "list \"/t/\": permission denied".to_owned(),
+            }]
+        };
+        let list = |revision, pairs: &[(&str, u16, i64)], unreadable| Listing {
+            unreadable,
+            ..listing(revision, pairs)
+        };
+        let below_t = |bench: &mut Bench, id: &str, revision| {
+            bench.apply(vec![Event {
+                key: format!("/t/db/{id}").into_bytes(),
+                ..put("", 9, revision)
+            }]);
+        };
+        let first = list(9, &[("web/a", 1, 3)], denied());
+        bench.keys.replace(first, Trust::AfterGap, bench.now);
+        assert_eq!(bench.sent(), ["web? a=1"], "not synced");
+        bench.replace(10, &[("web/a", 1, 3)]);
+        assert_eq!(bench.sent(), ["synced"]);
+
+        below_t(&mut bench, "d", 11);
+        assert_eq!(bench.sent(), ["db d=9"]);
+        // Neither a list after a gap nor a periodic one takes away what it could not read.
+        let gap = list(12, &[], denied());
+        bench.keys.replace(gap, Trust::AfterGap, bench.now);
+        assert_eq!(bench.sent(), ["web? gone"]);
+        bench.keys.expect_list();
+        assert_eq!(bench.keys.repair(list(13, &[], denied()), bench.now), 0);
+        assert_eq!(bench.sent(), [""; 0]);
+        assert_eq!(bench.keys.repair(list(14, &[], Vec::new()), bench.now), 1);
+        assert_eq!(bench.sent(), ["db gone"]);
+    }
+
+    #[test]
     fn events_are_applied_in_order_and_sent_as_one_step() {
         let mut bench = bench();
         bench.replace(9, &[("web/a", 1, 3)]);
@@ -665,6 +771,69 @@ mod tests {
         assert_eq!(bench.sent(), ["web a=2,bad=3"]);
         bench.apply(vec![put("web/a", 0, 12), delete("web/a", 13)]);
         assert_eq!(bench.sent(), ["web bad=3"]);
+    }
+
+    fn put_value(key: &str, value: &str, mod_revision: i64) -> Event {
+        Event {
+            key: format!("/s/{key}").into_bytes(),
+            mod_revision,
+            kind: EventKind::Put {
+                value: value.as_bytes().to_vec(),
+                leased: false,
+            },
+        }
+    }
+
+    fn invalid(bench: &Bench) -> u64 {
+        let errors = bench.status.errors();
+        errors.get("invalid_instance").copied().unwrap_or_default()
+    }
+
+    #[test]
+    fn ignored_parts_of_a_value_are_counted_once_and_the_address_counts() {
+        let mut bench = bench();
+        bench.replace(9, &[]);
+        bench.sent();
+        let value = r#"{"host":"10.0.0.1","port":7,"weight":"","status":"decommissioned"}"#;
+        bench.apply(vec![put_value("web/a", value, 10)]);
+        assert_eq!((bench.sent(), invalid(&bench)), (vec!["web a=7".to_owned()], 2));
+        // The same key, listed again.
+        let prefix = Prefix::new("/s/").unwrap();
+        let key = b"/s/web/a".to_vec();
+        let read = prefix.read(&key, value.as_bytes());
+        let mut again = listing(12, &[]);
+        again.keys.push(Listed {
+            key,
+            mod_revision: 10,
+            read,
+            value_bytes: value.len(),
+        });
+        bench.keys.replace(again, Trust::AfterGap, bench.now);
+        assert_eq!((bench.sent(), invalid(&bench)), (vec![], 2));
+    }
+
+    #[test]
+    fn a_key_that_registers_nothing_any_more_leaves_its_service() {
+        let nothing = [
+            (r#"{"id":"a","name":"web","endpoints":[]}"#, 0),
+            (r#"{"Op":1,"Addr":"10.0.0.1:1","Metadata":null}"#, 0),
+            (r#"{"name":"web","nodes":[]}"#, 0),
+            // As rpcx writes a folder: the last segment of the key.
+            ("a", 0),
+        ];
+        for (value, counted) in nothing {
+            let mut bench = bench();
+            bench.replace(9, &[("web/a", 1, 3), ("web/b", 2, 4)]);
+            bench.sent();
+            bench.apply(vec![put_value("web/a", value, 10)]);
+            assert_eq!(
+                (bench.sent(), invalid(&bench)),
+                (vec!["web b=2".to_owned()], counted),
+                "{value}"
+            );
+            bench.apply(vec![delete("web/a", 11)]);
+            assert_eq!(bench.sent(), [""; 0], "{value}");
+        }
     }
 
     #[test]
@@ -721,6 +890,35 @@ mod tests {
     }
 
     #[test]
+    fn instances_of_keys_with_a_lease_are_ephemeral() {
+        let mut bench = bench();
+        let prefix = Prefix::new("/s/").unwrap();
+        let mut listed = listing(9, &[("web/a", 1, 3), ("web/b", 2, 4)]);
+        let read = prefix.read(b"/s/web/b", b"10.0.0.1:2");
+        listed.keys[1].read = read.map(|read| read.leased(true));
+        bench.keys.replace(listed, Trust::AfterLoss, bench.now);
+        let mut with_lease = put("web/c", 3, 10);
+        if let EventKind::Put { leased, .. } = &mut with_lease.kind {
+            *leased = true;
+        }
+        bench.apply(vec![with_lease]);
+        let ephemeral = |bench: &mut Bench| {
+            bench.now = bench.now + MIN_INTERVAL;
+            let mut found = Vec::new();
+            while let Some(update) = bench.keys.next_update(bench.now) {
+                if let Update::Service(reading) = update {
+                    assert_eq!(reading.service.as_str(), "web");
+                    found = reading.instances.iter().map(ServiceInstance::is_ephemeral).collect();
+                }
+            }
+            found
+        };
+        assert_eq!(ephemeral(&mut bench), [false, true, true]);
+        bench.apply(vec![put("web/c", 3, 11)]);
+        assert_eq!(ephemeral(&mut bench), [false, true, false], "put again without a lease");
+    }
+
+    #[test]
     fn the_weakest_trust_of_all_changes_is_sent() {
         let mut bench = bench();
         bench.replace(9, &[("web/a", 1, 3), ("web/b", 2, 4)]);
@@ -728,6 +926,11 @@ mod tests {
         bench.replace(20, &[("web/a", 1, 3)]);
         bench.apply(vec![put("web/c", 3, 21)]);
         assert_eq!(bench.sent(), ["web? a=1,c=3"]);
+        bench
+            .keys
+            .replace(listing(5, &[("web/a", 1, 3)]), Trust::AfterLoss, bench.now);
+        bench.apply(vec![put("web/d", 4, 22)]);
+        assert_eq!(bench.sent(), ["web! a=1,d=4"]);
     }
 
     #[test]

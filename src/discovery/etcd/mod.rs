@@ -18,6 +18,9 @@
 //! confirmed by a second list if instances are missing. During a watch, all keys are listed every
 //! few minutes: a difference is corrected, and counted as drift.
 //!
+//! Each prefix stands for itself: if the user may read some prefixes only, these are followed, and
+//! the others are asked for now and then. The source has synced when every prefix was read once.
+//!
 //! What is in flight (a connection that opens, a list, the stream) are fields of the watcher, so
 //! that a cancelled `next` loses none of them. No task is spawned here; each connection has a task
 //! of tonic's.
@@ -25,7 +28,7 @@
 //! The files import only downwards:
 //!
 //! ```text
-//! mod             the watcher
+//! mod             the watcher                explain   what a dump of keys would become
 //! keys            what the keys register     watch_messages   what ends a watch
 //!                                            client           connections, lists, streams
 //! wire            lists and events, without etcd's crate      settings
@@ -33,6 +36,7 @@
 //! ```
 
 mod client;
+mod explain;
 pub mod formats;
 mod keys;
 mod settings;
@@ -44,16 +48,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use formats::{InvalidPrefix, Prefix, SOURCE, ValueFormat};
+pub use explain::{Explained, KeyOutcome, Pair, explain, parse_dump};
+pub use formats::{InvalidPrefix, KeyPath, Prefix, SOURCE, ValueFormat};
 pub use settings::{EtcdSettings, Password, User};
 
 use self::client::{Cause, Client, Connection, Failure, NotOpened, Opened, WatchStream};
 use self::formats::Prefixes;
 use self::keys::Keys;
 use self::watch_messages::{Step, WatchMessages};
-use self::wire::{Listing, Message, Position};
+use self::wire::{Listing, Message, Position, Unreadable};
 use super::shared::pause_until;
-use super::watcher::{CONFIRM_AFTER, Trust, Update, WatchError, Watcher};
+use super::watcher::{CONFIRM_AFTER, Reason, Trust, Update, WatchError, Watcher};
 use crate::balancer::{Clock, Source, SourceStatus, Timestamp};
 use crate::http_client::HttpError;
 
@@ -64,6 +69,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const JITTER: Duration = Duration::from_millis(200);
 /// How often a quiet watch is asked for a progress notification.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+/// How long after the end of a watch the source counts as away, unless another connection has
+/// listed all keys by then.
+const AWAY_AFTER: Duration = Duration::from_secs(1);
+/// The pauses between questions whether a prefix may be read by now.
+const SHORTEST_DENIED: Duration = Duration::from_secs(1);
+const LONGEST_DENIED: Duration = Duration::from_secs(30);
+/// How often a watch is created again, each time with a new token, before all keys are listed.
+const TOKENS_FOR_A_WATCH: u32 = 3;
 /// How long the watch has to deliver the changes that a list shows. Changes after that count as
 /// drift.
 const SETTLE_TIME: Duration = Duration::from_secs(2);
@@ -89,6 +102,8 @@ enum Relist {
     Confirm,
     /// The refresh interval was over.
     Periodic,
+    /// A prefix may be read that could not be read before.
+    Granted,
 }
 
 impl Relist {
@@ -102,6 +117,7 @@ impl Relist {
             Self::Canceled => "canceled",
             Self::Confirm => "confirm",
             Self::Periodic => "periodic",
+            Self::Granted => "granted",
         }
     }
 
@@ -126,8 +142,6 @@ pub struct EtcdWatcher {
     phase: Phase,
     /// The endpoint in use, or to be used next.
     endpoint: usize,
-    /// How many endpoints failed since one was listed.
-    failed: usize,
     /// How many watches in a row ended soon.
     short_watches: u32,
     not_before: Timestamp,
@@ -136,6 +150,8 @@ pub struct EtcdWatcher {
     at: Option<Position>,
     /// When the list that confirms the last list is due.
     confirm_at: Option<Timestamp>,
+    /// When the source counts as away, and why.
+    away_at: Option<(Timestamp, String)>,
     failure: Option<Failure>,
 }
 
@@ -145,6 +161,10 @@ enum Phase {
     Subscribing {
         connection: Connection,
         listed: (Position, Timestamp),
+        /// The prefixes that are not watched.
+        unreadable: Vec<usize>,
+        /// How many tokens were refused for this watch.
+        tokens: u32,
         flight: InFlight<Result<WatchStream, Failure>>,
     },
     Watching(Box<Session>),
@@ -156,9 +176,19 @@ struct Session {
     stream: WatchStream,
     messages: WatchMessages,
     since: Timestamp,
+    tokens: u32,
     relisting: Relisting,
+    denied: Option<Denied>,
     refresh_at: Timestamp,
     progress_at: Timestamp,
+}
+
+/// The prefixes that the user may not read, during the watch of the others.
+struct Denied {
+    prefixes: Vec<usize>,
+    pause: Duration,
+    ask_at: Timestamp,
+    asking: Option<InFlight<Result<bool, Failure>>>,
 }
 
 /// A list during the watch.
@@ -175,6 +205,8 @@ enum Wakeup {
     Subscribed(Result<WatchStream, Failure>),
     Message(Result<Message, Failure>),
     Listed(Relist, Result<Listing, Failure>),
+    /// Whether a prefix may be read that could not be read before.
+    Asked(Result<bool, Failure>),
     Time,
 }
 
@@ -187,7 +219,7 @@ impl EtcdWatcher {
     /// whether etcd can be reached.
     pub fn new(settings: EtcdSettings, status: Arc<SourceStatus>, clock: Arc<dyn Clock>) -> Result<Self, HttpError> {
         let prefixes: Prefixes = settings.prefixes.as_slice().into();
-        let client = Client::new(&settings, Arc::clone(&prefixes))?;
+        let client = Client::new(&settings, Arc::clone(&prefixes), Arc::clone(&status))?;
         // Spreads the agents over the members.
         let endpoint = fastrand::usize(..client.endpoints());
         Ok(Self {
@@ -197,12 +229,12 @@ impl EtcdWatcher {
             refresh: settings.refresh,
             phase: Phase::Idle,
             endpoint,
-            failed: 0,
             short_watches: 0,
             not_before: clock.now(),
             why: Relist::Start,
             at: None,
             confirm_at: None,
+            away_at: None,
             failure: None,
             clock,
         })
@@ -210,6 +242,9 @@ impl EtcdWatcher {
 
     /// Starts what is due now.
     fn start(&mut self, now: Timestamp) {
+        if let Some((_, why)) = self.away_at.take_if(|(at, _)| now >= *at) {
+            self.status.lost(now, &why);
+        }
         match &mut self.phase {
             Phase::Idle if now >= self.not_before => {
                 let allow_local = !self.keys.is_listed();
@@ -219,6 +254,12 @@ impl EtcdWatcher {
                 if now >= session.progress_at {
                     session.progress_at = now + PROGRESS_EVERY;
                     session.stream.ask_progress();
+                }
+                if let Some(denied) = &mut session.denied
+                    && denied.asking.is_none()
+                    && now >= denied.ask_at
+                {
+                    denied.asking = Some(Box::pin(session.connection.may_read(denied.prefixes.clone())));
                 }
                 match &session.relisting {
                     Relisting::Idle => {
@@ -255,10 +296,13 @@ impl EtcdWatcher {
                     Relisting::Reading(..) => None,
                     Relisting::Settling(until, _) => Some(*until),
                 };
-                relisting.into_iter().chain([session.progress_at]).min()
+                let denied = session.denied.as_ref().filter(|denied| denied.asking.is_none());
+                let ask_at = denied.map(|denied| denied.ask_at);
+                relisting.into_iter().chain(ask_at).chain([session.progress_at]).min()
             }
         };
-        phase.into_iter().chain(self.keys.due()).min()
+        let away_at = self.away_at.as_ref().map(|(at, _)| *at);
+        phase.into_iter().chain(self.keys.due()).chain(away_at).min()
     }
 
     /// Waits for the next event. Cancel safe.
@@ -279,7 +323,12 @@ impl EtcdWatcher {
                 () = time => Wakeup::Time,
             },
             Phase::Watching(session) => {
-                let Session { stream, relisting, .. } = &mut **session;
+                let Session {
+                    stream,
+                    relisting,
+                    denied,
+                    ..
+                } = &mut **session;
                 let (why, listing) = match relisting {
                     Relisting::Reading(why, flight) => (*why, Some(flight)),
                     _ => (Relist::Periodic, None),
@@ -290,9 +339,16 @@ impl EtcdWatcher {
                         None => std::future::pending().await,
                     }
                 };
+                let asked = async {
+                    match denied.as_mut().and_then(|denied| denied.asking.as_mut()) {
+                        Some(flight) => flight.await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     message = stream.message() => Wakeup::Message(message),
                     listing = listing => Wakeup::Listed(why, listing),
+                    asked = asked => Wakeup::Asked(asked),
                     () = time => Wakeup::Time,
                 }
             }
@@ -301,64 +357,108 @@ impl EtcdWatcher {
 
     fn handle(&mut self, wakeup: Wakeup, now: Timestamp) {
         match wakeup {
-            Wakeup::Opened(Ok(Opened { connection, listing })) => self.opened(connection, listing, now),
-            Wakeup::Opened(Err(NotOpened { failure, local })) => {
+            Wakeup::Opened(Ok(opened)) => self.opened(opened, now),
+            Wakeup::Opened(Err(NotOpened { failures, local })) => {
                 if let Some(listing) = local {
                     tracing::warn!(source = %SOURCE, keys = listing.keys.len(), revision = listing.at.revision,
                         "no leader: starting with the data of one member");
                     self.keys.replace(listing, Trust::AdditionsOnly, now);
                 }
-                self.not_opened(failure);
+                self.not_opened(failures);
             }
             Wakeup::Subscribed(Ok(stream)) => self.subscribed(stream, now),
             Wakeup::Subscribed(Err(failure)) | Wakeup::Message(Err(failure)) => self.watch_failed(failure, now),
             Wakeup::Message(Ok(message)) => self.message_received(message, now),
             Wakeup::Listed(why, Ok(listing)) => self.listed_again(why, listing, now),
-            Wakeup::Listed(_, Err(failure)) => self.watch_failed(failure, now),
+            Wakeup::Listed(_, Err(failure)) | Wakeup::Asked(Err(failure)) => self.watch_failed(failure, now),
+            Wakeup::Asked(Ok(true)) => self.granted(now),
+            Wakeup::Asked(Ok(false)) => self.still_denied(now),
             Wakeup::Time => {}
         }
     }
 
-    fn opened(&mut self, connection: Connection, listing: Listing, now: Timestamp) {
+    fn opened(&mut self, opened: Opened, now: Timestamp) {
+        let Opened {
+            connection,
+            endpoint,
+            listing,
+            failures,
+        } = opened;
+        self.count_failures(failures);
         if let Some(before) = self.at
             && let Some(detail) = listing.at.breaks_with(before)
         {
             tracing::warn!(source = %SOURCE, endpoint = connection.endpoint(), detail, "etcd history changed: restored or wiped data, or another cluster");
             self.why = Relist::Rollback;
         }
-        self.failed = 0;
+        self.endpoint = endpoint;
+        self.away_at = None;
         self.status.heard(now);
         self.status.count_relist(self.why.as_str());
         tracing::info!(source = %SOURCE, endpoint = connection.endpoint(), why = self.why.as_str(), keys = listing.keys.len(),
-            revision = listing.at.revision, "listed");
+            ignored = listing.elsewhere, revision = listing.at.revision, "listed");
         let at = listing.at;
         self.at = Some(at);
-        self.keys.replace(listing, Trust::AfterGap, now);
+        let unreadable = self.note_unreadable(&listing.unreadable);
+        let trust = match self.why {
+            Relist::Rollback => Trust::AfterLoss,
+            _ => Trust::AfterGap,
+        };
+        self.keys.replace(listing, trust, now);
         self.confirm_at = self.keys.needs_confirmation().then(|| now + CONFIRM_AFTER);
-        let flight = Box::pin(connection.watch(at.revision + 1));
+        let flight = Box::pin(connection.watch(at.revision + 1, unreadable.clone()));
         self.phase = Phase::Subscribing {
             connection,
             listed: (at, now),
+            unreadable,
+            tokens: 0,
             flight,
         };
     }
 
-    /// Tries the next endpoint. When no endpoint could be listed, that is an error.
-    fn not_opened(&mut self, failure: Failure) {
-        self.phase = Phase::Idle;
-        self.failed += 1;
-        self.next_endpoint();
-        if self.failed >= self.client.endpoints() {
-            self.failed = 0;
-            self.failure = Some(failure);
-        } else {
-            self.status.count_error(failure.cause.reason().as_str());
-            tracing::info!(source = %SOURCE, error = failure.detail, "trying the next endpoint");
+    /// Counts prefixes that the user may not read, and says so where the source's error is shown.
+    fn note_unreadable(&mut self, unreadable: &[Unreadable]) -> Vec<usize> {
+        for prefix in unreadable {
+            self.status.count_error(Reason::Denied.as_str());
+            tracing::warn!(source = %SOURCE, error = prefix.detail, "prefix cannot be read, following the others");
+        }
+        let details: Vec<&str> = unreadable.iter().map(|prefix| &*prefix.detail).collect();
+        self.status
+            .set_incomplete((!details.is_empty()).then(|| details.join("; ")));
+        unreadable.iter().map(|prefix| prefix.prefix).collect()
+    }
+
+    /// The failures of endpoints beside the one that the source's error shows.
+    fn count_failures(&self, failures: Vec<Failure>) {
+        for Failure { cause, detail } in failures {
+            self.status.count_error(cause.reason().as_str());
+            tracing::info!(source = %SOURCE, error = detail, "trying the next endpoint");
         }
     }
 
+    /// No endpoint could be listed. The error is the one that says most.
+    fn not_opened(&mut self, mut failures: Vec<Failure>) {
+        self.phase = Phase::Idle;
+        self.next_endpoint();
+        let telling = |failure: &Failure| match failure.cause {
+            Cause::Denied | Cause::Token => 2,
+            Cause::Unreachable | Cause::Timeout => 0,
+            _ => 1,
+        };
+        let most = (0..failures.len()).max_by_key(|index| failures.get(*index).map(telling));
+        self.failure = most.map(|index| failures.swap_remove(index));
+        self.count_failures(failures);
+    }
+
     fn subscribed(&mut self, stream: WatchStream, now: Timestamp) {
-        let Phase::Subscribing { connection, listed, .. } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+        let Phase::Subscribing {
+            connection,
+            listed,
+            unreadable,
+            tokens,
+            ..
+        } = std::mem::replace(&mut self.phase, Phase::Idle)
+        else {
             return;
         };
         let jitter = 0.5 + fastrand::f64();
@@ -367,18 +467,71 @@ impl EtcdWatcher {
             stream,
             messages: WatchMessages::from(listed.0),
             since: listed.1,
+            tokens,
             relisting: Relisting::Idle,
+            denied: Denied::new(unreadable, now),
             refresh_at: now + self.refresh.mul_f64(jitter),
             progress_at: now + PROGRESS_EVERY,
         }));
+    }
+
+    /// The watch was refused for its token. As nothing has come since the list, the watch is created
+    /// again from there.
+    fn watch_with_new_token(&mut self, from: Position) {
+        let Phase::Watching(session) = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            return;
+        };
+        let Session {
+            connection,
+            since,
+            tokens,
+            denied,
+            ..
+        } = *session;
+        let unreadable = denied.map_or_else(Vec::new, |denied| denied.prefixes);
+        tracing::info!(source = %SOURCE, endpoint = connection.endpoint(), "watching again with a new token");
+        let flight = Box::pin(connection.watch_with_new_token(from.revision + 1, unreadable.clone()));
+        self.phase = Phase::Subscribing {
+            connection,
+            listed: (from, since),
+            unreadable,
+            tokens: tokens + 1,
+            flight,
+        };
+    }
+
+    /// A prefix may be read by now: all keys are listed, and all prefixes watched.
+    fn granted(&mut self, now: Timestamp) {
+        tracing::info!(source = %SOURCE, "a prefix can be read again, listing again");
+        self.phase = Phase::Idle;
+        self.why = Relist::Granted;
+        self.not_before = now;
+    }
+
+    fn still_denied(&mut self, now: Timestamp) {
+        let Phase::Watching(session) = &mut self.phase else {
+            return;
+        };
+        if let Some(denied) = &mut session.denied {
+            self.status.count_error(Reason::Denied.as_str());
+            denied.asking = None;
+            denied.pause = (denied.pause * 2).min(LONGEST_DENIED);
+            denied.ask_at = now + denied.pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+        }
     }
 
     fn message_received(&mut self, message: Message, now: Timestamp) {
         let Phase::Watching(session) = &mut self.phase else {
             return;
         };
+        let quiet_since = session.messages.quiet_since();
         match session.messages.take(message) {
-            Step::Over(failure) => self.watch_failed(failure, now),
+            Step::Over(failure) => match quiet_since {
+                Some(from) if failure.cause == Cause::Token && session.tokens < TOKENS_FOR_A_WATCH => {
+                    self.watch_with_new_token(from);
+                }
+                _ => self.watch_failed(failure, now),
+            },
             step => {
                 self.at = Some(session.messages.at());
                 self.status.heard(now);
@@ -400,6 +553,21 @@ impl EtcdWatcher {
         }
         self.status.heard(now);
         self.status.count_relist(why.as_str());
+        let before = session.denied.as_ref().map_or(&[][..], |denied| &denied.prefixes);
+        let readable = |prefix: &&usize| listing.unreadable.iter().all(|other| other.prefix != **prefix);
+        if before.iter().any(|prefix| readable(&prefix)) {
+            self.granted(now);
+            return;
+        }
+        if before.len() < listing.unreadable.len() {
+            let prefixes = self.note_unreadable(&listing.unreadable);
+            if let Phase::Watching(session) = &mut self.phase {
+                session.denied = Denied::new(prefixes, now);
+            }
+        }
+        let Phase::Watching(session) = &mut self.phase else {
+            return;
+        };
         if why == Relist::Confirm {
             self.confirm_at = None;
             // So soon after a list, a change that the watch has not delivered yet is not drift.
@@ -431,6 +599,7 @@ impl EtcdWatcher {
         self.status.count_error(failure.cause.reason().as_str());
         let pause = self.pause(now.since(since));
         self.not_before = now + pause;
+        self.away_at = Some((now + AWAY_AFTER, failure.detail.clone()));
         if self.why == Relist::Reconnect {
             self.next_endpoint();
         }
@@ -453,6 +622,17 @@ impl EtcdWatcher {
 
     fn next_endpoint(&mut self) {
         self.endpoint = (self.endpoint + 1) % self.client.endpoints();
+    }
+}
+
+impl Denied {
+    fn new(prefixes: Vec<usize>, now: Timestamp) -> Option<Self> {
+        (!prefixes.is_empty()).then(|| Self {
+            prefixes,
+            pause: SHORTEST_DENIED,
+            ask_at: now + SHORTEST_DENIED,
+            asking: None,
+        })
     }
 }
 

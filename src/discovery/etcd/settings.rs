@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::formats::Prefix;
+use crate::discovery::guard::DEFAULT_HOLD;
 use crate::http_client::Tls;
 
 /// How to reach an etcd cluster, and what to watch there.
@@ -22,6 +23,9 @@ pub struct EtcdSettings {
     pub tls: Tls,
     /// How often all keys are listed again (give or take half), during a watch.
     pub refresh: Duration,
+    /// How long an instance that etcd has forgotten is kept at most while it accepts connections.
+    /// Zero: until the removal is confirmed.
+    pub hold: Duration,
     /// Whether the agent waits for this source before it is ready.
     pub required: bool,
 }
@@ -36,6 +40,7 @@ impl EtcdSettings {
             user: None,
             tls: Tls::default(),
             refresh: Duration::from_secs(300),
+            hold: DEFAULT_HOLD,
             required: true,
         }
     }

@@ -61,6 +61,6 @@ pub(super) fn skipped(key: &[u8], error: &InvalidRegistration) -> SkippedRegistr
     let key: String = String::from_utf8_lossy(key).chars().take(SHOWN).collect();
     match error.is_no_port() {
         true => SkippedRegistration::no_port(key),
-        false => SkippedRegistration::invalid(key, error.without_value()),
+        false => SkippedRegistration::invalid(key, error.to_string()),
     }
 }

@@ -28,6 +28,8 @@ pub(super) enum Step {
 pub(super) struct WatchMessages {
     /// The latest position that was seen.
     at: Position,
+    /// The position of the list, as long as no event has come.
+    quiet_since: Option<Position>,
     fragments: HashMap<i64, Vec<Event>>,
 }
 
@@ -36,8 +38,15 @@ impl WatchMessages {
     pub(super) fn from(listed: Position) -> Self {
         Self {
             at: listed,
+            quiet_since: Some(listed),
             fragments: HashMap::new(),
         }
+    }
+
+    /// The position of the list, if no event has come since. From there the watch may go on without
+    /// another list. (After an event of one watch, an older event of another may be on its way.)
+    pub(super) fn quiet_since(&self) -> Option<Position> {
+        self.quiet_since
     }
 
     /// The latest position that was seen.
@@ -72,6 +81,9 @@ impl WatchMessages {
         let same_cluster = message.at.cluster == self.at.cluster || message.at.cluster == 0;
         if message.at.revision > self.at.revision && same_cluster {
             self.at = message.at;
+        }
+        if !message.events.is_empty() {
+            self.quiet_since = None;
         }
         let events = match self.fragments.remove(&message.watch_id) {
             None => message.events,
@@ -148,6 +160,7 @@ mod tests {
                 0,
                 Cause::Denied,
             ),
+            ("etcdserver: revision of auth store is old", 0, Cause::Token),
             ("etcdserver: no leader", 0, Cause::NoLeader),
             ("something new", 0, Cause::Canceled),
         ] {
@@ -162,6 +175,7 @@ mod tests {
                 });
                 assert_eq!(over(step), cause, "{reason}");
                 assert_eq!(messages.at(), LISTED, "a header of zeros is ignored");
+                assert_eq!(messages.quiet_since(), Some(LISTED));
             }
         }
     }
@@ -217,5 +231,12 @@ mod tests {
             assert_eq!(heard(messages.take(message)), []);
             assert_eq!(messages.at().revision, expected);
         }
+        assert_eq!(messages.quiet_since(), Some(LISTED), "no event has come");
+        let message = Message {
+            events: events(&["a"]),
+            ..Message::default()
+        };
+        assert_eq!(heard(messages.take(message)).len(), 1);
+        assert_eq!(messages.quiet_since(), None);
     }
 }

@@ -28,11 +28,14 @@ impl Position {
     }
 }
 
-/// All keys below all prefixes, as they were at one revision.
-#[derive(Debug)]
+/// All keys below all prefixes that may be read, as they were at one revision.
+#[derive(Debug, Default)]
 pub(super) struct Listing {
     pub(super) at: Position,
     pub(super) keys: Vec<Listed>,
+    /// How many keys register nothing on purpose, and are left out.
+    pub(super) elsewhere: usize,
+    pub(super) unreadable: Vec<Unreadable>,
 }
 
 #[derive(Debug)]
@@ -40,6 +43,17 @@ pub(super) struct Listed {
     pub(super) key: Vec<u8>,
     pub(super) mod_revision: i64,
     pub(super) read: Result<Registration, InvalidRegistration>,
+    /// How long the value is. Of a value that is not valid, only its length is logged.
+    pub(super) value_bytes: usize,
+}
+
+/// A prefix that the user may not read.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Unreadable {
+    /// Which of the prefixes.
+    pub(super) prefix: usize,
+    /// Why, with the prefix.
+    pub(super) detail: String,
 }
 
 /// One response of a watch stream.
@@ -66,7 +80,11 @@ pub(super) struct Event {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum EventKind {
-    Put(Vec<u8>),
+    Put {
+        value: Vec<u8>,
+        /// Whether the key has a lease.
+        leased: bool,
+    },
     /// Deregistered or expired: etcd does not say which.
     Delete,
     /// Of a type that this version of pickd does not know.

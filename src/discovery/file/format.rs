@@ -38,7 +38,7 @@ use super::targets;
 use crate::balancer::{
     Address, InstanceId, InvalidInstance, RegistryStatus, ServiceInstance, ServiceName, Source, Weight,
 };
-use crate::discovery::shared::status_named;
+use crate::discovery::shared::{status_named, without_values};
 
 /// What a file must say that lists nothing on purpose.
 const NO_SERVICES: &str = "a registry without services has an empty list under `service`";
@@ -54,7 +54,7 @@ pub struct FileError {
     pub path: PathBuf,
     /// Line and column, from 1, columns in characters; `None` if the mistake has no place.
     pub place: Option<(usize, usize)>,
-    /// What is wrong, and what is expected.
+    /// What is wrong, and what is expected. Repeats no value of the file.
     pub message: String,
 }
 
@@ -86,7 +86,7 @@ pub fn parse(
     let refused = |place, message: String| FileError {
         path: path.to_owned(),
         place,
-        message,
+        message: without_values(&message),
     };
     let text = std::str::from_utf8(bytes).map_err(|broken| {
         let good = bytes.get(..broken.valid_up_to()).unwrap_or_default();
@@ -146,7 +146,11 @@ pub fn parse(
         };
         let is_listed = |instance: &&ServiceInstance| listed.iter().any(|other| other.id() == instance.id());
         if let Some(twice) = instances.iter().find(is_listed) {
-            let message = format!("instance \"{}\" of service \"{name}\" is listed twice", twice.id());
+            let message = format!(
+                "instance {} of service {} is listed twice, in two spellings of the service",
+                twice.id(),
+                all[place].0
+            );
             return Err(refused(None, message));
         }
         listed.extend(instances);
@@ -390,7 +394,7 @@ impl<'de, T: Entry> Visitor<'de> for Distinct<'_, T> {
         let entry = T::check(raw).map_err(A::Error::custom)?;
         if !self.taken.insert(entry.key().clone()) {
             return Err(A::Error::custom(format_args!(
-                "{} \"{}\" is listed twice",
+                "{} `{}` is listed twice",
                 T::NAME,
                 entry.key()
             )));
@@ -504,7 +508,9 @@ impl<'de, T: FromNumber> Deserialize<'de> for Number<T> {
             }
 
             fn visit_i64<E: Error>(self, number: i64) -> Result<Number<T>, E> {
-                T::from_number(number).map(Number).map_err(E::custom)
+                T::from_number(number)
+                    .map(Number)
+                    .map_err(|error| E::custom(error.without_value()))
             }
 
             fn visit_u64<E: Error>(self, number: u64) -> Result<Number<T>, E> {
@@ -554,7 +560,7 @@ impl<'de> Deserialize<'de> for Metadata {
                 let mut entries = BTreeMap::new();
                 while let Some(Text(key)) = map.next_key::<Text<String>>()? {
                     if entries.contains_key(&key) {
-                        return Err(A::Error::custom(format_args!("metadata {key:?} is listed twice")));
+                        return Err(A::Error::custom(format_args!("metadata `{key}` is listed twice")));
                     }
                     let Text(value) = map.next_value::<Text<String>>()?;
                     entries.insert(key, value);
@@ -751,27 +757,22 @@ service:
 
     #[test]
     fn numbers_have_a_range() {
-        let weight = "weight 65536: expected 0 to 65535";
+        let weight = "weight: expected 0 to 65535";
         refuses_instance(
             "port = 1\nweight = «65536",
             "\"port\": 1, \"weight\": «65536",
             "port: 1\n        weight: «65536",
             weight,
         );
-        let port = "port 0: expected 1 to 65535";
+        let port = "port: expected 1 to 65535";
         refuses_instance("port = «0", "\"port\":«0", "port:  «0", port);
         refuses_instance(
             "port = «65536",
             "\"port\": «65536",
             "port: «65536",
-            "port 65536: expected 1 to 65535",
+            "port: expected 1 to 65535",
         );
-        refuses_instance(
-            "port = «-1",
-            "\"port\": «-1",
-            "port: «-1",
-            "port -1: expected 1 to 65535",
-        );
+        refuses_instance("port = «-1", "\"port\": «-1", "port: «-1", "port: expected 1 to 65535");
         refuses_instance(
             "port = «1.5",
             "\"port\": «1.5",
@@ -788,28 +789,28 @@ service:
 
     #[test]
     fn texts_have_rules() {
-        let status = "status \"up\": expected passing, warning, critical, maintenance or unknown";
+        let status = "status (2 characters): expected passing, warning, critical, maintenance or unknown";
         refuses_instance(
             "port = 1\nstatus = «\"up\"",
             "\"port\": 1, \"status\": «\"up\"",
             "port: 1\n        status: «up",
             status,
         );
-        let tag = "tag \"\": expected at least one character";
+        let tag = "tag (0 characters): expected at least one character";
         refuses_instance(
             "port = 1\ntags = [\n\"ä\", «\"\"]",
             "\"port\": 1, \"tags\": [\"ä\",\n«\"\"]",
             "port: 1\n        tags: [ä, «\"\"]",
             tag,
         );
-        let id = "instance id \"\": expected 1 to 512 bytes";
+        let id = "instance id (0 characters): expected 1 to 512 bytes";
         refuses_instance(
             "port = 1\nid = «\"\"",
             "\"port\": 1, \"id\": «\"\"",
             "port: 1\n        id: «\"\"",
             id,
         );
-        let host = "host \"a b\": expected an IP address or a host name that does not end in a number";
+        let host = "host (3 characters): expected an IP address or a host name that does not end in a number";
         refuses(
             "toml",
             "[[service]]\nname = \"a\"\ninstance = [{ port = 1, host = «\"a b\" }]",
@@ -821,7 +822,7 @@ service:
             host,
         );
         refuses("yaml", "service: [{name: a, instance: [{port: 1, host: «a b}]}]", host);
-        let name = "service name \"a//b\": expected 1 to 253 bytes";
+        let name = "service name (4 characters): expected 1 to 253 bytes";
         refuses("toml", "[[service]]\nname = «\"a//b\"\n", name);
         refuses("json", r#"{"service": [{"name": «"a//b"}]}"#, name);
         refuses("yaml", "service:\n  - name: «a//b\n", name);
@@ -845,7 +846,7 @@ service:
         let error = parse(Path::new("s.toml"), text.as_bytes(), None).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "s.toml: instance \"1\" of service \"redis\" is listed twice"
+            "s.toml: instance 1 of service Redis is listed twice, in two spellings of the service"
         );
     }
 
@@ -878,7 +879,7 @@ service:
 
     #[test]
     fn a_service_is_listed_once() {
-        let message = "service \"a\" is listed twice";
+        let message = "service `a` is listed twice";
         refuses(
             "toml",
             "[[service]]\nname = \"a\"\n\n«[[service]]\nname = \"a\"\n",
@@ -894,7 +895,7 @@ service:
 
     #[test]
     fn an_id_is_listed_once_in_its_service_default_ids_included() {
-        let message = "instance \"h:1\" is listed twice";
+        let message = "instance `h:1` is listed twice";
         let toml = "[[service]]\nname = \"a\"\n[[service.instance]]\nhost = \"h\"\nport = 1\n";
         refuses(
             "toml",
@@ -933,7 +934,7 @@ service:
             "service:\n  - «name: a\n    name: b\n",
             "duplicate field `name`",
         );
-        let metadata = "metadata \"k\" is listed twice";
+        let metadata = "metadata `k` is listed twice";
         let json = "{\"service\": [{\"name\": \"a\", \"instance\": [{\"host\": \"h\", \"port\": 1,\n";
         refuses(
             "json",

@@ -188,11 +188,11 @@ mod tests {
         for (text, expected) in [
             (
                 r#"[{"targets": ["a:1", "http://b/metrics"], "labels": {"job": "web"}}]"#,
-                "t.json:1:22: target \"http://b/metrics\": expected host:port (",
+                "t.json:1:22: target (16 characters): expected host:port (",
             ),
             (
                 r#"[{"targets": ["a"], "labels": {"job": "web"}}]"#,
-                "t.json:1:15: target \"a\": expected host:port (",
+                "t.json:1:15: target (1 characters): expected host:port (",
             ),
             (
                 "[\n{\"target\": [\"a:1\"]}]",
@@ -204,11 +204,11 @@ mod tests {
             ),
             (
                 "[{\"targets\": [], \"labels\": {\"job\": \"\"}}]",
-                "t.json:1:2: service name \"\": expected",
+                "t.json:1:2: service name (0 characters): expected",
             ),
             (
                 "[\"a:1\"]",
-                "t.json:1:2: invalid type: string \"a:1\", expected a target group",
+                "t.json:1:2: invalid type: string (3 characters), expected a target group",
             ),
         ] {
             let error = services("t.json", text, None).unwrap_err();

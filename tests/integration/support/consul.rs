@@ -18,6 +18,7 @@ pub(crate) struct Consul {
     https_port: u16,
     /// 0 without another datacenter.
     wan_port: u16,
+    serf_port: u16,
     client: reqwest::Client,
     token: Option<String>,
 }
@@ -74,6 +75,36 @@ impl Consul {
         .await;
     }
 
+    /// Starts a client agent of this server, with further settings.
+    pub(crate) async fn start_client(&self, extra: Value) -> Self {
+        let mut settings = json!({
+            "node_name": "client", "server": false, "bootstrap": false,
+            "retry_join": [format!("127.0.0.1:{}", self.serf_port)],
+        });
+        settings
+            .as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        Self::start_with(settings).await
+    }
+
+    /// Registers services `<prefix>0000`, `<prefix>0001`, ... with one instance each, number i at
+    /// 10.1.0.1 and port 1000 + i.
+    pub(crate) async fn register_many(&self, prefix: &str, services: usize) {
+        let node = json!({ "Node": { "Verb": "set", "Node": { "Node": "many", "Address": "10.1.0.1" } } });
+        self.put("/v1/txn", json!([node])).await;
+        let entry = |i: usize| {
+            let service =
+                json!({ "ID": format!("{prefix}{i:04}"), "Service": format!("{prefix}{i:04}"), "Port": 1000 + i });
+            json!({ "Service": { "Verb": "set", "Node": "many", "Service": service } })
+        };
+        // A transaction has 64 operations at most.
+        let all: Vec<Value> = (0..services).map(entry).collect();
+        for part in all.chunks(64) {
+            self.put("/v1/txn", json!(part)).await;
+        }
+    }
+
     /// Chooses ports and writes the configuration; no process runs.
     pub(crate) fn not_started() -> Self {
         Self::configured(json!({}))
@@ -106,6 +137,7 @@ impl Consul {
             http_port: http,
             https_port: https,
             wan_port: 0,
+            serf_port: serf,
             client,
             token: None,
         }

@@ -29,6 +29,8 @@ pub(crate) struct State {
     /// Status and body of the answers to `POST /v1/internal/acl/authorize` and `GET
     /// /v1/acl/token/self`.
     pub(crate) rights: [(u16, &'static str); 2],
+    /// No request blocks. With `true`, each answer has a higher index than the answer before.
+    pub(crate) never_blocks: Option<bool>,
     pub(crate) fault: Option<Fault>,
     /// The fault applies to paths that end with this text.
     pub(crate) fault_at: &'static str,
@@ -39,6 +41,14 @@ pub(crate) struct State {
 pub(crate) enum Fault {
     /// An error status, with the index that Consul sends with errors.
     Status(u16),
+    /// 429 with this `Retry-After` in seconds.
+    RetryAfter(u16),
+    /// 429 with the text that Consul sends when an address has too many connections.
+    TooManyConnections,
+    /// Long polls get 504 after this time, as from a proxy.
+    CutAfter(Duration),
+    /// The connection of a long poll is closed after this time.
+    CloseAfter(Duration),
     /// Requests without `stale` get 500, as with a lost quorum.
     NotWithoutStale,
     /// A connection reset instead of an answer.
@@ -71,6 +81,7 @@ pub(crate) struct FakeConsul {
 struct Shared {
     state: watch::Sender<State>,
     asked: Mutex<Vec<Asked>>,
+    answers: std::sync::atomic::AtomicU64,
     busy: Mutex<usize>,
 }
 
@@ -100,6 +111,7 @@ impl FakeConsul {
             services,
             listed: vec![String::from("consul")],
             rights: [(200, r#"[{"Allow":false}]"#), (403, "ACL not found")],
+            never_blocks: None,
             fault: None,
             fault_at: "",
         };
@@ -108,6 +120,7 @@ impl FakeConsul {
         let shared = Arc::new(Shared {
             state: watch::Sender::new(state),
             asked: Mutex::default(),
+            answers: Default::default(),
             busy: Mutex::default(),
         });
         let served = Arc::clone(&shared);
@@ -239,13 +252,27 @@ async fn answer(stream: &mut Writer<'_>, shared: &Shared, path: &str, query: &st
     let asked: Option<u64> = param("index").map(|index| index.parse().unwrap());
     let wait = param("wait").map_or(0, |wait| wait.trim_end_matches("ms").parse().unwrap());
     let until = Instant::now() + Duration::from_millis(wait);
+    let cut = match changes.borrow().fault.filter(|_| asked.is_some()) {
+        Some(Fault::CutAfter(time) | Fault::CloseAfter(time)) => Some(Instant::now() + time),
+        _ => None,
+    };
     // As in Consul, the answer at the end of a wait is the state from the start of the wait.
     let mut state = changes.borrow_and_update().clone();
-    while asked == Some(state.index) && state.fault.is_none() {
-        match tokio::time::timeout_at(until, changes.changed()).await {
+    let blocks = |state: &State| {
+        let fault = state.fault.filter(|_| path.ends_with(state.fault_at));
+        let blocks = matches!(fault, None | Some(Fault::CutAfter(_) | Fault::CloseAfter(_)));
+        blocks && state.never_blocks.is_none()
+    };
+    while asked == Some(state.index) && blocks(&state) {
+        match tokio::time::timeout_at(cut.unwrap_or(until).min(until), changes.changed()).await {
             Ok(_) => state = changes.borrow_and_update().clone(),
             Err(_) => break,
         }
+    }
+    let cut = cut.is_some_and(|cut| cut < until && cut <= Instant::now());
+    let answered = shared.answers.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    if state.never_blocks == Some(true) {
+        state.index += answered;
     }
 
     if path.contains("/acl/") {
@@ -292,6 +319,22 @@ async fn answer(stream: &mut Writer<'_>, shared: &Shared, path: &str, query: &st
     match state.fault.filter(|_| path.ends_with(state.fault_at)) {
         Some(Fault::NotWithoutStale) if query.contains("stale") => stream.write(good.as_bytes()).await,
         None => stream.write(good.as_bytes()).await,
+        Some(Fault::CutAfter(_)) if cut => stream.write(failure(504, "upstream timeout").as_bytes()).await,
+        Some(Fault::CloseAfter(_)) if cut => false,
+        Some(Fault::CutAfter(_) | Fault::CloseAfter(_)) => stream.write(good.as_bytes()).await,
+        Some(Fault::RetryAfter(seconds)) => {
+            let head = format!("HTTP/1.1 429 Too Many Requests\r\nRetry-After: {seconds}\r\nContent-Length: 0\r\n\r\n");
+            stream.write(head.as_bytes()).await
+        }
+        Some(Fault::TooManyConnections) => {
+            let text = "Your IP is issuing too many concurrent connections, please rate limit your calls\n";
+            let answer = format!(
+                "HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{text}",
+                text.len()
+            );
+            stream.write(answer.as_bytes()).await;
+            false
+        }
         Some(Fault::NotWithoutStale) => stream.write(failure(500, "No cluster leader").as_bytes()).await,
         Some(Fault::Status(status)) => stream.write(failure(status, "rpc error").as_bytes()).await,
         Some(Fault::HalfJson) => stream.write(format!("{}{half}", head(half.len())).as_bytes()).await,

@@ -1,8 +1,8 @@
-//! A TCP proxy that counts connections open at once, and requests.
+//! A TCP proxy that counts connections open at once, and requests. It can answer 403 for a path.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +19,9 @@ struct Counts {
     open: AtomicUsize,
     most: AtomicUsize,
     requests: AtomicUsize,
+    /// Requests for this path are not forwarded, and how many there were.
+    forbidden: Mutex<Option<String>>,
+    refused: AtomicUsize,
 }
 
 impl Proxy {
@@ -53,6 +56,16 @@ impl Proxy {
         self.counts.most.load(Ordering::SeqCst)
     }
 
+    /// Answers requests for this path with 403.
+    pub(crate) fn forbid(&self, path: &str) {
+        *self.counts.forbidden.lock().unwrap() = Some(path.to_owned());
+    }
+
+    /// Answers of 403 so far.
+    pub(crate) fn refused(&self) -> usize {
+        self.counts.refused.load(Ordering::SeqCst)
+    }
+
     /// Requests so far.
     pub(crate) fn requests(&self) -> usize {
         self.counts.requests.load(Ordering::SeqCst)
@@ -62,23 +75,49 @@ impl Proxy {
 /// Forwards bytes until either side closes. The watcher sends each request in one write, so a
 /// request starts at the start of a read.
 async fn pass(client: TcpStream, server: TcpStream, counts: &Counts) {
-    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_client, to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
+    let to_client = tokio::sync::Mutex::new(to_client);
     let up = async {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
             if buffer.starts_with(b"GET ") {
                 counts.requests.fetch_add(1, Ordering::SeqCst);
             }
-            if to_server.write_all(&buffer[..read]).await.is_err() {
+            if counts.forbids(&buffer[..read]) {
+                counts.refused.fetch_add(1, Ordering::SeqCst);
+                let answer = "HTTP/1.1 403 Forbidden\r\nContent-Length: 17\r\n\r\nPermission denied";
+                if to_client.lock().await.write_all(answer.as_bytes()).await.is_err() {
+                    break;
+                }
+            } else if to_server.write_all(&buffer[..read]).await.is_err() {
                 break;
             }
         }
     };
-    let down = tokio::io::copy(&mut from_server, &mut to_client);
+    let down = async {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
+            if to_client.lock().await.write_all(&buffer[..read]).await.is_err() {
+                break;
+            }
+        }
+    };
     tokio::select! {
         () = up => {}
-        _ = down => {}
+        () = down => {}
+    }
+}
+
+impl Counts {
+    fn forbids(&self, request: &[u8]) -> bool {
+        let Some(path) = self.forbidden.lock().unwrap().clone() else {
+            return false;
+        };
+        let after = request
+            .strip_prefix(b"GET ")
+            .and_then(|rest| rest.strip_prefix(path.as_bytes()));
+        matches!(after, Some([b' ' | b'?', ..]))
     }
 }
 

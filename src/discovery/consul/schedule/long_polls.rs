@@ -63,6 +63,11 @@ impl LongPolls {
         }
     }
 
+    /// Changes the most services with a long poll. The services are ranked again at once.
+    pub(super) fn set_slots(&mut self, slots: usize, now: Timestamp) {
+        (self.slots, self.rank_at) = (slots, now);
+    }
+
     /// When the services are ranked next.
     pub(super) fn rank_at(&self) -> Timestamp {
         self.rank_at

@@ -56,9 +56,11 @@ impl Recheck {
 
     /// Decides which services are read again now. What the buckets do not allow now is planned for
     /// later. `watched` and `unwatched` count the services with and without a long poll in flight.
-    pub(super) fn take(&mut self, watched: usize, unwatched: usize, now: Timestamp) -> Due {
+    /// Those without are not read more often than each `shortest`.
+    pub(super) fn take(&mut self, watched: usize, unwatched: usize, shortest: Duration, now: Timestamp) -> Due {
         let services = u32::try_from(watched + unwatched).unwrap_or(u32::MAX);
-        self.unwatched.set_interval(UNWATCHED.max(UNWATCHED_EACH * services));
+        self.unwatched
+            .set_interval(UNWATCHED.max(UNWATCHED_EACH * services).max(shortest));
         let due = Due {
             watched: watched > 0 && self.watched.take(now),
             unwatched: unwatched > 0 && self.unwatched.take(now),
@@ -90,22 +92,22 @@ mod tests {
         recheck.plan(at(1.0));
         recheck.plan(at(1.05));
         assert_eq!(recheck.at(), Some(at(1.1)), "the first change counts");
-        assert_eq!(recheck.take(3, 0, at(1.1)), due(true, false));
+        assert_eq!(recheck.take(3, 0, Duration::ZERO, at(1.1)), due(true, false));
         assert_eq!(recheck.at(), None);
-        assert_eq!(recheck.take(3, 0, at(2.0)), due(true, false));
-        assert_eq!(recheck.take(3, 0, at(3.0)), due(false, false));
+        assert_eq!(recheck.take(3, 0, Duration::ZERO, at(2.0)), due(true, false));
+        assert_eq!(recheck.take(3, 0, Duration::ZERO, at(3.0)), due(false, false));
         assert_eq!(recheck.at(), Some(at(31.1)), "made up for when the bucket allows");
-        assert_eq!(recheck.take(3, 0, at(31.1)), due(true, false));
+        assert_eq!(recheck.take(3, 0, Duration::ZERO, at(31.1)), due(true, false));
     }
 
     #[test]
     fn many_services_without_a_long_poll_are_read_more_rarely() {
         let mut recheck = Recheck::new();
-        assert_eq!(recheck.take(0, 10, at(1.0)), due(false, true));
-        assert_eq!(recheck.take(0, 10, at(2.0)), due(false, false));
+        assert_eq!(recheck.take(0, 10, Duration::ZERO, at(1.0)), due(false, true));
+        assert_eq!(recheck.take(0, 10, Duration::ZERO, at(2.0)), due(false, false));
         assert_eq!(recheck.at(), Some(at(3.0)));
-        assert_eq!(recheck.take(0, 2_000, at(3.0)), due(false, true));
-        assert_eq!(recheck.take(0, 2_000, at(12.9)), due(false, false));
+        assert_eq!(recheck.take(0, 2_000, Duration::ZERO, at(3.0)), due(false, true));
+        assert_eq!(recheck.take(0, 2_000, Duration::ZERO, at(12.9)), due(false, false));
         assert_eq!(recheck.at(), Some(at(13.0)), "2,000 services at 200 a second");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::super::client::{Answer, AskError};
+use super::super::client::{Answer, AskError, Cause};
 use super::super::settings::ConsulSettings;
 use super::super::wire::{Head, SOURCE};
 use super::{Consistency, Mode, Request, Schedule, Target};
@@ -27,7 +27,7 @@ impl Fixture {
     fn new(settings: &ConsulSettings) -> Self {
         let status = Arc::new(SourceStatus::new(SOURCE, true, Box::new(|_| true)));
         let now = Timestamp::default() + Duration::from_secs(1);
-        let schedule = Schedule::new(settings, status, Arc::new(|_| 0), 7, now);
+        let schedule = Schedule::new(settings, status, Arc::new(|_| 0), true, 7, now);
         let mut fixture = Self {
             schedule,
             now,
@@ -52,7 +52,13 @@ impl Fixture {
     }
 
     fn answer_reads(&mut self, names: &[String]) {
-        while let Some(read) = self.open.iter().find(|request| request.mode == Mode::Read).cloned() {
+        self.answer_reads_but("none", names);
+    }
+
+    /// Answers all reads except those of one service.
+    fn answer_reads_but(&mut self, failing: &str, names: &[String]) {
+        let is = |request: &&Request| request.mode == Mode::Read && target(request) != failing;
+        while let Some(read) = self.open.iter().find(is).cloned() {
             match read.target {
                 Target::Catalog => self.answer(&read, 10, &catalog(names)),
                 Target::Service(ref name) => self.answer(&read, 10, &health(name.as_str(), &[name.as_str()])),
@@ -61,6 +67,9 @@ impl Fixture {
     }
 
     fn ask(&mut self) {
+        while self.schedule.room_to_test(self.now).is_some() {
+            self.schedule.take_room(true, self.now);
+        }
         while let Some(request) = self.schedule.request(self.now) {
             self.open.push(request);
             let most = self.watches.clamp(1, 64) + 4;
@@ -97,10 +106,20 @@ impl Fixture {
     }
 
     fn fail(&mut self, request: &Request, reason: Reason) {
+        let cause = match reason {
+            Reason::Unreachable => Cause::NoConnection,
+            Reason::Timeout => Cause::Timeout,
+            _ => Cause::Answer,
+        };
+        self.fail_as(request, reason, cause);
+    }
+
+    fn fail_as(&mut self, request: &Request, reason: Reason, cause: Cause) {
         self.take(
             request,
             Err(AskError {
                 reason,
+                cause,
                 detail: String::from("made up"),
             }),
         );
@@ -258,12 +277,16 @@ fn a_failure_counts_once_and_answers_in_flight_are_discarded() {
         [("", Mode::Read)]
     );
     fixture.answer(&reads[0], 5, &catalog(&[String::from("s0"), String::from("s1")]));
-    assert_eq!(fixture.updates_of("s2"), [(None, Trust::AfterGap)]);
+    assert_eq!(
+        fixture.updates_of("s2"),
+        [(None, Trust::AfterLoss)],
+        "the index went back"
+    );
     let s0 = fixture.read("s0").unwrap();
     fixture.answer(&s0, 5, &health("s0", &["s0"]));
     assert_eq!(
         fixture.updates_of("s0"),
-        [(ids(&["s0"]), Trust::AfterGap)],
+        [(ids(&["s0"]), Trust::AfterLoss)],
         "unchanged, and sent"
     );
     fixture.pass(CONFIRM_AFTER);
@@ -357,7 +380,7 @@ fn the_most_picked_services_get_the_polls() {
     let interest = Arc::new(|name: &crate::balancer::ServiceName| u64::from(name.as_str() == "s7") * 100);
     let now = Timestamp::default();
     let mut fixture = Fixture {
-        schedule: Schedule::new(&settings, status, interest, 7, now),
+        schedule: Schedule::new(&settings, status, interest, true, 7, now),
         now,
         open: Vec::new(),
         watches: settings.max_watches,
@@ -487,7 +510,7 @@ fn every_service_is_read_again_after_the_catalog_went_back() {
     fixture.answer(&read, 4, &catalog(&names));
     let s0 = fixture.read("s0").expect("read again");
     fixture.answer(&s0, 4, &health("s0", &["older"]));
-    assert_eq!(fixture.updates_of("s0"), [(ids(&["older"]), Trust::AfterGap)]);
+    assert_eq!(fixture.updates_of("s0"), [(ids(&["older"]), Trust::AfterLoss)]);
     fixture.pass(CONFIRM_AFTER);
     let s0 = fixture.read("s0").unwrap();
     fixture.answer(&s0, 4, &health("s0", &["older"]));
@@ -520,4 +543,236 @@ fn two_spellings_of_a_name_are_one_service_and_no_change() {
     };
     assert_eq!(read_after(&["Redis", "redis"]), read_after(&["Redis"]));
     assert_eq!(read_after(&["Redis"]).iter().filter(|name| *name == "web").count(), 1);
+}
+
+fn closed() -> Cause {
+    Cause::Reset
+}
+
+#[test]
+fn a_service_that_fails_is_asked_again_alone_and_no_other_waits() {
+    let mut fixture = Fixture::new(&settings());
+    let names: Vec<String> = (0..5).map(|i| format!("s{i}")).collect();
+    let read = fixture.open[0].clone();
+    fixture.answer(&read, 10, &catalog(&names));
+    for attempt in 0..3 {
+        let s2 = fixture.read("s2").unwrap();
+        fixture.fail(&s2, Reason::Unavailable);
+        assert!(fixture.schedule.answers.error.is_none());
+        if attempt == 0 {
+            for name in ["s0", "s1", "s3", "s4"] {
+                let read = fixture.read(name).unwrap();
+                fixture.answer(&read, 10, &health(name, &[name]));
+            }
+        }
+        let synced = fixture.updates().contains(&Update::Synced);
+        assert_eq!(synced, attempt == 2, "three attempts delay the sync");
+        assert!(
+            fixture.read("s2").is_none() && fixture.poll("s2").is_none(),
+            "not at once"
+        );
+        fixture.pass(Duration::from_secs(1 << attempt));
+    }
+    let failing = fixture.schedule.answers.status.failing_services();
+    assert_eq!(failing.len(), 1);
+    assert!(fixture.poll("s0").is_some() && fixture.poll("s4").is_some());
+    // Changes of the catalog do not shorten the pause.
+    fixture.pass(Duration::from_secs(60));
+    fixture.answer_reads_but("s2", &names);
+    let s2 = fixture.read("s2").unwrap();
+    fixture.fail(&s2, Reason::Unavailable);
+    let poll = fixture.poll("").unwrap();
+    fixture.answer(&poll, 11, &catalog(&names));
+    fixture.pass(Duration::from_secs(1));
+    fixture.answer_reads_but("s2", &names);
+    assert!(fixture.read("s2").is_none(), "{:?}", fixture.open);
+    fixture.pass(Duration::from_secs(60));
+    fixture.answer_reads_but("s2", &names);
+    let s2 = fixture.read("s2").unwrap();
+    fixture.answer(&s2, 11, &health("s2", &["s2"]));
+    assert!(fixture.schedule.answers.status.failing_services().is_empty());
+    assert!(!fixture.updates_of("s2").is_empty());
+}
+
+#[test]
+fn a_service_without_rights_delays_nothing_and_a_failed_catalog_is_consul() {
+    let mut fixture = Fixture::new(&settings());
+    let read = fixture.open[0].clone();
+    fixture.answer(&read, 10, &catalog(&[String::from("s0")]));
+    let s0 = fixture.read("s0").unwrap();
+    fixture.fail(&s0, Reason::Denied);
+    assert!(fixture.updates().contains(&Update::Synced));
+    assert_eq!(fixture.schedule.answers.status.failing_services().len(), 1);
+    let poll = fixture.poll("").unwrap();
+    fixture.fail(&poll, Reason::Denied);
+    assert_eq!(fixture.schedule.answers.error.take().unwrap().reason, Reason::Denied);
+    assert!(
+        fixture.schedule.answers.status.failing_services().is_empty(),
+        "Consul as a whole fails"
+    );
+}
+
+#[test]
+fn a_refused_request_is_sent_again_and_keeps_what_was_read() {
+    let mut fixture = Fixture::synced(3, &settings());
+    let poll = fixture.poll("s0").unwrap();
+    let refused = Cause::Throttled {
+        retry_after: Some(Duration::from_secs(2)),
+    };
+    fixture.fail_as(&poll, Reason::Throttled, refused);
+    assert!(fixture.schedule.answers.error.is_none());
+    assert!(fixture.poll("s0").is_none(), "not before the two seconds are over");
+    fixture.pass(Duration::from_secs(2));
+    let again = fixture.poll("s0").expect("at the same index, without a read");
+    assert_eq!(fixture.read("s0"), None);
+    fixture.answer(&again, 11, &health("s0", &["new"]));
+    assert_eq!(fixture.updates_of("s0"), [(ids(&["new"]), Trust::Steady)]);
+}
+
+#[test]
+fn a_service_that_alone_is_refused_slows_no_other() {
+    let mut fixture = Fixture::synced(3, &settings());
+    fixture.pass(Duration::from_secs(200));
+    let refused = Cause::Throttled { retry_after: None };
+    for _ in 0..10 {
+        if let Some(read) = fixture.read("s0") {
+            fixture.fail_as(&read, Reason::Throttled, refused);
+        }
+        for name in ["s1", "s2"] {
+            if let Some(read) = fixture.read(name) {
+                fixture.answer(&read, 10, &health(name, &[name]));
+            }
+        }
+        if let Some(read) = fixture.read("") {
+            fixture.answer(&read, 10, &catalog(&["s0", "s1", "s2"].map(String::from)));
+        }
+        fixture.pass(Duration::from_secs(1));
+    }
+    let failing = fixture.schedule.answers.status.failing_services();
+    assert_eq!(failing.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["s0"]);
+    assert_eq!(
+        fixture.schedule.pace.ready_at(),
+        fixture.schedule.pace.ready_at().min(fixture.now)
+    );
+}
+
+#[test]
+fn a_closed_connection_beside_open_ones_halves_the_polls() {
+    let names: Vec<String> = (0..20).map(|i| format!("s{i}")).collect();
+    let mut fixture = Fixture::synced(20, &settings());
+    let start = fixture.now;
+    let polls = fixture.polls();
+    assert_eq!(polls, 21);
+    fixture.pass(Duration::from_secs(150));
+    let read = fixture.read("s3").unwrap();
+    fixture.fail_as(&read, Reason::Unreachable, closed());
+    assert!(fixture.schedule.answers.error.is_none(), "not yet known");
+    fixture.pass(Duration::from_millis(300));
+    assert!(fixture.schedule.answers.error.is_none(), "the polls are open");
+    assert_eq!(fixture.schedule.answers.status.limits().long_polls, Some(16));
+    fixture.answer_reads_but("s3", &names);
+    while fixture.read("s3").is_none() {
+        assert!(fixture.now.since(start) < Duration::from_secs(155), "asked again");
+        fixture.pass(Duration::from_millis(100));
+        fixture.answer_reads_but("s3", &names);
+    }
+    assert_eq!(fixture.updates(), []);
+    // While the polls run out, further closed connections tell nothing new.
+    let read = fixture.read("s3").unwrap();
+    fixture.fail_as(&read, Reason::Unreachable, closed());
+    fixture.pass(Duration::from_millis(300));
+    assert_eq!(fixture.schedule.answers.status.limits().long_polls, Some(16));
+}
+
+#[test]
+fn when_all_connections_are_closed_consul_is_away() {
+    let mut fixture = Fixture::synced(3, &settings());
+    for poll in fixture.open.clone() {
+        fixture.fail_as(&poll, Reason::Unreachable, closed());
+    }
+    let reads = fixture.open.clone();
+    for read in reads {
+        fixture.fail_as(&read, Reason::Unreachable, closed());
+    }
+    fixture.pass(Duration::from_millis(300));
+    assert_eq!(
+        fixture.schedule.answers.error.take().unwrap().reason,
+        Reason::Unreachable
+    );
+    assert_eq!(
+        fixture.schedule.answers.status.limits().long_polls,
+        Some(16),
+        "no sign of a limit"
+    );
+    assert_eq!(fixture.schedule.answers.status.limits().wait, None);
+}
+
+#[test]
+fn polls_that_are_cut_are_shortened_once_the_catalog_has_answered() {
+    let names: Vec<String> = (0..3).map(|i| format!("s{i}")).collect();
+    let mut fixture = Fixture::synced(3, &settings());
+    fixture.answer_reads(&names);
+    let poll = fixture.poll("s0").unwrap();
+    fixture.pass(Duration::from_secs(4));
+    fixture.fail_as(&poll, Reason::Unavailable, Cause::Gateway);
+    let limit = |fixture: &Fixture| fixture.schedule.answers.status.limits().wait;
+    assert_eq!(limit(&fixture), None);
+    let read = fixture.read("s0").expect("what the poll may have missed");
+    fixture.answer(&read, 10, &health("s0", &["s0"]));
+    assert_eq!(limit(&fixture), None, "only the catalog speaks for Consul");
+    fixture.answer_reads(&names);
+    let passes = fixture.now.since(poll.asked_at).mul_f64(0.8);
+    assert_eq!(limit(&fixture), Some(passes));
+    assert_eq!(fixture.updates(), []);
+    assert!(fixture.schedule.answers.error.is_none());
+    fixture.pass(Duration::from_secs(1));
+    let Mode::Poll { wait, .. } = fixture.poll("s0").unwrap().mode else {
+        panic!("{:?}", fixture.open)
+    };
+    assert!(wait <= passes, "{wait:?}");
+}
+
+#[test]
+fn a_poll_that_fails_with_consul_shortens_nothing() {
+    let mut fixture = Fixture::synced(3, &settings());
+    let poll = fixture.poll("s0").unwrap();
+    fixture.pass(Duration::from_secs(4));
+    fixture.fail_as(&poll, Reason::Unavailable, Cause::Gateway);
+    let read = fixture.read("").unwrap();
+    fixture.fail_as(&read, Reason::Unavailable, Cause::Gateway);
+    assert!(fixture.schedule.answers.error.take().is_some());
+    let read = fixture.read("").unwrap();
+    fixture.answer(&read, 10, &catalog(&[String::from("s0")]));
+    assert_eq!(fixture.schedule.answers.status.limits().wait, None);
+}
+
+#[test]
+fn a_service_whose_poll_returns_at_once_is_asked_more_and_more_rarely() {
+    let mut fixture = Fixture::synced(1, &settings());
+    let mut asked = Vec::new();
+    let start = fixture.now;
+    let mut index = 10;
+    while fixture.now.since(start) < Duration::from_secs(200) {
+        while let Some(request) = fixture.poll("s0").or_else(|| fixture.read("s0")) {
+            index += 1;
+            asked.push(fixture.now.since(start).as_secs_f64());
+            fixture.answer(&request, index, &health("s0", &["s0"]));
+        }
+        fixture.pass(Duration::from_millis(100));
+    }
+    let gaps: Vec<f64> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(asked.len() < 25, "{asked:?}");
+    assert!(gaps.iter().all(|gap| *gap < 15.2), "{gaps:?}");
+    assert!(gaps[gaps.len() - 3..].iter().any(|gap| *gap > 14.0), "{gaps:?}");
+    // News makes it fast again.
+    let request = loop {
+        match fixture.poll("s0").or_else(|| fixture.read("s0")) {
+            Some(request) => break request,
+            None => fixture.pass(Duration::from_millis(100)),
+        }
+    };
+    fixture.answer(&request, index + 1, &health("s0", &["new"]));
+    assert_eq!(fixture.updates_of("s0").len(), 1);
+    fixture.pass(Duration::from_millis(300));
+    assert!(fixture.poll("s0").is_some());
 }

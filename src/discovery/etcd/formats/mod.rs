@@ -5,50 +5,60 @@
 //! └── prefix ───┘└ service ┘└ id ┘   └ address, weight and metadata: one file a format ────┘
 //! ```
 //!
-//! etcd itself knows neither services nor instances. All conventions have the key in common: its
-//! last segment is the instance, and the segment before it the service. Folders between the prefix
-//! and the service belong to the id, so that an id means one key of a prefix. If a prefix names its
-//! service, every key below it is an instance, and the key without the prefix is the id. A prefix
-//! ends with a slash, so that `user/` never includes keys of `user-admin/`.
+//! etcd itself knows neither services nor instances. Below a prefix, the first segment of a key is
+//! the service and the last the instance, unless the prefix has a path that names the segments. If
+//! a prefix names its service, every key below it is an instance, and the key without the prefix is
+//! the id. A prefix ends with a slash, so that `user/` never includes keys of `user-admin/`.
 //!
 //! Pure. Knows nothing of revisions, of time, or of what a key held before. Values come from
 //! outside: empty values, `null`, `init_dir` and binary data have all been seen. Each such value
 //! costs its own key and nothing else.
 //!
-//! The files import only downwards: `mod`, then one file a format, then `registration`.
+//! The files import only downwards: `mod`, `detect`, then one file a format, then `path`, `url`,
+//! `fields` and `registration`.
 
+mod apisix;
+mod detect;
+mod dubbo;
+mod fields;
 mod go_micro;
+mod goframe;
 mod grpc;
 mod json;
+mod jupiter;
 mod kitex;
 mod kratos;
+mod path;
 mod plain;
 mod registration;
 mod rpcx;
+#[cfg(test)]
+mod samples;
 mod skydns;
+mod url;
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub use registration::{InvalidRegistration, Registration, SOURCE};
+pub use path::KeyPath;
+pub use registration::{Ignored, InvalidRegistration, InvalidValue, Registration, SOURCE};
 
-use serde_json::Value;
-
-use self::registration::{Decoded, Place, object};
+use self::path::Located;
+use self::registration::Place;
 use crate::balancer::ServiceName;
 
 /// How keys and values are written below a prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ValueFormat {
-    /// Recognized by each value: JSON by the fields that only one convention has, rpcx by its
-    /// keys, else `host:port`.
+    /// Recognized by each key and value, in the order of the table in `docs/etcd.md`.
     #[default]
     Auto,
-    /// pickd's own: `{"host", "port", "weight", "tags", "metadata", "status"}`, or `address` in
-    /// place of host and port.
+    /// pickd's own: `{"host", "port", "weight", "tags", "metadata", "status", "priority"}`, or
+    /// `address` in place of host and port; and what other programs write alike.
     Json,
-    /// `host:port`.
+    /// `host:port`, or the URL of a server.
     Plain,
     /// etcd's own endpoints manager, used by grpc-go: `{"Op", "Addr", "Metadata"}`.
     Grpc,
@@ -64,11 +74,19 @@ pub enum ValueFormat {
     Rpcx,
     /// SkyDNS and CoreDNS: `{"host", "port", "priority", "weight"}` below reversed labels.
     SkyDns,
+    /// dubbo-go: `{"ServiceName", "Host", "Port", "Weight"}`, or a provider's URL in the key.
+    Dubbo,
+    /// Apache APISIX: `{"nodes", "type"}`, where each upstream is a service.
+    Apisix,
+    /// GoFrame: the addresses in the key, metadata as the value.
+    GoFrame,
+    /// jupiter and ego: `{"name", "scheme", "address", "weight", "enable", "healthy"}`.
+    Jupiter,
 }
 
 impl ValueFormat {
     /// Every format.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::Auto,
         Self::Json,
         Self::Plain,
@@ -79,6 +97,10 @@ impl ValueFormat {
         Self::Kitex,
         Self::Rpcx,
         Self::SkyDns,
+        Self::Dubbo,
+        Self::Apisix,
+        Self::GoFrame,
+        Self::Jupiter,
     ];
 
     /// The name in the configuration.
@@ -95,6 +117,10 @@ impl ValueFormat {
             Self::Kitex => "kitex",
             Self::Rpcx => "rpcx",
             Self::SkyDns => "skydns",
+            Self::Dubbo => "dubbo",
+            Self::Apisix => "apisix",
+            Self::GoFrame => "goframe",
+            Self::Jupiter => "jupiter",
         }
     }
 }
@@ -109,14 +135,24 @@ impl fmt::Display for ValueFormat {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPrefix {
     /// Not the name of a format.
-    #[error("{found:?}: expected auto, json, plain, grpc, kratos, go-zero, go-micro, kitex, rpcx or skydns")]
+    #[error(
+        "{found:?}: expected auto, json, plain, grpc, kratos, go-zero, go-micro, kitex, rpcx, skydns, dubbo, apisix, goframe or jupiter"
+    )]
     ValueFormat {
         /// The text that was given.
         found: String,
     },
-    /// An empty prefix would include every key of the cluster.
+    /// An empty prefix includes every key of the cluster. Only a path says what these keys are.
     #[error("\"\": expected the start of the keys to watch, such as \"/services/\"")]
     Empty,
+    /// A path that does not say where the service is.
+    #[error("{found:?}: {problem}")]
+    Path {
+        /// The text that was given.
+        found: String,
+        /// What is expected instead.
+        problem: &'static str,
+    },
 }
 
 impl FromStr for ValueFormat {
@@ -139,6 +175,7 @@ pub struct Prefix {
     start: String,
     format: ValueFormat,
     service: Option<ServiceName>,
+    path: Option<KeyPath>,
     scheme: Option<String>,
 }
 
@@ -157,8 +194,21 @@ impl Prefix {
             start: format!("{}/", start.strip_suffix('/').unwrap_or(start)),
             format: ValueFormat::default(),
             service: None,
+            path: None,
             scheme: None,
         })
+    }
+
+    /// Every key of the cluster, as far as it has this path.
+    #[must_use]
+    pub fn everything(path: KeyPath) -> Self {
+        Self {
+            start: String::new(),
+            format: ValueFormat::default(),
+            service: None,
+            path: Some(path),
+            scheme: None,
+        }
     }
 
     /// Sets the format.
@@ -176,14 +226,22 @@ impl Prefix {
         self
     }
 
-    /// Where an instance has several endpoints (kratos), takes the first with this URL scheme.
+    /// Reads the keys that have this path below the prefix, and no others.
+    #[must_use]
+    pub fn with_path(mut self, path: KeyPath) -> Self {
+        self.path = Some(path);
+        self
+    }
+
+    /// Where an instance has several endpoints (kratos, dubbo), takes the first with this URL
+    /// scheme.
     #[must_use]
     pub fn with_scheme(mut self, scheme: impl Into<String>) -> Self {
         self.scheme = Some(scheme.into());
         self
     }
 
-    /// The prefix, with a slash at the end.
+    /// The prefix, with a slash at the end. Empty if it includes every key of the cluster.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.start
@@ -214,6 +272,15 @@ impl Prefix {
         self.service.as_ref().is_none_or(is_own)
     }
 
+    /// The key that pickd took for this service and this instance until version 0.1, if it was
+    /// another than today.
+    #[must_use]
+    pub fn formerly(&self, key: &str) -> Option<(String, String)> {
+        let former = path::former(key)?;
+        let moved = self.service.is_none() && self.locate(key).ok().as_ref() != Some(&former);
+        moved.then_some((former.service, former.id))
+    }
+
     /// Whether a key is below.
     #[must_use]
     pub fn covers(&self, key: &[u8]) -> bool {
@@ -227,150 +294,86 @@ impl Prefix {
     /// When the key or the value is not valid. That has no effect on any other key.
     pub fn read(&self, key: &[u8], value: &[u8]) -> Result<Registration, InvalidRegistration> {
         let key = std::str::from_utf8(key).map_err(|_| InvalidRegistration::KeyNotText)?;
-        let place = self.place(key)?;
-        let mut instances = match self.format {
-            ValueFormat::Auto => read_recognized(&place, value),
-            format => read_as(format, &place, value),
-        }?;
-        if let Some(folder) = self.folder(key) {
-            for instance in &mut instances {
-                let id = format!("{folder}/{}", instance.id()).parse()?;
-                *instance = instance.clone().with_id(id);
-            }
+        let located = self
+            .locate(key)
+            .map_err(|error| error.of_folder(self.format, key, value));
+        match located {
+            Err(error) if !error.is_counted() => return Err(error),
+            _ if detect::is_folder(self.format, key, value) => return Err(InvalidRegistration::Folder),
+            _ => {}
         }
+        let found = detect::format_of(self.format, key, value);
+        let upstream = match &found {
+            Ok(found) if found.format() == ValueFormat::Apisix => self.upstream(key),
+            _ => None,
+        };
+        let Located { service, id } = match upstream {
+            Some(upstream) => upstream,
+            None => located?,
+        };
+        let found = found?;
+        let place = Place {
+            service: service.parse()?,
+            id: &id,
+            key,
+            scheme: self.scheme.as_deref(),
+        };
+        let mut ignored = Ignored::new();
+        let instances = detect::read(&found, &place, value, &mut ignored)?;
         Ok(Registration {
             service: place.service,
             instances,
+            ignored,
         })
-    }
-
-    /// The part of a key between the prefix and the service. It belongs to the id: two folders may
-    /// have the same service and instance, and an id must not depend on what else is registered.
-    fn folder<'a>(&self, key: &'a str) -> Option<&'a str> {
-        if self.service.is_some() {
-            return None;
-        }
-        let (parents, _id) = key.strip_prefix(&*self.start)?.rsplit_once('/')?;
-        let (folder, _service) = parents.rsplit_once('/')?;
-        Some(folder)
     }
 
     /// The service that a key belongs to, if the key names one, whatever its value is.
     #[must_use]
     pub fn service_of(&self, key: &[u8]) -> Option<ServiceName> {
-        let place = self.place(std::str::from_utf8(key).ok()?);
-        place.ok().map(|place| place.service)
+        let located = self.locate(std::str::from_utf8(key).ok()?);
+        located.ok().and_then(|located| located.service.parse().ok())
     }
 
-    fn place<'a>(&'a self, key: &'a str) -> Result<Place<'a>, InvalidRegistration> {
+    fn locate(&self, key: &str) -> Result<Located, InvalidRegistration> {
         let below = key.strip_prefix(&*self.start).unwrap_or_default();
-        let (service, id) = match &self.service {
-            Some(service) => (service.clone(), below),
-            None => {
-                let (parents, id) = key.rsplit_once('/').ok_or(InvalidRegistration::NoService)?;
-                let service = parents.rsplit('/').next().unwrap_or_default();
-                (service.parse()?, id)
-            }
-        };
-        let scheme = self.scheme.as_deref();
-        Ok(Place { service, id, scheme })
+        match (&self.service, &self.path) {
+            (Some(service), _) => Ok(Located {
+                service: service.as_str().to_owned(),
+                id: below.to_owned(),
+            }),
+            (None, Some(path)) => path.locate(below),
+            (None, None) if self.format == ValueFormat::GoZero => path::service_is_prefix(&self.start, below),
+            (None, None) => path::two_segments(below),
+        }
     }
-}
 
-/// A format whose values are JSON objects.
-struct JsonFormat {
-    format: ValueFormat,
-    read: fn(&Place<'_>, Value) -> Decoded,
-    /// An object with all of these fields ...
-    all: &'static [&'static str],
-    /// ... and at least one of these, if there are any, is recognized as this format.
-    any: &'static [&'static str],
-}
-
-/// The JSON formats, in the order in which [`ValueFormat::Auto`] tries to recognize them.
-const JSON_FORMATS: [JsonFormat; 6] = [
-    JsonFormat {
-        format: ValueFormat::Grpc,
-        read: grpc::read,
-        all: &["Addr"],
-        any: &[],
-    },
-    JsonFormat {
-        format: ValueFormat::GoMicro,
-        read: go_micro::read,
-        all: &["nodes"],
-        any: &[],
-    },
-    JsonFormat {
-        format: ValueFormat::Kratos,
-        read: kratos::read,
-        all: &["endpoints"],
-        any: &[],
-    },
-    JsonFormat {
-        format: ValueFormat::Kitex,
-        read: kitex::read,
-        all: &["network", "address"],
-        any: &[],
-    },
-    JsonFormat {
-        format: ValueFormat::SkyDns,
-        read: skydns::read,
-        all: &["host"],
-        any: &["priority", "ttl", "text", "targetstrip"],
-    },
-    JsonFormat {
-        format: ValueFormat::Json,
-        read: json::read,
-        all: &[],
-        any: &["host", "address"],
-    },
-];
-
-impl JsonFormat {
-    fn recognizes(&self, object: &Value) -> bool {
-        let has = |name: &&str| object.get(name).is_some();
-        self.all.iter().all(has) && (self.any.is_empty() || self.any.iter().any(has))
-    }
-}
-
-fn read_as(format: ValueFormat, place: &Place<'_>, value: &[u8]) -> Decoded {
-    match format {
-        ValueFormat::Plain | ValueFormat::GoZero => plain::read(place, value),
-        ValueFormat::Rpcx => rpcx::read(place, value),
-        _ => match JSON_FORMATS.iter().find(|json| json.format == format) {
-            Some(json) => (json.read)(place, object(value)?),
-            None => read_recognized(place, value),
-        },
-    }
-}
-
-/// Recognizes JSON by the fields that only one convention has, rpcx by the key, and takes any
-/// other value for `host:port`.
-fn read_recognized(place: &Place<'_>, value: &[u8]) -> Decoded {
-    if value.trim_ascii_start().first() != Some(&b'{') {
-        return match rpcx::address(place.id) {
-            Some(_) => rpcx::read(place, value),
-            None => plain::read(place, value),
-        };
-    }
-    let object = object(value)?;
-    match JSON_FORMATS.iter().find(|json| json.recognizes(&object)) {
-        Some(json) => (json.read)(place, object),
-        None => Err(InvalidRegistration::Unrecognized),
+    /// A key directly below the prefix is a service of its own if the value has the instances, as
+    /// an upstream of APISIX. Rights below one service never reach such a key.
+    fn upstream(&self, key: &str) -> Option<Located> {
+        let below = key.strip_prefix(&*self.start)?;
+        let alone = self.service.is_none() && self.path.is_none() && !below.contains('/');
+        alone.then(|| Located {
+            service: below.to_owned(),
+            id: below.to_owned(),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::samples::{SAMPLES, Sample};
     use super::*;
     use crate::balancer::ServiceInstance;
 
     /// What a key and a value register below a prefix, as `service: id=address*weight ...`.
     pub(super) fn read(prefix: &str, format: ValueFormat, key: &str, value: &str) -> String {
-        let prefix = Prefix::new(prefix).unwrap().with_format(format);
+        registered(&Prefix::new(prefix).unwrap().with_format(format), key, value)
+    }
+
+    fn registered(prefix: &Prefix, key: &str, value: &str) -> String {
         assert!(prefix.covers(key.as_bytes()), "{key}");
         match prefix.read(key.as_bytes(), value.as_bytes()) {
+            Err(error) if !error.is_counted() => String::new(),
             Err(error) => format!("error: {error}"),
             Ok(registration) => {
                 let mut text = format!("{}:", registration.service);
@@ -383,116 +386,58 @@ mod tests {
         }
     }
 
+    /// The same for a sample.
+    fn text_of(sample: &Sample, format: ValueFormat) -> String {
+        registered(&sample.prefix(format), sample.key, sample.value)
+    }
+
     /// The one instance that a key registers.
     pub(super) fn instance(format: ValueFormat, key: &str, value: &str) -> ServiceInstance {
         let (start, _) = key.rsplit_once('/').unwrap();
+        let (start, _) = start.rsplit_once('/').unwrap();
         let prefix = Prefix::new(start).unwrap().with_format(format);
         let mut instances = prefix.read(key.as_bytes(), value.as_bytes()).unwrap().instances;
         assert_eq!(instances.len(), 1);
         instances.remove(0)
     }
 
+    /// Why parts of a value are left out.
+    pub(super) fn ignored(format: ValueFormat, key: &str, value: &str) -> Ignored {
+        let (start, _) = key.rsplit_once('/').unwrap();
+        let (start, _) = start.rsplit_once('/').unwrap();
+        let prefix = Prefix::new(start).unwrap().with_format(format);
+        let read = prefix.read(key.as_bytes(), value.as_bytes());
+        read.unwrap_or_else(|error| panic!("{value}: {error}")).ignored
+    }
+
     pub(super) fn metadata<'a>(instance: &'a ServiceInstance, key: &str) -> Option<&'a str> {
         instance.metadata().get(key).map(AsRef::as_ref)
     }
 
-    /// As the ecosystems write them: prefix, format, key, value, and the registration.
-    const EXAMPLES: [(&str, ValueFormat, &str, &str, &str); 10] = [
-        (
-            "foo/",
-            ValueFormat::Grpc,
-            "foo/bar/svc/10.0.0.5:8080",
-            r#"{"Op":0,"Addr":"10.0.0.5:8080","Metadata":{"weight":10}}"#,
-            "svc: bar/10.0.0.5:8080=10.0.0.5:8080*10",
-        ),
-        (
-            "/microservices",
-            ValueFormat::Kratos,
-            "/microservices/helloworld/3f1c-a",
-            r#"{"id":"3f1c-a","name":"helloworld","version":"v1.0.0","metadata":{"weight":"10"},"endpoints":["http://10.0.0.5:8000?isSecure=false","grpc://10.0.0.5:9000?isSecure=false"]}"#,
-            "helloworld: 3f1c-a=10.0.0.5:8000*10",
-        ),
-        (
-            "user.rpc",
-            ValueFormat::GoZero,
-            "user.rpc/7587870460981677828",
-            "10.0.0.5:8080",
-            "user.rpc: 7587870460981677828=10.0.0.5:8080*1",
-        ),
-        (
-            "/micro/registry/",
-            ValueFormat::GoMicro,
-            "/micro/registry/greeter/greeter-7f",
-            r#"{"name":"greeter","version":"latest","metadata":null,"endpoints":[],"nodes":[{"id":"greeter-7f","address":"10.0.0.5:45123","metadata":{"protocol":"grpc"}}]}"#,
-            "greeter: greeter-7f=10.0.0.5:45123*1",
-        ),
-        (
-            "/micro-registry/",
-            ValueFormat::GoMicro,
-            "/micro-registry/greeter/greeter-7f",
-            r#"{"name":"greeter","version":"1","metadata":{},"endpoints":[],"nodes":[{"id":"greeter-7f","address":"10.0.0.5","port":45123,"metadata":{}}]}"#,
-            "greeter: greeter-7f=10.0.0.5:45123*1",
-        ),
-        (
-            "kitex/registry-etcd",
-            ValueFormat::Kitex,
-            "kitex/registry-etcd/echo/10.0.0.5:8888",
-            r#"{"network":"tcp","address":"10.0.0.5:8888","weight":10,"tags":null}"#,
-            "echo: 10.0.0.5:8888=10.0.0.5:8888*10",
-        ),
-        (
-            "/rpcx",
-            ValueFormat::Rpcx,
-            "/rpcx/Arith/tcp@10.0.0.5:8972",
-            "weight=7&calls=12.00&connections=3.00",
-            "Arith: tcp@10.0.0.5:8972=10.0.0.5:8972*7",
-        ),
-        (
-            "/skydns/local/",
-            ValueFormat::SkyDns,
-            "/skydns/local/skydns/x5",
-            r#"{"host":"10.0.0.5","port":8080,"priority":10,"weight":100,"ttl":60}"#,
-            "skydns: x5=10.0.0.5:8080*100",
-        ),
-        (
-            "/services/",
-            ValueFormat::Plain,
-            "/services/api/0",
-            "10.0.0.5:9100",
-            "api: 0=10.0.0.5:9100*1",
-        ),
-        (
-            "/services/",
-            ValueFormat::Json,
-            "/services/api/1",
-            r#"{"host":"10.0.0.5","port":9100,"weight":3}"#,
-            "api: 1=10.0.0.5:9100*3",
-        ),
-    ];
-
     #[test]
-    fn each_ecosystems_example_is_read_as_that_ecosystem_does() {
-        for (prefix, format, key, value, expected) in EXAMPLES {
-            assert_eq!(read(prefix, format, key, value), expected);
+    fn each_registrars_sample_is_read_in_its_format() {
+        for sample in &SAMPLES {
+            let Sample { source, key, .. } = sample;
+            assert_eq!(text_of(sample, sample.format), sample.registers, "{source}: {key}");
         }
     }
 
     #[test]
-    fn auto_recognizes_each_example() {
-        for (prefix, _, key, value, expected) in EXAMPLES {
-            assert_eq!(read(prefix, ValueFormat::Auto, key, value), expected);
+    fn auto_reads_each_sample_as_its_own_format_does() {
+        for sample in &SAMPLES {
+            let Sample { source, key, .. } = sample;
+            assert_eq!(text_of(sample, ValueFormat::Auto), sample.registers, "{source}: {key}");
+            let (auto, named) = (sample.read(ValueFormat::Auto), sample.read(sample.format));
+            assert_eq!(auto, named, "{source}: {key}");
         }
     }
 
     #[test]
-    fn auto_recognizes_skydns_by_each_of_its_own_fields() {
-        for field in ["priority", "ttl", "text", "targetstrip"] {
-            let value = format!(r#"{{"host":"10.0.0.5","port":80,"{field}":null}}"#);
-            let found = read("/s", ValueFormat::Auto, "/s/web/a", &value);
-            assert_eq!(found, "web: a=10.0.0.5:80*100", "{field}");
+    fn every_format_has_a_sample() {
+        for format in ValueFormat::ALL {
+            let found = SAMPLES.iter().any(|sample| sample.format == format);
+            assert!(found || format == ValueFormat::Auto, "{format}");
         }
-        let own = read("/s", ValueFormat::Auto, "/s/web/a", r#"{"host":"10.0.0.5","port":80}"#);
-        assert_eq!(own, "web: a=10.0.0.5:80*1");
     }
 
     #[test]
@@ -517,24 +462,29 @@ mod tests {
             let prefix = Prefix::new("/s/").unwrap().with_format(format);
             for value in garbage {
                 let read = prefix.read(b"/s/web/a", value);
-                // rpcx has its addresses in keys, and keys of folders register no instances there.
+                // rpcx and dubbo have addresses in keys, and keys of folders register no instances
+                // there. Records of SkyDNS may be for DNS alone, and APISIX marks its folders.
+                let counted = read.as_ref().is_err_and(InvalidRegistration::is_counted);
                 let nothing = read
                     .as_ref()
-                    .is_ok_and(|registration| registration.instances.is_empty());
+                    .map_or(true, |registration| registration.instances.is_empty());
+                let may_be_nothing = match format {
+                    ValueFormat::Rpcx | ValueFormat::SkyDns => true,
+                    ValueFormat::Dubbo => value.is_empty(),
+                    ValueFormat::Apisix => value == b"init_dir",
+                    _ => false,
+                };
                 assert!(
-                    read.is_err() || nothing && matches!(format, ValueFormat::Rpcx | ValueFormat::SkyDns),
+                    nothing && (counted || may_be_nothing),
                     "{format}: {}: {read:?}",
                     String::from_utf8_lossy(value)
                 );
             }
-            for key in [&b"/s/web/\xff"[..], b"/s/we\nb/a", b"/s//a", b"/s/web/"] {
+            for key in [&b"/s/web/\xff"[..], b"/s/we\nb/a", b"/s//a", b"/s/web/", b"/s/web/a/b"] {
                 let read = prefix.read(key, b"10.0.0.5:80");
-                assert!(
-                    read.is_err() || format == ValueFormat::Rpcx,
-                    "{format} {key:?}: {read:?}"
-                );
+                assert!(read.is_err(), "{format} {key:?}: {read:?}");
             }
-            assert!(prefix.read(b"/s", b"").is_err() || format == ValueFormat::Rpcx);
+            assert!(prefix.read(b"/s", b"").is_err());
         }
     }
 
@@ -543,12 +493,12 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(7);
         for format in ValueFormat::ALL {
             let prefix = Prefix::new("/s/").unwrap().with_format(format);
-            for (_, _, key, value, _) in EXAMPLES {
+            for Sample { key, value, .. } in &SAMPLES {
                 for _ in 0..200 {
                     // A valid value with a few changed bytes reaches more code than random bytes
                     // do.
                     let mut mangled = value.as_bytes().to_vec();
-                    for _ in 0..random.usize(1..4) {
+                    for _ in 0..random.usize(1..4).min(mangled.len()) {
                         let place = random.usize(..mangled.len());
                         mangled[place] = random.u8(..);
                     }
@@ -597,25 +547,57 @@ mod tests {
     }
 
     #[test]
-    fn the_service_is_the_segment_before_the_last_however_deep() {
-        for (key, service) in [("/s/web/a", "web"), ("/s/eu/web/a", "web"), ("/s/a", "s")] {
-            let registration = Prefix::new("/s").unwrap().read(key.as_bytes(), b"10.0.0.5:80").unwrap();
-            assert_eq!(registration.service.as_str(), service, "{key}");
+    fn a_service_is_the_first_segment_below_its_prefix_or_named_by_a_path() {
+        let read = |prefix: &Prefix, key: &str| match prefix.read(key.as_bytes(), b"10.0.0.5:80") {
+            Ok(read) => format!("{} {}", read.service, read.instances[0].id()),
+            Err(error) => format!("error: {error}"),
+        };
+        let plain = Prefix::new("/services").unwrap();
+        assert_eq!(read(&plain, "/services/web/a"), "web a");
+        // A user who may write below `/services/team-a/` alone.
+        for refused in ["/services/team-a/payments/evil", "/services/web"] {
+            assert!(read(&plain, refused).starts_with("error"), "{refused}");
         }
-        let root = Prefix::new("/").unwrap();
-        assert!(root.read(b"/a", b"10.0.0.5:80").is_err(), "no service stands before it");
+        let path = plain
+            .clone()
+            .with_path("/{service}/providers/{instance}".parse().unwrap());
+        assert_eq!(read(&path, "/services/web/providers/a"), "web a");
+        assert!(!path.read(b"/services/web/consumers/a", b"").unwrap_err().is_counted());
+        let everything = Prefix::everything("{service}/{instance}".parse().unwrap());
+        assert!(everything.covers(b"a") && !everything.covers(b""));
+        assert_eq!(
+            read(&everything, "user.rpc/7587870460981677828"),
+            "user.rpc 7587870460981677828"
+        );
     }
 
     #[test]
-    fn folders_before_the_service_belong_to_the_id() {
-        let id = |key: &str| {
-            let read = Prefix::new("/s").unwrap().read(key.as_bytes(), b"10.0.0.5:80");
-            read.unwrap().instances[0].id().to_string()
-        };
-        assert_eq!(id("/s/web/web-0"), "web-0");
-        assert_eq!(id("/s/eu/web/web-0"), "eu/web-0");
-        assert_eq!(id("/s/eu/west/web/web-0"), "eu/west/web-0");
-        assert_eq!(id("/s/web-0"), "web-0");
+    fn what_the_former_rule_read_otherwise_is_known() {
+        let moved = |prefix: &Prefix, key: &str| prefix.formerly(key).map(|(service, id)| format!("{service} {id}"));
+        let plain = Prefix::new("/services").unwrap();
+        assert_eq!(moved(&plain, "/services/web/a"), None);
+        assert_eq!(
+            moved(&plain, "/services/team-a/payments/evil"),
+            Some("payments evil".to_owned())
+        );
+        assert_eq!(moved(&plain, "/services/web"), Some("services web".to_owned()));
+        let fixed = plain.with_service("web".parse().unwrap());
+        assert_eq!(moved(&fixed, "/services/a/b/c"), None);
+    }
+
+    #[test]
+    fn keys_of_folders_are_neither_instances_nor_errors() {
+        for (format, key, value, counted) in [
+            (ValueFormat::Rpcx, "/rpcx/Arith", "Arith", false),
+            (ValueFormat::Auto, "/rpcx/Arith", "Arith", false),
+            (ValueFormat::Auto, "/rpcx/Arith", "", false),
+            (ValueFormat::Auto, "/rpcx/Arith", "10.0.0.1:80", true),
+            (ValueFormat::Auto, "/rpcx/a/b/c", "", true),
+        ] {
+            let prefix = Prefix::new("/rpcx").unwrap().with_format(format);
+            let error = prefix.read(key.as_bytes(), value.as_bytes()).unwrap_err();
+            assert_eq!(error.is_counted(), counted, "{format} {key} {value}: {error}");
+        }
     }
 
     #[test]
@@ -625,7 +607,7 @@ mod tests {
             let refusal = InvalidPrefix::ValueFormat { found: "x".to_owned() }.to_string();
             assert!(refusal.contains(format.as_str()), "{refusal} leaves out {format}");
         }
-        assert!("dubbo".parse::<ValueFormat>().is_err() && "JSON".parse::<ValueFormat>().is_err());
+        assert!("eureka".parse::<ValueFormat>().is_err() && "JSON".parse::<ValueFormat>().is_err());
     }
 
     #[test]
@@ -638,8 +620,8 @@ mod tests {
             "10.0.0.5:",
             "10.0.0.5:0",
             "10.0.0.5:70000",
-            "http://a:80",
             "a b:80",
+            "://a:80",
         ] {
             assert!(plain(refused).starts_with("error"), "{refused}");
         }
