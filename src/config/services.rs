@@ -97,6 +97,7 @@ macro_rules! raw {
     (f64) => { Spanned<f64> };
     (Duration) => { RawDuration };
     (LoadBalancingStrategy) => { Spanned<String> };
+    (AdaptiveFormula) => { Spanned<String> };
     (Choices) => { Spanned<Value> };
     (BreakerConfig) => { RawBreaker };
 }
@@ -116,6 +117,9 @@ macro_rules! reader {
         Checker::time
     };
     (LoadBalancingStrategy) => {
+        Checker::name
+    };
+    (AdaptiveFormula) => {
         Checker::name
     };
     (Choices) => {
@@ -511,6 +515,14 @@ mod tests {
             (
                 "[defaults]\npanic_threshold = -0.1",
                 "p.toml:3:19: defaults.panic_threshold -0.1",
+            ),
+            (
+                "[defaults]\nadaptive_formula = \"fast\"",
+                "p.toml:3:20: defaults.adaptive_formula \"fast\": expected one of relative, seed",
+            ),
+            (
+                "[services.web]\nadaptive_interval = \"100ms\"",
+                "p.toml:3:21: services.web.adaptive_interval \"100ms\": expected 500ms to 10m",
             ),
             ("[defaults]\npanic = 1", "p.toml:3:9: invalid type: integer `1`"),
             (

@@ -33,6 +33,7 @@ use super::strategy::draw::Mode;
 use super::strategy::schedule::Turn;
 use super::view::{View, ViewParts};
 
+mod adapt;
 pub(crate) mod call;
 pub(crate) mod pick;
 mod publish;
@@ -496,6 +497,7 @@ impl LoadBalancer {
         let writer = self.write();
         let counted = self.counted(&writer);
         let view = self.shared.view.load_full();
+        let adapts = view.config.adapts();
         let instance = |member: &Member| {
             let live = &member.live;
             let layers = member.layers_now();
@@ -510,6 +512,10 @@ impl LoadBalancer {
                 } else {
                     0.0
                 },
+                adaptive_factor: adapts.then(|| match member.state.weight {
+                    Some(_) => 1.0,
+                    None => live.adaptive_factor(&view.config),
+                }),
                 layers,
                 unavailable_reasons,
                 total_requests: live.picks.load(Ordering::Relaxed),
