@@ -105,6 +105,11 @@ const POOL_FLAPPING: Series = gauge(
     SERVICE,
     "Registered instances whose registration changed more than five times within a minute.",
 );
+const ADJUSTMENTS: Series = counter(
+    "pickd_adaptive_adjustments_total",
+    &["service", "direction"],
+    "Changes that adaptive weights made to the factor of an address, by direction: up, down.",
+);
 const HEALTH_CHECKS: Series = counter(
     "pickd_health_checks_total",
     &["service", "result"],
@@ -134,6 +139,11 @@ const INSTANCE_WEIGHT: Series = gauge(
     "pickd_instance_weight",
     ENDPOINT,
     "Effective weight: registered weight times all factors; 0 is never picked.",
+);
+const INSTANCE_ADAPTIVE: Series = gauge(
+    "pickd_instance_adaptive_factor",
+    ENDPOINT,
+    "Factor of adaptive weights on the weight of the instance; absent while they do not apply.",
 );
 const INSTANCE_RESPONSE: Series = gauge(
     "pickd_instance_response_seconds",
@@ -521,6 +531,10 @@ fn add_service(table: &mut Table, balancer: &LoadBalancer, statistics: &Statisti
     table.add(&POOL_PANIC, &[service], f64::from(u8::from(balancer.panics())));
     table.add(&HEALTH_CHECKS, &[service, "pass"], checks.passed as f64);
     table.add(&HEALTH_CHECKS, &[service, "fail"], checks.failed as f64);
+    let adjusted = balancer.adjustment_counts();
+    for (direction, count) in [("up", adjusted.up), ("down", adjusted.down)] {
+        table.add(&ADJUSTMENTS, &[service, direction], count as f64);
+    }
     for (result, count) in [
         ("ok", statistics.total_requests.saturating_sub(panicked + failed_open)),
         ("panic", panicked),
@@ -590,6 +604,9 @@ fn add_instance(table: &mut Table, service: &str, id: &InstanceId, instance: &In
     table.add(&INSTANCE_FAILURES, &labels, instance.failed_requests as f64);
     table.add(&INSTANCE_IN_FLIGHT, &labels, f64::from(instance.active_connections));
     table.add(&INSTANCE_WEIGHT, &labels, instance.effective_weight);
+    if let Some(factor) = instance.adaptive_factor {
+        table.add(&INSTANCE_ADAPTIVE, &labels, factor);
+    }
     if let Some(breaker) = instance.layers.breaker {
         table.add(&BREAKER_STATE, &labels, breaker_state(breaker.state) as f64);
     }
@@ -701,6 +718,8 @@ mod tests {
             "pickd_reports_total{result=\"no_credit\",service=\"web\"} 0",
             "pickd_reports_total{result=\"unknown_lease\",service=\"(unknown)\"} 0",
             "pickd_reports_total{result=\"invalid\",service=\"(unknown)\"} 0",
+            "pickd_adaptive_adjustments_total{direction=\"up\",service=\"web\"} 0",
+            "pickd_adaptive_adjustments_total{direction=\"down\",service=\"web\"} 0",
             "pickd_pool_instances{service=\"web\",status=\"unknown\"} 2",
             "pickd_pool_instances{service=\"web\",status=\"healthy\"} 0",
             "pickd_pool_available_instances{service=\"web\"} 2",

@@ -100,7 +100,7 @@ impl Running {
             Background::CheckInstances => {
                 let observe = move |checked: Checked| {
                     if let Some(balancer) = directory.get(checked.service.as_str()) {
-                        balancer.observe(&checked.address, checked.check);
+                        balancer.observe_timed(&checked.address, checked.check, checked.took);
                     }
                 };
                 let prober = Prober::new(self.config.probe, clock, Arc::new(observe));

@@ -1,6 +1,8 @@
 //! One log line for each health transition, and for each override that ended by itself.
 
-use crate::balancer::{Ended, EndedBecause, InstanceId, Override, PassiveState, ServiceName, Transition, Transitioned};
+use crate::balancer::{
+    Ended, EndedBecause, InstanceId, MeasuredBy, Override, PassiveState, ServiceName, Transition, Transitioned,
+};
 
 /// Logs a health transition. A transition that an operator may have to act on is a warning.
 pub(super) fn log_health(service: &ServiceName, transition: &Transition) {
@@ -49,6 +51,17 @@ pub(super) fn log_health(service: &ServiceName, transition: &Transition) {
         Transitioned::FailOpenEnded => tracing::info!(%service, "no longer picking from critical instances"),
         Transitioned::Flapping { changes } => {
             tracing::warn!(%service, instance, changes, "registration flaps, each return is a slow start");
+        }
+        Transitioned::Adjusted {
+            before,
+            now,
+            relative_score,
+            measured_by,
+        } => {
+            let relative_score = relative_score.map(|score| score.get());
+            let measured_by = measured_by.map(MeasuredBy::as_str);
+            let (before, now) = (before.get(), now.get());
+            tracing::info!(%service, instance, before, now, relative_score, measured_by, "adaptive weight adjusted");
         }
         Transitioned::TierChanged { before, now } if before < now => {
             let (rank, priority) = (now.rank(), now.priority());

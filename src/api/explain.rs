@@ -14,8 +14,9 @@ use super::query;
 use super::state::Api;
 use super::wire::{ServiceFailure, absent_seconds};
 use crate::balancer::{
-    DegradedReason, ExplainedInstance, ExplainedTier, Explanation, InstanceId, Layers, LoadBalancer, PassiveState,
-    RegistryEntry, RegistryStatus, Score, ServiceName, Timestamp, UnavailableReason,
+    Adjustment, DegradedReason, ExplainedAdaptive, ExplainedInstance, ExplainedTier, Explanation, InstanceId, Layers,
+    LoadBalancer, Measured, MeasuredBy, PassiveState, RegistryEntry, RegistryStatus, Score, ServiceName, Timestamp,
+    UnavailableReason,
 };
 
 /// The route. With the query parameter `key`, the answer says which instance the key leads to.
@@ -61,6 +62,8 @@ pub(super) struct ExplainedService {
     total_instances: usize,
     /// The time it took to build the current view.
     view_build_seconds: f64,
+    /// Adaptive weights. Null while they are turned off.
+    adaptive: Option<AdaptiveState>,
     /// In order: the first tier that can be picked is picked alone.
     tiers: Vec<TierState>,
     /// The sources that give no usable answer for this service. Their last instances stay.
@@ -72,6 +75,77 @@ pub(super) struct ExplainedService {
     /// ignores keys and sessions are not sticky.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Option<KeyState>>,
+}
+
+#[derive(Serialize)]
+struct AdaptiveState {
+    formula: &'static str,
+    /// Whether adaptive weights apply to the strategy.
+    active: bool,
+    /// `reports` or `checks`. Null while nothing was measured.
+    measured_by: Option<&'static str>,
+    /// The last 50 changes of factors, oldest first.
+    history: Vec<AdjustmentState>,
+}
+
+impl AdaptiveState {
+    fn of(explained: &ExplainedAdaptive, now: Timestamp) -> Self {
+        Self {
+            formula: explained.formula.as_str(),
+            active: explained.active,
+            measured_by: explained.measured_by.map(MeasuredBy::as_str),
+            history: explained
+                .history
+                .iter()
+                .map(|adjustment| AdjustmentState::of(adjustment, now))
+                .collect(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct AdjustmentState {
+    age_seconds: f64,
+    /// The instances at the address.
+    instances: Vec<String>,
+    before: f64,
+    now: f64,
+    /// Null if too few outcomes were known.
+    relative_score: Option<f64>,
+    measured_by: Option<&'static str>,
+}
+
+impl AdjustmentState {
+    fn of(adjustment: &Adjustment, now: Timestamp) -> Self {
+        Self {
+            age_seconds: now.since(adjustment.at).as_secs_f64(),
+            instances: adjustment.instances.iter().map(InstanceId::to_string).collect(),
+            before: adjustment.before.get(),
+            now: adjustment.now.get(),
+            relative_score: adjustment.relative_score.map(|score| score.get()),
+            measured_by: adjustment.measured_by.map(MeasuredBy::as_str),
+        }
+    }
+}
+
+/// What adaptive weights measured of an instance.
+#[derive(Serialize)]
+struct MeasuredState {
+    requests: u64,
+    response_seconds: Option<f64>,
+    error_ratio: f64,
+    relative_score: Option<f64>,
+}
+
+impl MeasuredState {
+    fn of(measured: &Measured) -> Self {
+        Self {
+            requests: measured.requests,
+            response_seconds: measured.response_time.map(|time| time.as_secs_f64()),
+            error_ratio: measured.error_ratio,
+            relative_score: measured.relative_score,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -123,6 +197,10 @@ impl ExplainedService {
             mode: explanation.mode.as_str(),
             panic: explanation.panic,
             fail_open: explanation.fail_open,
+            adaptive: explanation
+                .adaptive
+                .as_ref()
+                .map(|adaptive| AdaptiveState::of(adaptive, now)),
             tiers: explanation.tiers.iter().map(TierState::of).collect(),
             eligible_instances: explanation.eligible_instances,
             available_instances: instances.iter().filter(|instance| instance.available).count(),
@@ -153,6 +231,10 @@ struct InstanceState {
     why: Vec<&'static str>,
     effective_weight: f64,
     factors: FactorsState,
+    /// What adaptive weights measured in their last round. Left out while they do not apply, or with
+    /// too few outcomes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<MeasuredState>,
     /// The value that the strategy compares. Null for an instance that cannot be picked.
     score: Option<ScoreState>,
     layers: LayersState,
@@ -186,6 +268,8 @@ struct FactorsState {
     /// its share of the weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning_weight: Option<u16>,
+    /// The factor of adaptive weights.
+    adaptive: f64,
     /// Below 1 for a while after the instance has recovered, or has joined a pool in use.
     slow_start: f64,
 }
@@ -222,8 +306,10 @@ impl InstanceState {
                 base: factors.base,
                 degraded: factors.degraded,
                 warning_weight: factors.warning_weight.map(|weight| weight.get()),
+                adaptive: factors.adaptive,
                 slow_start: factors.slow_start,
             },
+            measured: explained.measured.as_ref().map(MeasuredState::of),
             score: explained.score.map(score),
             layers: LayersState::of(&explained.layers, now),
             absent_seconds: absent_seconds(&explained.instance, now),
@@ -277,6 +363,7 @@ fn why(explained: &ExplainedInstance, panic: bool, fail_open: bool) -> Vec<&'sta
     }
     words.extend(explained.instance.absent_since().is_some().then_some("absent"));
     words.extend(layers.held_by_cap.then_some("held_by_cap"));
+    words.extend((explained.factors.adaptive < 1.0).then_some("adaptive_weight"));
     words.extend((explained.factors.slow_start < 1.0).then_some("slow_start"));
     words.extend(panic.then_some("panic"));
     words.extend((!explained.in_turn).then_some("not_in_turn"));

@@ -236,6 +236,53 @@ impl fmt::Display for CookieName {
     }
 }
 
+/// How adaptive weights compare the instances of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AdaptiveFormula {
+    /// Response time and errors of a recent window, relative to the pool; fractional factors.
+    #[default]
+    Relative,
+    /// Mean response time in seconds and consecutive failures, since the start; whole weights from 1
+    /// to 10. Has no effect in strategies that are not weighted.
+    Seed,
+}
+
+impl AdaptiveFormula {
+    /// Every formula.
+    pub const ALL: [Self; 2] = [Self::Relative, Self::Seed];
+
+    /// The name of the formula in the configuration and in answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Relative => "relative",
+            Self::Seed => "seed",
+        }
+    }
+}
+
+impl FromStr for AdaptiveFormula {
+    type Err = InvalidConfig;
+
+    fn from_str(text: &str) -> Result<Self, InvalidConfig> {
+        let found = Self::ALL.into_iter().find(|formula| formula.as_str() == text);
+        found.ok_or_else(|| unknown("adaptive_formula", text, &Self::ALL.map(Self::as_str)))
+    }
+}
+
+impl InToml for AdaptiveFormula {
+    fn in_toml(&self) -> String {
+        format!("\"{}\"", self.as_str())
+    }
+}
+
+impl Unbounded for AdaptiveFormula {
+    fn values() -> String {
+        Self::ALL.map(Self::as_str).join(", ")
+    }
+}
+
 /// Usual settings of active checks for a kind of service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -352,6 +399,13 @@ critical. Each answer says so.";
                 "Sessions of one service that are remembered; the least recently used leaves.";
             slow_start, with_slow_start: Duration = (30 s) in [0 (off) to 1 h],
                 "Time in which an instance that recovered, or that joined a pool in use, rises to its full share.";
+            adaptive_weights, with_adaptive_weights: bool = (false),
+                "Whether weights follow the response times and errors of instances. Has no effect with \
+`least_response_time` and `consistent_hash`.";
+            adaptive_formula, with_adaptive_formula: AdaptiveFormula = (Relative),
+                "How adaptive weights compare instances. `relative` compares with the pool, `seed` changes whole weights.";
+            adaptive_interval, with_adaptive_interval: Duration = (5 s) in [500 ms to 10 min],
+                "Time between two steps of adaptive weights.";
         }
     };
 }
@@ -412,6 +466,19 @@ impl LoadBalancerConfig {
         self.health_check_timeout = Duration::from_secs(timeout);
         self.max_consecutive_failures = failures;
         self
+    }
+
+    /// Whether adaptive weights are on, and apply to the strategy.
+    #[must_use]
+    pub fn adapts(&self) -> bool {
+        let strategy = self.strategy;
+        // These strategies compare response times themselves, or give keys fixed places.
+        let compares = matches!(
+            strategy,
+            LoadBalancingStrategy::LeastResponseTime | LoadBalancingStrategy::ConsistentHash
+        );
+        let needs_weights = self.adaptive_formula == AdaptiveFormula::Seed;
+        self.adaptive_weights && !compares && (strategy.is_weighted() || !needs_weights)
     }
 
     /// Sets the denied networks. Instances at their addresses are listed, and neither picked nor

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::adaptive::{Adjustment, Measured, MeasuredBy};
 use super::clock::Timestamp;
-use super::config::LoadBalancingStrategy;
+use super::config::{AdaptiveFormula, LoadBalancerConfig, LoadBalancingStrategy};
 use super::context::Context;
 use super::health::ejection::Admission;
 use super::health::layers::{Layers, UnavailableReason};
@@ -44,6 +45,8 @@ pub struct Explanation {
     pub usable_instances: usize,
     /// The time that building the present view took.
     pub build_time: Duration,
+    /// Adaptive weights. `None` while they are turned off.
+    pub adaptive: Option<ExplainedAdaptive>,
     /// The tiers of the registered instances, in order.
     pub tiers: Vec<ExplainedTier>,
     /// Every registered instance, by id.
@@ -51,6 +54,21 @@ pub struct Explanation {
     /// The instance of the key, if the caller gave a key, and the strategy uses keys or sessions are
     /// sticky.
     pub key: Option<ExplainedKey>,
+}
+
+/// Adaptive weights of a service.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ExplainedAdaptive {
+    /// The formula.
+    pub formula: AdaptiveFormula,
+    /// Whether adaptive weights apply. Under `least_response_time` and `consistent_hash` they do not,
+    /// and the formula `seed` does not where weights do not count.
+    pub active: bool,
+    /// Where the response times came from in the last round. `None` while nothing was measured.
+    pub measured_by: Option<MeasuredBy>,
+    /// The last 50 adjustments, oldest first.
+    pub history: Vec<Adjustment>,
 }
 
 /// One tier of a service.
@@ -81,6 +99,9 @@ pub struct ExplainedInstance {
     pub weight_order: Option<WeightOrder>,
     /// The factors of its share.
     pub factors: Factors,
+    /// What adaptive weights measured in the last round. `None` while they do not apply, or with too
+    /// few outcomes.
+    pub measured: Option<Measured>,
     /// Whether the tier of the instance is in turn: no lower tier can be picked.
     pub in_turn: bool,
     /// Changes of the registration within the last minute: another status, a departure or a return.
@@ -173,6 +194,7 @@ impl LoadBalancer {
             eligible_instances: view.eligible,
             usable_instances: view.usable,
             build_time: Duration::from_nanos(self.shared.build_time.load(Ordering::Relaxed)),
+            adaptive: self.explain_adaptive(&view.config),
             tiers: tiers(&view, &instances),
             instances,
             key,
@@ -186,6 +208,15 @@ impl LoadBalancer {
         let view = self.shared.view.load_full();
         let [registered_as] = *view.ids_of(id) else { return None };
         self.subject(&view).instances(Some(registered_as)).pop()
+    }
+
+    fn explain_adaptive(&self, config: &LoadBalancerConfig) -> Option<ExplainedAdaptive> {
+        config.adaptive_weights().then(|| ExplainedAdaptive {
+            formula: config.adaptive_formula(),
+            active: config.adapts(),
+            measured_by: self.measured_by(),
+            history: self.adjustments(),
+        })
     }
 
     fn subject<'a>(&'a self, view: &'a View) -> Subject<'a> {
@@ -262,11 +293,13 @@ impl Subject<'_> {
         let unavailable_reasons = unavailable_reasons(member, &layers, config);
         let can_be_picked = self.view.lets_through(member, &unavailable_reasons);
         let ramp = member.live.ramp(config, self.now);
+        let adaptive = member.live.adaptive_factor(config);
         ExplainedInstance {
             instance: Arc::clone(&member.instance),
             status: layers.status(),
             weight_order: state.weight.clone(),
-            factors: Factors::of(&member.instance, &layers, weight_override, ramp, config),
+            factors: Factors::of(&member.instance, &layers, weight_override, adaptive, ramp, config),
+            measured: self.measured(member),
             in_turn: self.view.is_in_turn(member.tier),
             registry_changes: member.live.registry_changes(self.now),
             flapping: member.live.is_flapping(self.now),
@@ -275,6 +308,11 @@ impl Subject<'_> {
             unavailable_reasons,
             score: can_be_picked.then(score),
         }
+    }
+
+    fn measured(&self, member: &Member) -> Option<Measured> {
+        let applies = self.view.config.adapts();
+        applies.then(|| member.live.adaptive_if_any()?.measured()).flatten()
     }
 
     /// Members in ring order from the place of the key, each once.

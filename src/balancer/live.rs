@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::adaptive::{Counts, SeedTotals, Tracked};
 use super::clock::{Clock, Timestamp, nanos};
 use super::config::{LoadBalancerConfig, LoadBalancingStrategy};
 use super::health::address::{AddressHealth, Step};
@@ -61,6 +62,8 @@ pub(crate) struct Live {
     /// Recent latency, as the bits of `f32` seconds; 0 before the first sample.
     recent_latency: AtomicU32,
     health: OnceLock<Box<Mutex<AddressHealth>>>,
+    /// The state of adaptive weights. `None` before their first round or check.
+    adaptive: OnceLock<Box<Mutex<Tracked>>>,
 }
 
 /// The state changes of one address, and the time of the next one.
@@ -204,11 +207,49 @@ impl Live {
 
     /// Resets the state of active checks. Returns whether there was any.
     pub(crate) fn forget_checks(&self) -> bool {
+        if let Some(mut tracked) = self.adaptive_if_any() {
+            tracked.forget_checks();
+        }
         self.health().is_some_and(|mut health| {
             let had_state = health.active.since().is_some();
             health.active = Default::default();
             had_state
         })
+    }
+
+    /// The state of adaptive weights.
+    pub(crate) fn adaptive(&self) -> MutexGuard<'_, Tracked> {
+        lock(self.adaptive.get_or_init(Box::default))
+    }
+
+    /// The state of adaptive weights; `None` before the first round or check.
+    pub(crate) fn adaptive_if_any(&self) -> Option<MutexGuard<'_, Tracked>> {
+        self.adaptive.get().map(|tracked| lock(tracked))
+    }
+
+    /// The factor of adaptive weights; 1 while they do not apply.
+    pub(crate) fn adaptive_factor(&self, config: &LoadBalancerConfig) -> f64 {
+        let tracked = config.adapts().then(|| self.adaptive_if_any()).flatten();
+        tracked.map_or(1.0, |tracked| tracked.factor())
+    }
+
+    /// The counters that adaptive weights read.
+    pub(crate) fn report_counts(&self) -> Counts {
+        Counts {
+            requests: self.reported.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            timed: self.timed.load(Ordering::Relaxed),
+            nanos: self.latency_nanos.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The totals that the formula `seed` of adaptive weights reads.
+    pub(crate) fn seed_totals(&self) -> SeedTotals {
+        SeedTotals {
+            requests: self.reported.load(Ordering::Relaxed),
+            average_response_time: self.average_response_time(),
+            consecutive_failures: self.consecutive_failures.load(Ordering::Relaxed),
+        }
     }
 
     /// Makes the state changes that are due at `now`.
@@ -453,11 +494,12 @@ impl Load {
         f32::from_bits(self.median.load(Ordering::Relaxed))
     }
 
-    /// The typical latency of the pool, in seconds. `None` under `least_response_time`, which
-    /// compares response times itself.
+    /// The typical latency of the pool, in seconds. `None` under `least_response_time` and with
+    /// adaptive weights, which compare response times themselves.
     pub(crate) fn pool_latency(&self, config: &LoadBalancerConfig) -> Option<f32> {
         let pool_latency = f32::from_bits(self.pool_latency.load(Ordering::Relaxed));
-        (pool_latency > 0.0 && config.strategy() != LoadBalancingStrategy::LeastResponseTime).then_some(pool_latency)
+        let is_compared = config.strategy() == LoadBalancingStrategy::LeastResponseTime || config.adapts();
+        (pool_latency > 0.0 && !is_compared).then_some(pool_latency)
     }
 
     /// The typical cost of a request to one of `slots` candidates, as `least_response_time` counts:

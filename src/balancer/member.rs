@@ -84,7 +84,7 @@ pub(crate) fn unavailable_reasons(
             Some(_) => UnavailableReason::OverrideWeightZero,
             None => UnavailableReason::WeightZero,
         });
-    } else if Factors::of(&member.instance, layers, order, slow_start::STEPS, config).units(config) == 0 {
+    } else if Factors::of(&member.instance, layers, order, 1.0, slow_start::STEPS, config).units(config) == 0 {
         unavailable_reasons.push(UnavailableReason::DegradedWeightZero);
     }
     unavailable_reasons

@@ -31,6 +31,7 @@
 //! the first turn through a seed, bytes through a [`Render`]. Transitions return what happened, and
 //! the caller reports it. `tests/integration/house.rs` holds this.
 
+pub(crate) mod adaptive;
 pub(crate) mod agenda;
 pub(crate) mod clock;
 pub(crate) mod config;
@@ -68,14 +69,15 @@ mod sync;
 pub(crate) mod text;
 pub(crate) mod view;
 
+pub use adaptive::{Adjustment, AdjustmentCounts, Measured, MeasuredBy, Thousandths};
 pub use clock::{Clock, Manual, Monotonic, Since, Timestamp};
-pub use config::{BreakerConfig, Choices, CookieName, Preset};
+pub use config::{AdaptiveFormula, BreakerConfig, Choices, CookieName, Preset};
 pub use denied_networks::{DeniedNetworks, InvalidNetwork, Network};
 pub use diff::{Changes, diff};
 pub use directory::{KNOWN_FOR, ServiceConfigs};
 pub use environment::{Environment, Wake};
 pub use error::{ReportError, UnknownInstance};
-pub use explain::{ExplainedInstance, ExplainedKey, ExplainedTier, Explanation, Score};
+pub use explain::{ExplainedAdaptive, ExplainedInstance, ExplainedKey, ExplainedTier, Explanation, Score};
 pub use health::breaker::{BreakerState, CloseReason, TripReason};
 pub use health::checks::{ActiveState, Check, CheckFailure};
 pub use health::grade::{DegradedReason, PassiveState};

@@ -1,7 +1,7 @@
 //! Effective weight: the factors of an instance's share of picks.
 //!
 //! ```text
-//! effective weight = weight x degraded factor x slow-start factor
+//! effective weight = weight x degraded factor x adaptive factor x slow-start factor
 //! weight           = the operator's weight, else the registered weight; 1 if not weighted
 //! ```
 //!
@@ -29,17 +29,22 @@ pub struct Factors {
     pub degraded: f64,
     /// The warning weight from the registry, while the registry warns.
     pub warning_weight: Option<Weight>,
+    /// The factor of adaptive weights, 0.25..=4; 1 while they are off or an operator's weight is in
+    /// force. Applies in strategies that are not weighted, too.
+    pub adaptive: f64,
     /// 1 unless the instance recovered or joined a short time ago: see [`slow_start`]. 1/16..=1, in
     /// steps of 1/16.
     pub slow_start: f64,
 }
 
 impl Factors {
-    /// Computes the factors. `ramp` is the progress of the slow start, in sixteenths.
+    /// Computes the factors. `adaptive` is the factor of adaptive weights, `ramp` the progress of
+    /// the slow start, in sixteenths.
     pub(crate) fn of(
         instance: &ServiceInstance,
         layers: &Layers,
         weight_override: Option<Weight>,
+        adaptive: f64,
         ramp: u32,
         config: &LoadBalancerConfig,
     ) -> Self {
@@ -67,6 +72,8 @@ impl Factors {
             base: if weighted { in_force } else { in_force.min(1) },
             degraded,
             warning_weight: warning,
+            // The operator decides.
+            adaptive: if weight_override.is_some() { 1.0 } else { adaptive },
             slow_start: f64::from(ramp) / f64::from(slow_start::STEPS),
         }
     }
@@ -82,6 +89,11 @@ impl Factors {
                 at_least_one(f64::from(base) * 16.0 * self.degraded)
             }
             _ => base * sixteenths(self.degraded),
+        };
+        let units = match units {
+            0 => 0,
+            units if self.adaptive == 1.0 => units,
+            units => at_least_one(f64::from(units) * self.adaptive),
         };
         if self.slow_start < 1.0 {
             // Rounded down, so that the share never exceeds the ramp.
@@ -122,7 +134,7 @@ mod tests {
 
     fn units(instance: &ServiceInstance, config: &LoadBalancerConfig, order: Option<i64>) -> u32 {
         let layers = Layers::from_registry(None, None, instance.registry_status(), false, Timestamp::default());
-        Factors::of(instance, &layers, order.map(weight), 16, config).units(config)
+        Factors::of(instance, &layers, order.map(weight), 1.0, 16, config).units(config)
     }
 
     #[test]
@@ -144,6 +156,39 @@ mod tests {
         assert_eq!((units(&warned(2), &weighted), units(&warned(2), &plain)), (32, 4));
         assert_eq!((units(&warned(16), &weighted), units(&warned(16), &plain)), (256, 16));
         assert_eq!((units(&warned(0), &weighted), units(&warned(0), &plain)), (0, 0));
+    }
+
+    #[test]
+    fn the_adaptive_factor_acts_but_not_on_an_operators_weight() {
+        let plain = LoadBalancerConfig::default();
+        let weighted = LoadBalancerConfig::new(LoadBalancingStrategy::WeightedRoundRobin);
+        let instance = ServiceInstance::new("a", "h", 1).unwrap().with_weight(weight(3));
+        let layers = |status| Layers::from_registry(None, None, status, false, Timestamp::default());
+        let units = |status, order: Option<i64>, adaptive, ramp, config: &LoadBalancerConfig| {
+            Factors::of(&instance, &layers(status), order.map(weight), adaptive, ramp, config).units(config)
+        };
+        let passing = RegistryStatus::Passing;
+        assert_eq!(
+            (
+                units(passing, None, 2.5, 16, &plain),
+                units(passing, None, 2.5, 16, &weighted)
+            ),
+            (40, 120)
+        );
+        assert_eq!(
+            (
+                units(passing, None, 0.25, 16, &plain),
+                units(passing, None, 0.25, 8, &plain)
+            ),
+            (4, 2)
+        );
+        assert_eq!(
+            units(RegistryStatus::Warning, None, 0.01, 16, &plain),
+            1,
+            "never taken out"
+        );
+        assert_eq!(units(passing, Some(2), 2.5, 16, &weighted), 32);
+        assert_eq!(units(passing, Some(0), 2.5, 16, &weighted), 0);
     }
 
     #[test]
@@ -185,7 +230,7 @@ mod tests {
                         .with_warning_weight(Weight::MAX)
                         .with_status(status);
                     let layers = Layers::from_registry(None, None, status, false, Timestamp::default());
-                    let factors = Factors::of(&instance, &layers, order.map(weight), ramp, &config);
+                    let factors = Factors::of(&instance, &layers, order.map(weight), 4.0, ramp, &config);
                     let units = factors.units(&config);
                     assert!((1..=full).contains(&units), "{strategy} {factors:?}: {units}");
                     assert!(factors.units_in_panic() <= full, "{strategy} {factors:?}");

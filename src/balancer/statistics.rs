@@ -240,6 +240,8 @@ pub struct InstanceStatistics {
     /// The share of picks: weight times all factors, in steps of 1/16. 0 while the tier of the
     /// instance is not in turn.
     pub effective_weight: f64,
+    /// The factor of adaptive weights; `None` while they do not apply.
+    pub adaptive_factor: Option<f64>,
     /// Picks of the instance.
     pub total_requests: u64,
     /// Outcomes reported.

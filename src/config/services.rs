@@ -98,6 +98,7 @@ macro_rules! raw {
     (Duration) => { RawDuration };
     (LoadBalancingStrategy) => { Spanned<String> };
     (CookieName) => { Spanned<String> };
+    (AdaptiveFormula) => { Spanned<String> };
     (Choices) => { Spanned<Value> };
     (BreakerConfig) => { RawBreaker };
 }
@@ -120,6 +121,9 @@ macro_rules! reader {
         Checker::name
     };
     (CookieName) => {
+        Checker::name
+    };
+    (AdaptiveFormula) => {
         Checker::name
     };
     (Choices) => {
@@ -520,6 +524,14 @@ mod tests {
             (
                 "[defaults]\npanic_threshold = -0.1",
                 "p.toml:3:19: defaults.panic_threshold -0.1",
+            ),
+            (
+                "[defaults]\nadaptive_formula = \"fast\"",
+                "p.toml:3:20: defaults.adaptive_formula \"fast\": expected one of relative, seed",
+            ),
+            (
+                "[services.web]\nadaptive_interval = \"100ms\"",
+                "p.toml:3:21: services.web.adaptive_interval \"100ms\": expected 500ms to 10m",
             ),
             ("[defaults]\npanic = 1", "p.toml:3:9: invalid type: integer `1`"),
             (

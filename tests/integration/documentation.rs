@@ -450,6 +450,8 @@ fn api() -> Api {
     let instance = ServiceInstance::new("web-1", "10.0.0.1", 80).unwrap();
     directory.apply(&"web".parse().unwrap(), [Arc::new(instance)]);
     let balancer = directory.get("web").unwrap();
+    // Some series exist only with this setting.
+    balancer.configure(balancer.config().with_adaptive_weights(true));
     let request = balancer.acquire(&Context::new()).unwrap();
     request.finish(Outcome::Success, Duration::from_millis(3));
     Api {

@@ -9,6 +9,7 @@
     reason = "tests and their helpers fail the test, measure real time, read the environment and print what explains a failure"
 )]
 
+mod adaptive;
 mod agent_consul;
 mod api;
 mod balancer;

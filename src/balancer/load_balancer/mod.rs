@@ -35,6 +35,7 @@ use super::strategy::draw::Mode;
 use super::strategy::schedule::Turn;
 use super::view::{View, ViewParts};
 
+mod adapt;
 pub(crate) mod call;
 pub(crate) mod pick;
 mod publish;
@@ -653,6 +654,10 @@ fn instance_statistics(member: &Member, view: &View, now: Timestamp) -> Instance
     let unavailable_reasons = unavailable_reasons(member, &layers, &view.config);
     InstanceStatistics {
         status: layers.status(),
+        adaptive_factor: view.config.adapts().then(|| match member.state.weight {
+            Some(_) => 1.0,
+            None => live.adaptive_factor(&view.config),
+        }),
         available: unavailable_reasons.is_empty(),
         in_turn: view.is_in_turn(member.tier),
         flapping: live.is_flapping(now),

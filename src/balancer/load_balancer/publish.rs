@@ -82,6 +82,9 @@ impl LoadBalancer {
         // An instance that joins a serving pool begins with a slow start.
         let may_join = !changes.added.is_empty() || !changes.updated.is_empty();
         let serves = may_join && old.usable > 0 && self.has_served(writer);
+        if old.config.adapts() && (!config.adapts() || old.config.adaptive_formula() != config.adaptive_formula()) {
+            writer.forget_adaptive();
+        }
         let mut leaving = Vec::new();
         let mut previous = old.members.iter().peekable();
         let mut updated = changes.updated.iter().peekable();
@@ -212,7 +215,8 @@ impl LoadBalancer {
         let MemberState { layers, weight } = &*state;
         let status = layers.status();
         let weight_override = weight.as_ref().map(|order| order.weight);
-        let factors = Factors::of(&instance, layers, weight_override, live.ramp(config, now), config);
+        let (adaptive, ramp) = (live.adaptive_factor(config), live.ramp(config, now));
+        let factors = Factors::of(&instance, layers, weight_override, adaptive, ramp, config);
         let units = match (eligible, ejections.pool().panic) {
             (false, _) => 0,
             (true, true) => factors.units_in_panic(),
@@ -350,7 +354,7 @@ fn is_eligible(
     let warns = layers.registry.state == RegistryStatus::Warning;
     order.unwrap_or(instance.weight()).get() > 0
         && layers.is_eligible()
-        && !(warns && Factors::of(instance, layers, order, slow_start::STEPS, config).units(config) == 0)
+        && !(warns && Factors::of(instance, layers, order, 1.0, slow_start::STEPS, config).units(config) == 0)
 }
 
 /// The layers of admin and registry. Judgement is added afterwards.

@@ -1,6 +1,7 @@
 //! Transitions of the health of an instance or a pool.
 use std::time::Duration;
 
+use crate::balancer::adaptive::{MeasuredBy, Thousandths};
 use crate::balancer::clock::Timestamp;
 use crate::balancer::health::address::Step;
 use crate::balancer::health::breaker::{BreakerStep, CloseReason, TripReason};
@@ -70,6 +71,17 @@ pub enum Transitioned {
     Flapping {
         /// Changes within the last minute.
         changes: usize,
+    },
+    /// Adaptive weights changed the factor of the instance.
+    Adjusted {
+        /// The factor before.
+        before: Thousandths,
+        /// The factor now.
+        now: Thousandths,
+        /// The score as a multiple of the mean score of the pool; `None` with too few outcomes.
+        relative_score: Option<Thousandths>,
+        /// Where the response times come from.
+        measured_by: Option<MeasuredBy>,
     },
     /// Another tier is in turn.
     TierChanged {

@@ -34,6 +34,16 @@ impl LoadBalancer {
     /// Takes the result of an active check of this address. The result applies to the next pick. An
     /// address that is not registered is ignored.
     pub fn observe(&self, address: &Address, check: Check) {
+        self.observed(address, check, None);
+    }
+
+    /// The same with the time that the check took, for [adaptive
+    /// weights](crate::LoadBalancerConfig::adaptive_weights).
+    pub fn observe_timed(&self, address: &Address, check: Check, took: Duration) {
+        self.observed(address, check, Some(took));
+    }
+
+    fn observed(&self, address: &Address, check: Check, took: Option<Duration>) {
         let now = self.shared.environment.clock.now();
         let mut writer = self.write();
         let Some(live) = writer.registered.get(address).map(Arc::clone) else {
@@ -45,7 +55,12 @@ impl LoadBalancer {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         let was_refused = is_refused(&live);
-        let step = live.observe(check, &self.shared.view.load().config, now);
+        let config = self.shared.view.load();
+        if let Some(took) = took.filter(|_| config.config.adapts()) {
+            live.adaptive().observe_check(check == Check::Pass, took);
+        }
+        let step = live.observe(check, &config.config, now);
+        drop(config);
         if step.is_some() {
             let changes_eligible = is_refused(&live) != was_refused;
             self.take_steps(&mut writer, &[(live, [step, None])], now);
@@ -151,6 +166,7 @@ impl LoadBalancer {
         if writer.upkeep.ramp_step.is_some_and(|step| step <= now) {
             writer.upkeep.stale = true;
         }
+        self.adapt(writer, now);
         let ended = writer.overrides.expire(now);
         if ended || writer.upkeep.stale && writer.upkeep.ready_at() <= now {
             self.republish(writer);
@@ -341,7 +357,8 @@ impl LoadBalancer {
         let judged = upkeep.stirring.values().filter_map(|live| live.next(&view.config, now));
         let tables = upkeep.stale.then(|| upkeep.ready_at());
         let due = judged.chain(tables).chain(upkeep.ramp_step).min();
-        due.into_iter().chain(writer.overrides.next_end()).min()
+        let round = Self::next_round(&view, upkeep, now);
+        due.into_iter().chain(writer.overrides.next_end()).chain(round).min()
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::transitions::Transitioned;
+use crate::balancer::adaptive::Loop;
 use crate::balancer::clock::Timestamp;
 use crate::balancer::environment::Wake;
 use crate::balancer::health::ejection::{Decision, Ejections, PoolHealth};
@@ -144,6 +145,17 @@ impl Writer {
         }
     }
 
+    /// Forgets what adaptive weights have learned, because they do not apply any more.
+    pub(super) fn forget_adaptive(&mut self) {
+        self.upkeep.adaptive.stop();
+        let departed = self.departed.iter().map(|(_, _, live)| live);
+        for live in self.registered.values().chain(departed) {
+            if let Some(mut tracked) = live.adaptive_if_any() {
+                *tracked = Default::default();
+            }
+        }
+    }
+
     /// Settles all retired views, and drops those that no pick uses.
     pub(super) fn drop_retired(&mut self, load: &Load) {
         self.retired.retain_mut(|view| {
@@ -183,6 +195,8 @@ pub(super) struct Upkeep {
     pub(super) kept_house_until: Timestamp,
     /// The service has answered a pick.
     pub(super) served: bool,
+    /// The loop of adaptive weights.
+    pub(super) adaptive: Loop,
     /// Transitions, by address.
     pub(super) untold: VecDeque<(Option<usize>, Transitioned)>,
 }

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,6 +18,8 @@ pub(crate) struct Backend {
 struct Shared {
     /// The status of answers; 0: no answer.
     status: AtomicU16,
+    /// Milliseconds from a request to its answer.
+    takes: AtomicU64,
     stopped: AtomicBool,
     requests: AtomicUsize,
     connections: AtomicUsize,
@@ -68,6 +70,11 @@ impl Backend {
     /// Answers with this status from now on.
     pub(crate) fn answers(&self, status: u16) {
         self.shared.status.store(status, Ordering::Relaxed);
+    }
+
+    /// Answers this long after each request from now on.
+    pub(crate) fn takes(&self, time: Duration) {
+        self.shared.takes.store(time.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Accepts requests from now on, and answers none.
@@ -125,6 +132,7 @@ impl Shared {
             if status == 0 {
                 continue;
             }
+            std::thread::sleep(Duration::from_millis(self.takes.load(Ordering::Relaxed)));
             let answer = format!("HTTP/1.1 {status} Whatever\r\nContent-Length: 2\r\n\r\nok");
             if stream.write_all(answer.as_bytes()).is_err() {
                 return;
