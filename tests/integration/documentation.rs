@@ -1044,7 +1044,7 @@ fn the_examples_print_what_they_promise() {
             spoilt: &[
                 ("Failed requests: 1", "Failed requests: 2"),
                 ("Request 4: handled by", "Request 4: failed"),
-                ("user-2: healthy - 4 requests", "user-2: healthy - 5 requests"),
+                ("user-2: healthy - ", "user-2: healthy - 1"),
             ],
             ..Example::new("basic")
         },
