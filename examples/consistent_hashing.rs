@@ -10,7 +10,10 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;
 
-use pickd::{Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, PickError, ServiceInstance};
+use pickd::{
+    ConsistentHash, Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, PickError, ServiceInstance,
+    Weight,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Without slow start, an instance that joins or returns has all of its keys at once.
@@ -44,9 +47,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     println!("\nAfter cache-4 was added:");
     balancer.add_instance(ServiceInstance::new("cache-4", "10.0.1.23", 6379)?);
-    for (user, server) in placed(&balancer, &users)? {
+    let grown = placed(&balancer, &users)?;
+    for (user, server) in &grown {
         println!("{user} -> {server}");
     }
+    println!("\nMoved users: {}", moved(&after, &grown));
 
     println!("\nWith 10,000 users:");
     let many: Vec<String> = (1..=10_000).map(|number| format!("user{number}")).collect();
@@ -62,6 +67,25 @@ fn main() -> Result<(), Box<dyn Error>> {
         "Users elsewhere than before, after cache-1 returned: {}",
         moved(&all, &returned)
     );
+    ring_alone()
+}
+
+/// The ring without a balancer: ids and weights in, owners of keys out.
+fn ring_alone() -> Result<(), Box<dyn Error>> {
+    println!("\nThe ring alone, with a shard of twice the weight:");
+    let mut shards = ConsistentHash::new();
+    for (id, weight) in [("shard-1", 1), ("shard-2", 1), ("shard-3", 2)] {
+        shards.add(id.parse()?, Weight::new(weight)?);
+    }
+    for (id, share) in shards.shares() {
+        println!("{id}: {:.1}% of all keys", share * 100.0);
+    }
+    let owners: Vec<String> = shards.owners("user-42").map(ToString::to_string).collect();
+    println!("user-42: {}", owners.join(", then "));
+    let owner = owners.first().ok_or("the ring is empty")?;
+    shards.remove(owner);
+    let heir = shards.owner("user-42").ok_or("the ring is empty")?;
+    println!("user-42 without {owner}: {heir}");
     Ok(())
 }
 

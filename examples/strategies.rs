@@ -1,39 +1,41 @@
 //! The same traffic under each of the six strategies: the share of each server.
 //!
 //! ```text
-//! cargo run --no-default-features --example strategies
+//! cargo run --example strategies
 //! ```
 //!
-//! The program sends 100 requests per second for 12 s, on a clock that the program moves. The
-//! servers differ in weight and in speed.
+//! Twelve workers send 300 requests to three backends that the program starts. The backends differ
+//! in weight and in speed.
 
 #![allow(clippy::print_stdout, reason = "an example prints its results")]
 
-use std::collections::BTreeMap;
-use std::error::Error;
+mod backends;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pickd::balancer::{Clock, Environment, Manual, Timestamp};
-use pickd::{
-    Acquired, Context, LoadBalancer, LoadBalancerConfig, LoadBalancingStrategy, Outcome, ServiceInstance, Weight,
-};
+use backends::{Answer, Backend, Result};
+use pickd::{Context, LoadBalancerConfig, LoadBalancingStrategy, ServiceInstance, ServiceRequest, Services, Weight};
+use serde_json::json;
+use tokio::task::JoinSet;
 
-const REQUESTS: u32 = 1_200;
-const EVERY: Duration = Duration::from_millis(10);
+const REQUESTS: u32 = 300;
+const WORKERS: u32 = 12;
 
 /// Id, weight, and duration of an answer.
 const SERVERS: [(&str, i64, Duration); 3] = [
-    ("server-1", 1, Duration::from_millis(150)),
-    ("server-2", 3, Duration::from_millis(200)),
-    ("server-3", 2, Duration::from_millis(250)),
+    ("server-1", 1, Duration::from_millis(5)),
+    ("server-2", 3, Duration::from_millis(15)),
+    ("server-3", 2, Duration::from_millis(60)),
 ];
 
-fn main() -> Result<(), Box<dyn Error>> {
+#[tokio::main]
+async fn main() -> Result<()> {
     for strategy in LoadBalancingStrategy::ALL {
         println!("=== {} ===", strategy.to_string().to_uppercase());
-        for (id, count) in distribution(strategy)? {
-            let percentage = f64::from(count) / f64::from(REQUESTS) * 100.0;
+        for (id, count) in distribution(strategy).await? {
+            let percentage = count as f64 / f64::from(REQUESTS) * 100.0;
             println!("{id}: {count} requests ({percentage:.1}%)");
         }
         println!();
@@ -41,36 +43,42 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Sends all requests, finishes each request after the latency of its server, and counts the picks.
-fn distribution(strategy: LoadBalancingStrategy) -> Result<BTreeMap<String, u32>, Box<dyn Error>> {
-    let clock = Arc::new(Manual::default());
-    let tools = Environment {
-        clock: clock.clone(),
-        ..Environment::default()
-    };
-    let config = LoadBalancerConfig::new(strategy);
-    let balancer = LoadBalancer::with_environment("test_service".parse()?, config, tools, 0);
-    for (index, (id, weight, _)) in (1..).zip(SERVERS) {
-        let host = format!("10.0.1.{index}");
-        balancer.add_instance(ServiceInstance::new(id, &host, 8080)?.with_weight(Weight::new(weight)?));
+/// Sends all requests, and returns how many of them each backend received.
+async fn distribution(strategy: LoadBalancingStrategy) -> Result<Vec<(&'static str, u64)>> {
+    let mut backends = Vec::new();
+    let mut instances: Vec<ServiceInstance> = Vec::new();
+    for (id, weight, latency) in SERVERS {
+        let backend = Backend::start(id, move |_| Answer::ok(json!({ "server": id })).after(latency)).await?;
+        instances.push(backend.instance()?.with_weight(Weight::new(weight)?));
+        backends.push((id, backend));
     }
+    let services = Services::new()?;
+    // A slow instance keeps its weight here, so that the shares are those of the strategy alone.
+    let config = LoadBalancerConfig::new(strategy).with_degraded_factor(1.0)?;
+    services.register(&"test_service".parse()?, config, instances);
 
-    let mut counts = BTreeMap::new();
-    let mut in_flight: Vec<(Timestamp, Duration, Acquired)> = Vec::new();
-    for number in 0..REQUESTS {
-        clock.advance(EVERY);
-        for (_, latency, request) in in_flight.extract_if(.., |(ends, ..)| *ends <= clock.now()) {
-            request.finish(Outcome::Success, latency);
-        }
-        // Only `consistent_hash` uses the key: 300 sessions of four requests each.
-        let session = format!("session-{}", number % 300);
-        let request = balancer.acquire(&Context::new().with_key(&session))?;
-        let latency = SERVERS
-            .iter()
-            .find(|(id, ..)| *id == request.id().as_str())
-            .map_or(Duration::ZERO, |(_, _, latency)| *latency);
-        *counts.entry(request.id().to_string()).or_default() += 1;
-        in_flight.push((clock.now() + latency, latency, request));
+    let next = Arc::new(AtomicU32::new(0));
+    let mut workers = JoinSet::new();
+    for _ in 0..WORKERS {
+        let (services, next) = (services.clone(), Arc::clone(&next));
+        workers.spawn(async move { work(&services, &next).await.map_err(|error| error.to_string()) });
     }
-    Ok(counts)
+    while let Some(worker) = workers.join_next().await {
+        worker??;
+    }
+    Ok(backends.iter().map(|(id, backend)| (*id, backend.received())).collect())
+}
+
+/// Takes the numbers of requests from the counter until none is left.
+async fn work(services: &Services, next: &AtomicU32) -> Result<()> {
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number >= REQUESTS {
+            return Ok(());
+        }
+        // Only `consistent_hash` uses the key: 100 sessions of three requests each.
+        let session = format!("session-{}", number % 100);
+        let request = ServiceRequest::get("/")?.with_context(Context::new().with_key(&session));
+        services.call_service("test_service", request).await?;
+    }
 }

@@ -22,6 +22,8 @@ use pickd::{Context, Directory, LoadBalancerConfig, Outcome, ServiceInstance};
 use tower::ServiceExt;
 
 use crate::support::agent::{Agent, pickd};
+use crate::support::consul::Consul;
+use crate::support::etcd::Etcd;
 use crate::support::folder::Folder;
 
 fn root() -> PathBuf {
@@ -863,51 +865,325 @@ fn anchor_of(heading: &str) -> String {
         .collect()
 }
 
-#[test]
-fn the_examples_run_on_the_core_alone_and_print_what_they_promise() {
-    for (name, lines) in [
-        (
-            "basic",
-            &["Total requests: 10", "Available instances: 3/3", "=== Per instance ==="][..],
-        ),
-        (
-            "strategies",
-            &[
-                "=== CONSISTENT_HASH ===",
-                "server-2: 600 requests (50.0%)",
-                "server-3: 400 requests (33.3%)",
-            ],
-        ),
-        (
-            "consistent_hashing",
-            &[
-                "user3: cache-2 -> cache-1 (moved)",
-                "Moved users: 2/5 (40.0%)",
-                "Users elsewhere than before, after cache-1 returned: 0/10000 (0.0%)",
-            ],
-        ),
-        (
-            "microservices",
-            &[
-                "=== Order 10 ===",
-                "Total instances: 7",
-                "  Strategy: least_response_time",
-            ],
-        ),
-    ] {
-        let output = Command::new(env!("CARGO"))
-            .args(["run", "--quiet", "--locked", "--offline", "--no-default-features"])
-            .args(["--example", name, "--manifest-path"])
+/// An example of `examples/`, and what its output must be.
+struct Example {
+    name: &'static str,
+    arguments: Vec<String>,
+    /// Whether the example needs none of the features.
+    on_the_core_alone: bool,
+    /// Lines of the output, word for word.
+    lines: &'static [&'static str],
+    /// What else the output must say.
+    holds: fn(&str) -> Result<(), String>,
+    /// Texts of the output with a wrong text in their place, which must be noticed.
+    spoilt: &'static [(&'static str, &'static str)],
+}
+
+impl Example {
+    fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            arguments: Vec::new(),
+            on_the_core_alone: false,
+            lines: &[],
+            holds: |_| Ok(()),
+            spoilt: &[],
+        }
+    }
+
+    /// Runs the example, checks its output, and shows that the check finds a wrong output.
+    fn verify(&self) {
+        let mut cargo = Command::new(env!("CARGO"));
+        // With what cargo told this test of its package, build scripts such as that of ring run again.
+        let told = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        for (name, _) in std::env::vars().filter(|(name, _)| told.iter().any(|start| name.starts_with(start))) {
+            cargo.env_remove(name);
+        }
+        cargo.args(["run", "--quiet", "--locked", "--offline"]);
+        if self.on_the_core_alone {
+            cargo.arg("--no-default-features");
+        }
+        cargo.args(["--example", self.name, "--manifest-path"]);
+        let output = cargo
             .arg(root().join("Cargo.toml"))
+            .arg("--")
+            .args(&self.arguments)
             .output()
             .unwrap();
         let printed = text(&output);
-        assert!(output.status.success(), "{name}: {printed}");
-        for line in lines {
-            assert!(
-                printed.lines().any(|found| found == *line),
-                "{name}: {line:?} in\n{printed}"
-            );
+        assert!(output.status.success(), "{}: {printed}", self.name);
+        if let Err(wrong) = self.check(&printed) {
+            panic!("{}: {wrong} in\n{printed}", self.name);
+        }
+        assert!(!self.spoilt.is_empty(), "{}", self.name);
+        for (right, wrong) in self.spoilt {
+            assert!(printed.contains(right), "{}: {right:?} in\n{printed}", self.name);
+            let spoilt = printed.replacen(right, wrong, 1);
+            assert!(self.check(&spoilt).is_err(), "{}: {wrong:?} is not noticed", self.name);
         }
     }
+
+    fn check(&self, printed: &str) -> Result<(), String> {
+        let missing = self
+            .lines
+            .iter()
+            .find(|line| !printed.lines().any(|found| found == **line));
+        match missing {
+            Some(line) => Err(format!("no line {line:?}")),
+            None => (self.holds)(printed),
+        }
+    }
+}
+
+/// The lines of the part below `=== heading ===`, up to an empty line.
+fn part<'a>(printed: &'a str, heading: &str) -> Result<Vec<&'a str>, String> {
+    let heading = format!("=== {heading} ===\n");
+    let (_, after) = printed.split_once(&heading).ok_or(format!("no {heading:?}"))?;
+    Ok(after.lines().take_while(|line| !line.is_empty()).collect())
+}
+
+/// The numbers of a line, such as 1, 120 and 40 of `server-1: 120 requests (40%)`.
+fn numbers(line: &str) -> Vec<u64> {
+    let parts = line.split(|c: char| !c.is_ascii_digit());
+    parts.filter_map(|digits| digits.parse().ok()).collect()
+}
+
+fn require(is_so: bool, what: impl Into<String>) -> Result<(), String> {
+    if is_so { Ok(()) } else { Err(what.into()) }
+}
+
+/// Ten answers of which one needed a second attempt, and statistics that say what the backends saw.
+fn basic_holds(printed: &str) -> Result<(), String> {
+    let handled = |line: &&str| line.starts_with("Request ") && line.contains(": handled by user-");
+    require(printed.lines().filter(handled).count() == 10, "not ten answers")?;
+    let count = |line: &&str| numbers(line).get(1).copied();
+    let counted: Vec<Option<u64>> = part(printed, "Per instance")?.iter().map(count).collect();
+    let received: Vec<Option<u64>> = part(printed, "Received by the backends")?.iter().map(count).collect();
+    require(
+        counted == received,
+        format!("counted {counted:?}, received {received:?}"),
+    )?;
+    let total: u64 = counted.iter().flatten().sum();
+    require(counted.len() == 3 && total == 11, format!("{counted:?} of 11"))?;
+    let shares = counted.iter().flatten().all(|count| (3..=5).contains(count));
+    require(shares, format!("not in turn: {counted:?}"))
+}
+
+/// The shares of 300 requests under each strategy.
+fn strategies_hold(printed: &str) -> Result<(), String> {
+    let shares = |strategy: &str| -> Result<[u64; 3], String> {
+        let lines = part(printed, strategy)?;
+        let counts: Vec<u64> = lines.iter().filter_map(|line| numbers(line).get(1).copied()).collect();
+        let counts: [u64; 3] = counts.try_into().map_err(|counts| format!("{strategy}: {counts:?}"))?;
+        require(
+            counts.iter().sum::<u64>() == 300,
+            format!("{strategy}: {counts:?} of 300"),
+        )?;
+        Ok(counts)
+    };
+    let near = |strategy: &str, expected: [u64; 3], by: u64| {
+        let counts = shares(strategy)?;
+        let all = counts
+            .iter()
+            .zip(expected)
+            .all(|(count, expected)| count.abs_diff(expected) <= by);
+        require(all, format!("{strategy}: {counts:?}, not {expected:?}"))
+    };
+    near("ROUND_ROBIN", [100, 100, 100], 1)?;
+    // Nine standard deviations of a fair draw.
+    near("RANDOM", [100, 100, 100], 74)?;
+    near("WEIGHTED_ROUND_ROBIN", [50, 150, 100], 2)?;
+    // 100 sessions of three requests: a session that changed its server would leave another number.
+    let sessions = shares("CONSISTENT_HASH")?;
+    let whole = sessions.iter().all(|count| count % 3 == 0);
+    require(whole, format!("sessions moved: {sessions:?}"))?;
+    for strategy in ["LEAST_CONNECTIONS", "LEAST_RESPONSE_TIME"] {
+        // The slowest server has a third of all weight, and gets far less.
+        let counts = shares(strategy)?;
+        require(counts[2] < 60, format!("{strategy}: {counts:?}"))?;
+    }
+    Ok(())
+}
+
+/// Every order was paid or cancelled, and no payment was made twice.
+fn microservices_hold(printed: &str) -> Result<(), String> {
+    let paid = printed.lines().filter(|line| *line == "  paid: 100.0").count();
+    require(paid == 8, format!("{paid} of 8 paid"))?;
+    let orders = part(printed, "Orders")?;
+    let in_state = |state: &str| orders.iter().filter(|line| line.ends_with(state)).count();
+    require(
+        in_state(": created") == 8 && in_state(": cancelled") == 2,
+        format!("{orders:?}"),
+    )?;
+    let cancelled = orders
+        .iter()
+        .filter(|line| line.ends_with("cancelled"))
+        .map(|line| numbers(line)[0]);
+    for order in cancelled {
+        let told = part(printed, &format!("Order {order}"))?;
+        let line = format!("  cancelled: order {order}");
+        require(told.iter().any(|found| *found == line), format!("no {line:?}"))?;
+    }
+    Ok(())
+}
+
+fn monitoring_holds(printed: &str) -> Result<(), String> {
+    let alerts = part(printed, "In trouble")?;
+    let starts = [
+        "Alerts: 3",
+        "critical availability: 75.00% ",
+        "warning failure_rate: order-service fails in ",
+        "warning response_time: user-1 of user-service answers in ",
+    ];
+    let all = alerts.iter().zip(starts).all(|(line, start)| line.starts_with(start));
+    require(all && alerts.len() == starts.len(), format!("{alerts:?}"))
+}
+
+#[test]
+fn the_examples_print_what_they_promise() {
+    let examples = [
+        Example {
+            lines: &[
+                "Total requests: 11",
+                "Failed requests: 1",
+                "Failure rate: 9.09%",
+                "Available instances: 3/3",
+            ],
+            holds: basic_holds,
+            spoilt: &[
+                ("Failed requests: 1", "Failed requests: 2"),
+                ("Request 4: handled by", "Request 4: failed"),
+                ("user-2: healthy - ", "user-2: healthy - 1"),
+            ],
+            ..Example::new("basic")
+        },
+        Example {
+            holds: strategies_hold,
+            spoilt: &[("server-1: 100 requests", "server-1: 95 requests")],
+            ..Example::new("strategies")
+        },
+        Example {
+            on_the_core_alone: true,
+            lines: &[
+                "user3: cache-2 -> cache-1 (moved)",
+                "Moved users: 2/5 (40.0%)",
+                "Moved users: 0/5 (0.0%)",
+                "Users of cache-1: 3352",
+                "Users that moved when cache-1 was removed: 3352/10000 (33.5%)",
+                "Users elsewhere than before, after cache-1 returned: 0/10000 (0.0%)",
+                "user-42: shard-3, then shard-1, then shard-2",
+                "user-42 without shard-3: shard-1",
+            ],
+            spoilt: &[
+                ("removed: 3352/10000", "removed: 3353/10000"),
+                ("without shard-3: shard-1", "without shard-3: shard-2"),
+            ],
+            ..Example::new("consistent_hashing")
+        },
+        Example {
+            lines: &[
+                "  payment failed: status 402, attempts 1",
+                "  payment failed: status 500, attempts 1",
+                "  cancelled: order 4",
+                "Overall health: 100.00%",
+                "Total instances: 7",
+                "Total requests: 32",
+                "Total failures: 1",
+                "  Strategy: least_response_time",
+                "service \"mail-service\" is unknown",
+            ],
+            holds: microservices_hold,
+            spoilt: &[
+                ("order 4: cancelled", "order 4: created"),
+                ("status 500, attempts 1", "status 500, attempts 2"),
+            ],
+            ..Example::new("microservices")
+        },
+        Example {
+            on_the_core_alone: true,
+            lines: &[
+                "compute_intensive: weighted_round_robin - the weight says how large the machine is",
+                "general: consistent_hash - equal keys go to the same instance, on every node",
+                "general: random - a random pick shares nothing with other picks",
+                "general: round_robin - every instance gets the same number of requests",
+                "Picked with least_response_time: gateway-1 at 10.0.1.10:8080",
+            ],
+            spoilt: &[("general: random", "general: round_robin")],
+            ..Example::new("strategy_guide")
+        },
+        Example {
+            lines: &[
+                "database: a check every 15s, timeout 2s, out after failures: 2",
+                "database: taken out after failed checks: 2",
+                "external_api: a check every 60s, timeout 10s, out after failures: 5",
+                "external_api: taken out after failed checks: 5",
+                "critical: a check every 10s, timeout 3s, out after failures: 1",
+                "critical: taken out after failed checks: 1",
+                "critical: taken back",
+            ],
+            spoilt: &[("failed checks: 5", "failed checks: 4")],
+            ..Example::new("health_presets")
+        },
+        Example {
+            lines: &["Alerts: 0"],
+            holds: monitoring_holds,
+            spoilt: &[
+                ("availability: 75.00%", "availability: 74.00%"),
+                ("Alerts: 0", "Alerts: 1"),
+            ],
+            ..Example::new("monitoring")
+        },
+    ];
+    examples.iter().for_each(Example::verify);
+}
+
+#[test]
+fn the_discovery_example_runs_on_a_real_consul_and_a_real_etcd() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let consul = runtime.block_on(Consul::start());
+    let etcd = Etcd::start();
+    for arguments in [
+        ["consul".to_owned(), consul.address()],
+        ["etcd".to_owned(), etcd.url(0)],
+    ] {
+        let example = Example {
+            arguments: arguments.to_vec(),
+            lines: &[
+                "Discovered: 2 instances",
+                "user-1 received 5, user-2 received 5",
+                "After user-2 left the registry: 1 instance",
+                "user-1 received 10, user-2 received 0",
+                "After the stop of discovery: 1 instance",
+            ],
+            spoilt: &[("received 10, user-2 received 0", "received 9, user-2 received 1")],
+            ..Example::new("discovery")
+        };
+        example.verify();
+    }
+    assert_eq!(
+        etcd.ctl(["get", "--prefix", "--keys-only", "/services/"]).trim(),
+        "",
+        "nothing stays"
+    );
+}
+
+#[test]
+fn every_example_is_listed_and_tested() {
+    let examples = fs::read_dir(root().join("examples"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let rust = examples.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let this = read("tests/integration/documentation.rs");
+    let listed = read("examples/README.md");
+    let mut found = 0;
+    for path in rust {
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        assert!(
+            listed.contains(&format!("| [`{name}`]({name}.rs) |")),
+            "examples/README.md: {name}"
+        );
+        assert!(this.contains(&format!("Example::new(\"{name}\")")), "{name} is not run");
+        found += 1;
+    }
+    assert!(found >= 8, "{found}");
 }
