@@ -58,8 +58,9 @@
 //!   for them.
 //! - **Only a trusted registry empties a pool.** A registry that is away or has no leader removes
 //!   no instance. A registry that has lost its memory, or drops most of a service at once, removes
-//!   no instance that accepts connections: pickd holds those for a bounded time. Every answer shows the age of the data. Unknown, empty, none
-//!   available and not synced are four answers ([`PickError`]).
+//!   no instance that accepts connections: pickd holds those for a bounded time. Every answer shows
+//!   the age of the data. Unknown, empty, none available and not synced are four answers
+//!   ([`PickError`]).
 //! - **Local judgement never empties a pool.** Admin, registry, active checks, grades and breakers
 //!   are layers that do not overwrite each other. Breakers eject at most half of a pool and never
 //!   the last instance. When checks take out the rest, the pool is in panic mode: all instances are
@@ -128,3 +129,8 @@ pub use client::{HealthChecks, ServiceRequest, Services};
 #[cfg(doctest)]
 #[doc = include_str!("../docs/library.md")]
 struct LibraryGuide;
+
+/// The counterparts of the Python API, compiled as a test.
+#[cfg(all(doctest, feature = "agent"))]
+#[doc = include_str!("../docs/from-the-seed.md")]
+struct FromTheSeed;

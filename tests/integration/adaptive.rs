@@ -292,7 +292,7 @@ fn queues_become_equally_busy_and_shares_do_not_swing() {
         ([1.0, 3.0], 0.8, 0.15),
         ([1.0, 1.5], 0.8, 0.15),
         // So few requests that their random times show.
-        ([10.0, 30.0], 0.3, 0.15),
+        ([10.0, 30.0], 0.3, 0.2),
         ([10.0, 50.0], 0.5, 0.2),
         ([10.0, 30.0], 0.8, 0.25),
     ] {

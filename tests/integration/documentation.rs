@@ -634,6 +634,37 @@ fn sources(folder: &Path) -> String {
     text
 }
 
+/// Each path of a table is in the program of the page, which is compiled as documentation; each
+/// route is one of docs/api.md, whose routes another test asks for.
+#[test]
+fn every_name_of_the_python_api_has_its_counterpart() {
+    let page = read("docs/from-the-seed.md");
+    let (tables, program) = page.split_once("```rust\n").unwrap();
+    let routes = read("docs/api.md");
+    let mut names = 0;
+    for row in tables
+        .lines()
+        .filter(|line| line.starts_with("| `") || line.starts_with("| counters"))
+    {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let paths: Vec<&str> = quoted(cells[2]).collect();
+        assert!(!paths.is_empty(), "{row}");
+        for path in paths {
+            let is_whole = |rest: &str| !rest.starts_with(|next: char| next.is_alphanumeric() || next == '_');
+            let compiled = program
+                .match_indices(&path)
+                .any(|(at, _)| is_whole(&program[at + path.len()..]));
+            assert!(compiled, "{path} is not in the program");
+            names += 1;
+        }
+        for asked in quoted(cells[3]).filter(|asked| asked.contains(" /")) {
+            let route = asked.split('?').next().unwrap();
+            assert!(routes.contains(&format!("`{route}`")), "{route}");
+        }
+    }
+    assert!(names > 50, "{names}");
+}
+
 #[test]
 fn every_documented_log_message_is_logged() {
     let sources = sources(&root().join("src"));

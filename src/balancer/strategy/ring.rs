@@ -22,8 +22,7 @@
 //! Two other methods were measured at the same memory. Maglev hashing (Eisenbud et al. 2016) is
 //! more even, but a table that grows with the number of instances moves nearly all keys when it
 //! grows. Multi-probe consistent hashing (Appleton and O'Reilly 2015) with two probes is as even as
-//! three times the points, and takes half as long again for every lookup. More points cost memory
-//! alone.
+//! three times the points, and looks every key up twice. More points cost memory alone.
 
 use xxhash_rust::xxh3::xxh3_64;
 
