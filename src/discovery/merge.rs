@@ -36,8 +36,12 @@ use std::sync::Arc;
 
 use crate::balancer::{Address, InstanceId, RegistryEntry, RegistryStatus, ServiceInstance, ServiceName, Source};
 
-/// The source whose ids end in the node, so that no other source has the same ids.
-const WITH_NODES: Source = Source::new("consul");
+/// Whether the ids of a source end in the node (`consul`), or in node and datacenter
+/// (`consul-dc1`), so that no other source has the same ids.
+fn has_nodes_in_ids(source: Source) -> bool {
+    let rest = source.as_str().strip_prefix("consul");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
 
 /// The instances of one service as one source lists them, shared between their readers.
 pub type Instances = Arc<[Arc<ServiceInstance>]>;
@@ -265,7 +269,7 @@ impl Merge {
     /// Whether a source before this one may have the same ids.
     fn may_share_ids(&self, source: Source) -> bool {
         let mut before = self.priority.iter().take_while(|other| **other != source);
-        source != WITH_NODES && before.any(|other| *other != WITH_NODES)
+        !has_nodes_in_ids(source) && before.any(|other| !has_nodes_in_ids(*other))
     }
 }
 
@@ -421,7 +425,8 @@ mod tests {
 
     #[test]
     fn ids_of_consul_and_of_a_source_beside_it_stay_as_registered() {
-        assert_eq!(WITH_NODES, crate::discovery::consul::SOURCE);
+        assert!(has_nodes_in_ids(crate::discovery::consul::SOURCE));
+        assert!(has_nodes_in_ids(Source::new("consul-dc1")) && !has_nodes_in_ids(ETCD) && !has_nodes_in_ids(FILE));
         for (priority, other) in [([CONSUL, FILE], FILE), ([FILE, CONSUL], FILE), ([ETCD, CONSUL], ETCD)] {
             let mut merge = Merge::new(priority.to_vec());
             merge.set(CONSUL, &web(), instances(&["web-0@n1@h1"]));

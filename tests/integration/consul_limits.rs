@@ -560,7 +560,7 @@ async fn polls_that_return_at_once_for_ever_cost_few_requests() {
 
 // ---- All of it --------------------------------------------------------------------------------
 
-/// Scenarios 18, 61 and 62 in one: a client agent that allows 100 requests a second, with 120 long
+/// Scenarios 18, 79 and 80 in one: a client agent that allows 100 requests a second, with 120 long
 /// polls of other programs, 1,000 services, and one of them forbidden.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_services_at_100_a_second_beside_foreign_polls() {

@@ -1136,7 +1136,8 @@ async fn headers_and_then_nothing_is_a_timeout() {
     let took = watched.until(LATER, "a timeout", |w| !w.errors.is_empty()).await;
     assert_eq!(watched.errors[0].reason, Reason::Timeout, "{:?}", watched.errors);
     assert!(
-        took > Duration::from_secs(8) && took < Duration::from_secs(13),
+        // A poll that is cut counts when a read of the catalog has no answer either.
+        took > Duration::from_secs(8) && took < Duration::from_secs(25),
         "{took:?}"
     );
     assert_eq!(watched.emptied(), None);
