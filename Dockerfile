@@ -15,8 +15,9 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
 COPY tools/protoc tools/protoc
-RUN mkdir src benches \
-    && sed -n '/^\[\[bench\]\]/{n;s|^name = "\(.*\)"|benches/\1.rs|p}' Cargo.toml | xargs touch src/lib.rs \
+RUN mkdir src benches examples \
+    && sed -n '/^\[\[bench\]\]/{n;s|^name = "\(.*\)"|benches/\1.rs|p};/^\[\[example\]\]/{n;s|^name = "\(.*\)"|examples/\1.rs|p}' \
+        Cargo.toml | xargs touch src/lib.rs \
     && echo 'fn main() {}' >src/main.rs \
     && cargo build --locked --release --bin pickd \
     && cargo clean --locked --release --package pickd

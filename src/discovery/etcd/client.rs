@@ -121,11 +121,13 @@ impl Cause {
     /// Finds the cause by the text. gRPC's codes do not tell a compacted revision from a message
     /// that is too large (both are `OutOfRange`), and a canceled watch has no code at all.
     pub(super) fn of_text(text: &str) -> Option<Self> {
-        const KNOWN: [(&str, Cause); 14] = [
+        const KNOWN: [(&str, Cause); 15] = [
             ("no leader", Cause::NoLeader),
             ("invalid auth token", Cause::Token),
             // A JWT names the version of the users and roles for which it was issued.
             ("revision of auth store is old", Cause::Token),
+            // The same in etcd 3.5.
+            ("auth: revision in header is old", Cause::Token),
             ("permission denied", Cause::Denied),
             ("PermissionDenied", Cause::Denied),
             ("authentication failed", Cause::Denied),
@@ -775,6 +777,7 @@ mod tests {
                 "InvalidArgument: etcdserver: revision of auth store is old",
                 Cause::Token,
             ),
+            ("Unknown: auth: revision in header is old", Cause::Token),
             (
                 "InvalidArgument: etcdserver: authentication failed, invalid user ID or password",
                 Cause::Denied,

@@ -161,6 +161,7 @@ mod tests {
                 Cause::Denied,
             ),
             ("etcdserver: revision of auth store is old", 0, Cause::Token),
+            ("auth: revision in header is old", 0, Cause::Token),
             ("etcdserver: no leader", 0, Cause::NoLeader),
             ("something new", 0, Cause::Canceled),
         ] {
