@@ -11,7 +11,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /src
 
 # This layer builds the dependencies around an empty pickd, so a change of the sources rebuilds
-# pickd alone. Cargo wants the files of the benchmarks that Cargo.toml names; empty files will do.
+# pickd alone. Cargo wants the files of the benchmarks and examples that Cargo.toml names; empty files will do.
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
 COPY tools/protoc tools/protoc
