@@ -144,8 +144,8 @@ pub fn parse(
             all.push((name, instances));
             continue;
         };
-        let is_listed = |instance: &&ServiceInstance| listed.iter().any(|other| other.id() == instance.id());
-        if let Some(twice) = instances.iter().find(is_listed) {
+        let ids: HashSet<&InstanceId> = listed.iter().map(ServiceInstance::id).collect();
+        if let Some(twice) = instances.iter().find(|instance| ids.contains(instance.id())) {
             let message = format!(
                 "instance {} of service {} is listed twice, in two spellings of the service",
                 twice.id(),

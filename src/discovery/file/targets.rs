@@ -10,7 +10,7 @@
 //!
 //! Source: <https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_sd_config>
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use serde::Deserialize;
@@ -49,14 +49,14 @@ pub(super) fn read<'de, A: SeqAccess<'de>>(
     default_service: Option<&ServiceName>,
 ) -> Result<Vec<(ServiceName, Vec<ServiceInstance>)>, A::Error> {
     let mut services: Vec<(ServiceName, BTreeMap<Address, ServiceInstance>)> = Vec::new();
+    let mut places = HashMap::new();
     while let Some((name, instances)) = groups.next_element_seed(Group { default_service })? {
-        let place = services.iter().position(|(known, _)| *known == name);
-        let place = place.unwrap_or_else(|| {
+        let place = *places.entry(name.clone()).or_insert(services.len());
+        if place == services.len() {
             services.push((name, BTreeMap::new()));
-            services.len() - 1
-        });
+        }
+        let listed = &mut services[place].1;
         for instance in instances {
-            let listed = &mut services[place].1;
             listed.entry(instance.address().clone()).or_insert(instance);
         }
     }
