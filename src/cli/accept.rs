@@ -1,14 +1,12 @@
 //! `pickd accept`: an operator accepts what a registry lists. One agent lets go of the instances that
 //! it holds.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
 use super::Exit;
-use super::agent_client::{AgentArguments, AgentClient, AgentError, Change, Method, encoded};
-use super::output::{self, Output};
-use super::overrides::admin_token;
+use super::admin::AdminArguments;
+use super::agent_client::{AgentError, Method, encoded};
+use super::output;
 
 const EXITS: &str = "\
 Exit codes:
@@ -17,24 +15,28 @@ Exit codes:
 
 const EXAMPLES: &str = "\
 Examples:
-  pickd accept consul   let go of the instances that Consul no longer lists
-  pickd accept etcd     the same for etcd";
+  pickd accept consul      let go of the instances that Consul no longer lists
+  pickd accept etcd        the same for etcd
+  pickd accept consul-dc2  the same for one of several datacenters";
 
 /// Let go of instances that a registry no longer lists and that the agent holds.
 #[derive(Debug, clap::Args)]
 #[command(before_help = EXAMPLES, after_help = EXITS)]
 pub(super) struct AcceptArguments {
-    /// The registry
-    #[arg(value_parser = ["consul", "etcd", "file"])]
+    /// The registry: consul, etcd or file; consul-DATACENTER if Consul is read in several datacenters
+    #[arg(value_parser = source)]
     source: String,
-    /// How many instances were let go, or the JSON answer of the agent
-    #[arg(long, value_enum, default_value_t = Output::Text)]
-    output: Output,
-    /// File with the admin token, for agents on other machines
-    #[arg(long, value_name = "FILE", env = "PICKD_ADMIN_TOKEN_FILE", hide_env_values = true)]
-    admin_token_file: Option<PathBuf>,
     #[command(flatten)]
-    agent: AgentArguments,
+    admin: AdminArguments,
+}
+
+/// The name of a source that an agent can have.
+fn source(text: &str) -> Result<String, String> {
+    let datacenter = text.strip_prefix("consul-").is_some_and(|name| !name.is_empty());
+    if datacenter || ["consul", "etcd", "file"].contains(&text) {
+        return Ok(text.to_owned());
+    }
+    Err("expected consul, consul-DATACENTER, etcd or file".to_owned())
 }
 
 pub(super) fn execute(arguments: &AcceptArguments) -> Exit {
@@ -43,19 +45,9 @@ pub(super) fn execute(arguments: &AcceptArguments) -> Exit {
 
 /// Sends the request, and returns the text to print.
 fn accepted(arguments: &AcceptArguments) -> Result<String, AgentError> {
-    let token = admin_token(arguments.admin_token_file.as_deref())?;
-    let client = AgentClient::new(&arguments.agent)?;
-    let body = client.change(&Change {
-        method: Method::POST,
-        path: &format!("/sources/{}/accept", encoded(&arguments.source)),
-        body: None,
-        token: token.as_deref(),
-    })?;
-    let answer = client.parsed(&body)?;
-    Ok(match arguments.output {
-        Output::Json => body,
-        Output::Text => text(&arguments.source, &answer),
-    })
+    let AcceptArguments { source, admin } = arguments;
+    let path = format!("/sources/{}/accept", encoded(source));
+    admin.change(Method::POST, &path, None, |answer| text(source, answer))
 }
 
 /// `consul: 5 held instances let go`.
@@ -101,11 +93,14 @@ mod tests {
         ] {
             let (agent, server) = answering(status, media_type, body);
             let mut line = Line::try_parse_from(["pickd", "etcd"]).unwrap();
-            line.arguments.agent = agent;
+            line.arguments.admin.agent = agent;
             let printed = accepted(&line.arguments).map_err(|error| error.exit());
             assert_eq!(printed.as_deref().map_err(|exit| *exit), expected, "{body}");
             assert_eq!(server.join().unwrap(), "POST /sources/etcd/accept HTTP/1.1");
         }
         assert!(Line::try_parse_from(["pickd", "zookeeper"]).is_err());
+        assert!(Line::try_parse_from(["pickd", "consul-"]).is_err());
+        let line = Line::try_parse_from(["pickd", "consul-dc1"]).unwrap();
+        assert_eq!(line.arguments.source, "consul-dc1");
     }
 }

@@ -5,6 +5,7 @@
 //! agent, over HTTP like any other client, and rely only on its answers.
 
 mod accept;
+mod admin;
 mod agent_client;
 mod check;
 mod completions;

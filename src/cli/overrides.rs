@@ -1,12 +1,11 @@
 //! `pickd drain`, `undrain` and `weight`: overrides by an operator, at one agent.
 
-use std::path::{Path, PathBuf};
-
 use serde_json::{Value, json};
 
 use super::Exit;
-use super::agent_client::{AgentArguments, AgentClient, AgentError, Change, Method, encoded, one_line};
-use super::output::{self, Output};
+use super::admin::AdminArguments;
+use super::agent_client::{AgentError, Method, encoded, one_line};
+use super::output;
 use crate::balancer::{InstanceId, Order, ServiceName};
 use crate::duration::with_unit;
 
@@ -38,14 +37,8 @@ pub(super) struct Target {
     service: ServiceName,
     /// The id of the instance
     instance: InstanceId,
-    /// The new state in a few words, or the JSON answer of the agent
-    #[arg(long, value_enum, default_value_t = Output::Text)]
-    output: Output,
-    /// File with the admin token, for agents on other machines
-    #[arg(long, value_name = "FILE", env = "PICKD_ADMIN_TOKEN_FILE", hide_env_values = true)]
-    admin_token_file: Option<PathBuf>,
     #[command(flatten)]
-    agent: AgentArguments,
+    admin: AdminArguments,
 }
 
 /// The reason and the duration of an override.
@@ -166,42 +159,19 @@ pub(super) fn changed(request: &Request<'_>) -> Result<String, AgentError> {
     let Target {
         service,
         instance,
-        output,
-        admin_token_file,
-        agent,
+        admin,
     } = request.target;
-    let token = admin_token(admin_token_file.as_deref())?;
     let path = format!(
         "/services/{}/instances/{}/{}",
         encoded(service.as_str()),
         encoded(instance.as_str()),
         request.kind
     );
-    let client = AgentClient::new(agent)?;
-    let body = client.change(&Change {
-        method: match &request.body {
-            Some(_) => Method::PUT,
-            None => Method::DELETE,
-        },
-        path: &path,
-        body: request.body.clone(),
-        token: token.as_deref(),
-    })?;
-    let answer = client.parsed(&body)?;
-    Ok(match output {
-        Output::Json => body,
-        Output::Text => state(&answer),
-    })
-}
-
-/// The admin token in this file, without white space around it.
-pub(super) fn admin_token(file: Option<&Path>) -> Result<Option<String>, AgentError> {
-    let Some(path) = file else { return Ok(None) };
-    match std::fs::read_to_string(path) {
-        Ok(token) => Ok(Some(token.trim().to_owned())),
-        // The message has the name of the file, never its content.
-        Err(error) => Err(AgentError::Local(format!("{}: {error}", path.display()))),
-    }
+    let method = match &request.body {
+        Some(_) => Method::PUT,
+        None => Method::DELETE,
+    };
+    admin.change(method, &path, request.body.clone(), state)
 }
 
 /// The state of the instance: `user-1: unhealthy (drained), effective weight 0`.
@@ -320,7 +290,7 @@ mod tests {
             let (agent, server) = answering(status, media_type, body);
             let mut command = parsed("drain web a/b").unwrap();
             if let Override::Drain(arguments) = &mut command {
-                arguments.target.agent = agent;
+                arguments.target.admin.agent = agent;
             }
             let printed = changed(&command.request()).map_err(|error| error.exit());
             assert_eq!(printed.as_deref().map_err(|exit| *exit), expected, "{body}");
