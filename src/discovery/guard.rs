@@ -442,7 +442,9 @@ impl Guard {
         };
         let before = service.instances();
         let held_before = service.held.len();
-        if mem::take(&mut service.is_outdated) {
+        // A reading that cannot be trusted with removals takes nothing from what an earlier watcher
+        // listed.
+        if mem::take(&mut service.is_outdated) && trust != Trust::AdditionsOnly {
             service.listed = None;
         }
         let ended = service.take(listed, read_at, trust, self.rules);
@@ -527,8 +529,7 @@ impl Service {
     fn take(&mut self, listed: Option<Instances>, read_at: Timestamp, trust: Trust, rules: HoldRules) -> Vec<HoldEnd> {
         let now_listed = listed.as_deref().unwrap_or_default();
         let is_steady = matches!(trust, Trust::Steady | Trust::Unconfirmed);
-        if is_steady && self.held.is_empty() && !self.may_be_a_drop(now_listed, rules) {
-            self.left.retain(|(left_at, _)| read_at.since(*left_at) < DROP_WITHIN);
+        if is_steady && self.held.is_empty() && self.left.is_empty() && !self.may_be_a_drop(now_listed, rules) {
             self.listed = listed;
             return Vec::new();
         }
@@ -1250,6 +1251,33 @@ mod tests {
         ] {
             assert_eq!(bench.read(second, Steady, listed), pool, "slowly is gracefully");
         }
+    }
+
+    #[test]
+    fn an_ephemeral_instance_that_came_back_within_5_s_has_not_left() {
+        let mut bench = Bench::etcd(600);
+        bench.read(0, Steady, "a* b* c* d*");
+        assert_eq!(bench.read(10, Steady, "b* c* d*"), "b c d");
+        assert_eq!(bench.read(11, Steady, "a* b* c* d*"), "a b c d");
+        assert_eq!(bench.read(12, Steady, "b*"), "a b c d");
+        assert_eq!(bench.guard.held(), 3, "each once");
+
+        // It came back at another address: the former one has left, and the id is taken.
+        let mut bench = Bench::etcd(600);
+        bench.read(0, Steady, "a* b* c* d*");
+        bench.read(10, Steady, "b* c* d*");
+        bench.read(11, Steady, "a>z* b* c* d*");
+        assert_eq!(bench.read(12, Steady, "b*"), "a>z b c d");
+        assert_eq!(bench.guard.held(), 3);
+    }
+
+    #[test]
+    fn a_new_watcher_without_a_leader_removes_nothing() {
+        let mut bench = Bench::etcd(600);
+        bench.read(0, Steady, "a b c");
+        bench.guard.expect_new_watcher();
+        assert_eq!(bench.read(10, AdditionsOnly, "a d"), "a b c d");
+        assert_eq!(bench.read(20, AfterGap, "a d"), "a d", "half is left");
     }
 
     #[test]
