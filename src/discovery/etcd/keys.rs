@@ -326,13 +326,6 @@ impl Keys {
                 self.no_longer_skipped(&key, before.as_ref(), (trust, now));
                 (service, mod_revision, None)
             }
-            Err(error) if !error.is_counted() => {
-                self.no_longer_skipped(&key, before.as_ref(), (trust, now));
-                if let Some(before) = before.and_then(|known| known.service) {
-                    self.unregister(&before, &key, (trust, now));
-                }
-                (None, 0, None)
-            }
             Err(error) if is_new => {
                 let registration = skipped::skipped(&key, &error);
                 self.status.count_error(Reason::from(registration.reason).as_str());
@@ -407,6 +400,10 @@ impl Keys {
         let is_rewritten = before.is_none_or(|before| before.written != mod_revision);
         if is_changed {
             keys.insert(Arc::clone(key), instances);
+            // A key of several instances may have lost some of them.
+            if trust != Trust::Steady && before.is_some() {
+                self.unconfirmed.insert(service.clone());
+            }
         }
         if is_changed || is_rewritten && self.with_shared_addresses.contains(&service) {
             self.pending.add(&service, trust, now);
