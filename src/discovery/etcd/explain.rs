@@ -38,7 +38,7 @@ pub enum KeyOutcome {
     Registers(Registration),
     /// Nothing, on purpose: the key is a folder, or does not match the path of its prefix.
     Ignored(String),
-    /// Nothing. An agent counts the key as `invalid_instance`.
+    /// Nothing. An agent counts the key as `invalid_instance`, or as `no_port`.
     Refused(String),
     /// Nothing: no prefix includes the key.
     NotWatched,

@@ -57,7 +57,7 @@ pub(super) fn read(place: &Place<'_>, value: &Value, ignored: &mut Ignored) -> D
 /// that differs from `host` and `port` is noted.
 pub(super) fn address(fields: Fields<'_>, ignored: &mut Ignored) -> Result<Address, InvalidValue> {
     let port = fields.get("port");
-    let mut wrong = None;
+    let (mut wrong, mut is_host) = (None, false);
     for name in ADDRESSES {
         let Some(value) = fields.get(name) else { continue };
         let read = match value.as_str() {
@@ -72,13 +72,18 @@ pub(super) fn address(fields: Fields<'_>, ignored: &mut Ignored) -> Result<Addre
                 }
                 return Ok(found);
             }
-            Err(reason) => wrong = wrong.or(Some(reason)),
+            Err(reason) => {
+                is_host |= value.as_str().is_some_and(|text| Address::new(text, 1).is_ok());
+                wrong = wrong.or(Some(reason));
+            }
         }
     }
     Err(match (wrong, port) {
         (Some(reason), Some(_)) => reason,
-        (Some(reason), None) if fields.get("address").is_some() => reason,
-        (Some(_), None) => InvalidInstance::NoPort { found: String::new() }.into(),
+        (Some(_), None) if is_host && fields.get("address").is_none() => {
+            InvalidInstance::NoPort { found: String::new() }.into()
+        }
+        (Some(reason), None) => reason,
         _ => InvalidValue::Invalid("expected host and port, or address"),
     })
 }
@@ -256,6 +261,8 @@ mod tests {
     fn an_address_that_is_wrong_is_refused_and_the_reason_named() {
         for (value, expected) in [
             (r#"{"host":"db"}"#, "expected a port"),
+            (r#"{"host":"10.0.0.5:99999"}"#, "host: expected"),
+            (r#"{"addr":"a b"}"#, "host: expected"),
             (r#"{"address":"db"}"#, "host: expected"),
             (r#"{"host":"db","port":70000}"#, "port: expected"),
             (r#"{"host":"db","port":0}"#, "port: expected"),

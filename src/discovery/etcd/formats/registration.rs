@@ -164,7 +164,8 @@ impl Place<'_> {
         named(self.id, address)
     }
 
-    /// One of several instances of this key. Its id does not depend on the other instances.
+    /// One of several instances of this key. Its id does not depend on which other instances the key
+    /// has, but a key with a single instance has the id of the key.
     pub(super) fn one_of(&self, id: &str, address: Address) -> Result<ServiceInstance, InvalidValue> {
         named(&format!("{}/{id}", self.id), address)
     }
