@@ -65,7 +65,14 @@ impl Trials {
     /// A second has passed: each of these held instances may be tried again, and nothing else.
     fn tick(&mut self, held: &[Target]) {
         let held: HashSet<&Target> = held.iter().collect();
-        self.waiting.retain(|target| held.contains(target));
+        let unfinished = &mut self.unfinished;
+        self.waiting.retain(|target| {
+            let stays = held.contains(target);
+            if !stays {
+                unfinished.remove(target);
+            }
+            stays
+        });
         if self.running.is_empty() {
             self.unfinished = self.waiting.iter().cloned().collect();
         }
