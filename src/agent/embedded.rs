@@ -45,7 +45,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 ///
 /// [`Services::over`](crate::client::Services::over) its directory calls the services.
 ///
-/// The configuration is that of an agent, without `[api]`, which is ignored. Nothing is reloaded.
+/// The configuration is that of an agent. Of `[api]` it takes `session_key_file` alone. Nothing is
+/// reloaded.
 /// When the value is dropped, the agent stops as with [`stop`](Self::stop).
 #[derive(Debug)]
 #[must_use = "the agent stops when this is dropped"]

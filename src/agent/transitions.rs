@@ -69,7 +69,7 @@ pub(super) fn log_health(service: &ServiceName, transition: &Transition) {
         }
         Transitioned::TierChanged { now, .. } => {
             let (rank, priority) = (now.rank(), now.priority());
-            tracing::info!(%service, rank, priority, "a lower tier is in turn");
+            tracing::info!(%service, rank, priority, "an earlier tier can be picked again");
         }
     }
 }

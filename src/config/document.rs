@@ -29,7 +29,8 @@ use crate::probe::{HealthCheck, ProbeSettings};
 pub struct Config {
     /// The HTTP interface.
     pub api: ApiConfig,
-    /// The registries: at least one, each kind at most once, in order of priority. Registries in
+    /// The registries: at least one, in order of priority. There is one etcd and one file at most, and
+    /// one Consul, or one entry for each of its datacenters. Registries in
     /// the file keep their order there. Flags add Consul before etcd before the file registry.
     pub sources: Vec<SourceConfig>,
     /// The series of `/metrics`.

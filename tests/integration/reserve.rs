@@ -82,7 +82,7 @@ async fn the_lower_priority_number_in_consul_is_picked_alone() {
     blocking(|| {
         agent
             .program
-            .wait_for_log("a lower tier is in turn", |line| line["priority"] == 10)
+            .wait_for_log("an earlier tier can be picked again", |line| line["priority"] == 10)
     });
     // A retry that excludes the first tier.
     assert_eq!(agent.get("/pick/web?exclude=first@n1").json()["id"], "second@n1");
