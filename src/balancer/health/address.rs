@@ -311,6 +311,8 @@ mod tests {
                         let [_, step] = health.record(outcome, None, trial, None, &config, entropy, now);
                         let has_trial = trial != Trial::None || naive.unknown_trials > 0;
                         let mut opens = false;
+                        let in_a_row = naive.half_open
+                            || naive.closings.last().is_some_and(|&at| now.since(at) < config.breaker().window());
                         let asked_for = match outcome {
                             Outcome::RejectedFor(time) if !time.is_zero() => Some(time.min(Duration::from_secs(60))),
                             _ => None,
@@ -323,6 +325,9 @@ mod tests {
                         } else if let (Some(time), false) = (asked_for, naive.half_open && !has_trial) {
                             if !naive.half_open {
                                 naive.outcomes.push((now, outcome));
+                            }
+                            if !in_a_row {
+                                naive.openings.clear();
                             }
                             naive.open = Some((now, now + time));
                             (naive.half_open, naive.unknown_trials, naive.asked) = (false, 0, true);
@@ -337,8 +342,6 @@ mod tests {
                             opens = outcome != Outcome::Success && naive.trips(&config, now);
                         }
                         if opens {
-                            let in_a_row = naive.half_open
-                                || naive.closings.last().is_some_and(|&at| now.since(at) < config.breaker().window());
                             if !in_a_row {
                                 naive.openings.clear();
                             }

@@ -346,16 +346,16 @@ impl Breaker {
         entropy: f64,
         now: Timestamp,
     ) -> BreakerStep {
+        let was_closed = self.state == State::Closed;
+        let is_recent = |closed_at| now.since(closed_at) < config.breaker().window();
+        if was_closed && !self.closed_at.is_some_and(is_recent) {
+            self.openings = 0;
+        }
         let until = if let TripReason::RetryAfter(time) = because {
             // The time is the instance's own, so neither the series of openings nor chance counts.
             now + time.min(config.breaker().open_max())
         } else {
-            let in_a_row = match self.closed_at {
-                _ if because == TripReason::TrialFailed => true,
-                Some(closed_at) => now.since(closed_at) < config.breaker().window(),
-                None => false,
-            };
-            self.openings = if in_a_row { self.openings.saturating_add(1) } else { 1 };
+            self.openings = self.openings.saturating_add(1);
             now + open_time(self.openings, config, entropy)
         };
         self.state = State::Open { until, because };
