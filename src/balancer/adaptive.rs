@@ -40,8 +40,9 @@ const DECAY: f64 = 0.05;
 /// The part of the way to the goal that one step takes, as the logarithm of the factor; a step is at
 /// least `ARRIVED`.
 const PART: f64 = 0.125;
-/// A factor this close to its goal has arrived, and stays until it is this far from its goal, as
-/// logarithms: without the difference, noise would move it in every round.
+/// A factor this close to its goal has arrived, and stays until it is this far from a goal, as
+/// logarithms: without the difference, noise would move it in every round. Without a goal it does
+/// not stay.
 const ARRIVED: f64 = 0.02;
 const AWAY: f64 = 0.1;
 /// An instance with at most this many outcomes in its window is not measured.
@@ -296,7 +297,8 @@ impl Tracked {
             None => (1.0, DECAY),
         };
         let distance = (aim / self.factor()).ln();
-        self.has_arrived = distance.abs() < if self.has_arrived { AWAY } else { ARRIVED };
+        let is_at_rest = self.has_arrived && goal.is_some();
+        self.has_arrived = distance.abs() < if is_at_rest { AWAY } else { ARRIVED };
         if self.has_arrived {
             return if goal.is_none() { self.change(1.0) } else { None };
         }
@@ -319,12 +321,7 @@ impl Tracked {
         let rises = next > weight;
         let next = if rises { next.min(10) } else { next };
         self.seed = Some((next, registered));
-        let is_drained = registered.get() == 0;
-        self.change(if is_drained {
-            1.0
-        } else {
-            f64::from(next) / f64::from(registered.get())
-        })
+        self.change(f64::from(next) / f64::from(registered.get()))
     }
 
     /// Records what a round of the formula `seed` measured.
@@ -601,6 +598,13 @@ mod tests {
         }
         assert_eq!(tracked.factor(), 1.0);
         assert_eq!(tracked.follow(verdict(1.19, 1.5)), None, "inside the band");
+        // A factor that rests at a goal close to 1 returns in steps as well.
+        let mut resting = Tracked::default();
+        for _ in 0..40 {
+            resting.follow(verdict(0.7, 0.92));
+        }
+        let (before, now) = resting.follow(None).unwrap();
+        assert!(before < 0.95 && now / before <= 1.0 + DECAY, "{before} {now}");
         assert!(tracked.follow(verdict(1.21, 1.5)).is_some());
     }
 

@@ -520,6 +520,24 @@ fn fast_checks_are_equal_and_an_instance_that_is_out_is_not_judged() {
 }
 
 #[test]
+fn an_instance_that_is_not_picked_hides_no_other_at_its_address() {
+    let mut simulation = Simulation::new(config(RoundRobin), &fixed(&TWO), &[1; 2], 1e-9, 1);
+    simulation.next_arrival = f64::INFINITY;
+    let instances = simulation.balancer.instances().into_iter();
+    let mut instances: Vec<_> = instances.map(|(instance, _)| instance).collect();
+    let drained = ServiceInstance::new("a-drained", "10.0.0.2", 80).unwrap();
+    instances.push(Arc::new(drained.with_weight(Weight::new(0).unwrap())));
+    simulation.balancer.apply(instances);
+    check(&mut simulation, 120, [10, 50]);
+    let factor_of = |id: &str| {
+        let explained = simulation.balancer.explain_instance(&id.parse().unwrap()).unwrap();
+        explained.factors.adaptive
+    };
+    let factors = [factor_of("a"), factor_of("b")];
+    assert!((factors[0] / factors[1] / 5.0 - 1.0).abs() < 0.15, "{factors:?}");
+}
+
+#[test]
 fn each_tier_is_compared_with_itself() {
     let mut simulation = Simulation::new(config(RoundRobin), &fixed(&[10.0; 4]), &[1; 4], 1e-9, 1);
     simulation.next_arrival = f64::INFINITY;

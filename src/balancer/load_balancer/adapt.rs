@@ -69,6 +69,7 @@ impl LoadBalancer {
         // Tiers do not share picks, so each is compared with itself.
         let mut pools: BTreeMap<Tier, Vec<Row<'_>>> = BTreeMap::new();
         let mut seen: HashMap<usize, (Tier, usize)> = HashMap::new();
+        let mut not_picked: HashMap<usize, &Arc<Live>> = HashMap::new();
         for member in &view.members {
             let id = || member.instance.id().clone();
             if let Some((tier, index)) = seen.get(&address_key(&member.live)) {
@@ -77,11 +78,7 @@ impl LoadBalancer {
                 continue;
             }
             if member.units == 0 || member.live.admission() != Admission::In {
-                member
-                    .live
-                    .adaptive_if_any()
-                    .into_iter()
-                    .for_each(|mut tracked| tracked.pause());
+                not_picked.insert(address_key(&member.live), &member.live);
                 continue;
             }
             let samples = member.live.adaptive().read(member.live.report_counts(), interval, now);
@@ -92,6 +89,13 @@ impl LoadBalancer {
                 instances: vec![id()],
                 samples,
             });
+        }
+        // Another instance at the address may be picked.
+        not_picked.retain(|address, _| !seen.contains_key(address));
+        for live in not_picked.into_values() {
+            live.adaptive_if_any()
+                .into_iter()
+                .for_each(|mut tracked| tracked.pause());
         }
         let source = match view.config.adaptive_formula() {
             AdaptiveFormula::Relative => Samples::source(pools.values().flatten().map(|row| &row.samples)),
