@@ -29,8 +29,8 @@ pub struct Factors {
     pub degraded: f64,
     /// The warning weight from the registry, while the registry warns.
     pub warning_weight: Option<Weight>,
-    /// The factor of adaptive weights, 0.25..=4; 1 while they are off or an operator's weight is in
-    /// force. Applies in strategies that are not weighted, too.
+    /// The factor of adaptive weights, 0.25..=4, and more than 0 with the formula `seed`; 1 while they
+    /// are off or an operator's weight is in force. Applies in strategies that are not weighted, too.
     pub adaptive: f64,
     /// 1 unless the instance recovered or joined a short time ago: see [`slow_start`]. 1/16..=1, in
     /// steps of 1/16.

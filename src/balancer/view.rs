@@ -194,15 +194,18 @@ impl fmt::Debug for View {
 }
 
 impl View {
+    /// The member of this id.
+    pub(crate) fn member(&self, id: &str) -> Option<&Member> {
+        let found = self
+            .members
+            .binary_search_by(|member| member.instance.id().as_str().cmp(id));
+        self.members.get(found.ok()?)
+    }
+
     /// The instance of this id; without one, the instances that a registry lists under this id.
     pub(crate) fn ids_of(&self, id: &InstanceId) -> Vec<&InstanceId> {
-        if let Ok(found) = self.members.binary_search_by(|member| member.instance.id().cmp(id)) {
-            return self
-                .members
-                .get(found)
-                .map(|member| member.instance.id())
-                .into_iter()
-                .collect();
+        if let Some(member) = self.member(id.as_str()) {
+            return vec![member.instance.id()];
         }
         let registered = self
             .members

@@ -176,6 +176,12 @@ fn a_tier_of_drained_critical_or_weightless_instances_is_passed_over() {
         now: tier(now),
     };
     assert_eq!(pool.transitions(), [change(1, 2), change(2, 1)]);
+    // A moment in which no tier is in turn hides no change.
+    let d = "d".parse().unwrap();
+    pool.balancer.drain(&d, Order::by("ops")).unwrap();
+    pool.balancer.drain(&a, Order::by("ops")).unwrap();
+    pool.balancer.undrain(&d).unwrap();
+    assert_eq!(pool.transitions(), [change(1, 2)]);
 }
 
 #[test]

@@ -257,12 +257,9 @@ impl LoadBalancer {
     /// The live state of a registered instance, or of an instance that left in the last hour.
     pub(crate) fn live(&self, id: &str) -> Option<Arc<Live>> {
         let view = self.shared.view.load();
-        match view
-            .members
-            .binary_search_by(|member| member.instance.id().as_str().cmp(id))
-        {
-            Ok(index) => view.members.get(index).map(|member| Arc::clone(&member.live)),
-            Err(_) => self.write().departed_lives.get(id).map(|(_, live)| Arc::clone(live)),
+        match view.member(id) {
+            Some(member) => Some(Arc::clone(&member.live)),
+            None => self.write().departed_lives.get(id).map(|(_, live)| Arc::clone(live)),
         }
     }
 
@@ -603,13 +600,8 @@ impl LoadBalancer {
         let now = self.shared.environment.clock.now();
         self.settle(&self.write());
         let view = self.shared.view.load_full();
-        let index = view
-            .members
-            .binary_search_by(|member| member.instance.id().cmp(id))
-            .ok()?;
-        view.members
-            .get(index)
-            .map(|member| instance_statistics(member, &view, now))
+        let member = view.member(id.as_str())?;
+        Some(instance_statistics(member, &view, now))
     }
 
     /// The registered instances with their derived status, sorted by id.

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::LoadBalancer;
-use super::transitions::Transitioned;
 use super::writer::{Writer, heed};
 use crate::balancer::clock::{Since, Timestamp};
 use crate::balancer::config::LoadBalancerConfig;
@@ -47,7 +46,7 @@ impl LoadBalancer {
         let changes = diff(view.members.iter().map(Member::instance), all.iter().map(Deref::deref));
         if !changes.is_empty() {
             let now = self.shared.environment.clock.now();
-            writer.overrides.rename(renamed(&writer.overrides, &view.members, &all));
+            writer.overrides.rename(renamed(&writer.overrides, &view, &all));
             writer.overrides.departed(&changes.removed, now, all.len());
             writer.overrides.arrived(&changes.added);
             let config = view.config.clone();
@@ -166,11 +165,7 @@ impl LoadBalancer {
         writer
             .upkeep
             .fails_open(old.fail_open, fail_open, writer.ejections.pool());
-        if let (Some(before), Some(now)) = (old.tier(), view.tier())
-            && before != now
-        {
-            writer.upkeep.tell(None, Transitioned::TierChanged { before, now });
-        }
+        writer.upkeep.tier_in_turn(view.tier());
         writer.retired.push(self.shared.view.swap(Arc::new(view)));
         for member in leaving {
             writer.leave(member.instance.address(), now);
@@ -244,19 +239,19 @@ impl LoadBalancer {
 }
 
 /// The ids with orders whose instance goes on under another id, with that other id.
-fn renamed(overrides: &Overrides, old: &[Member], new: &[Arc<ServiceInstance>]) -> Vec<(InstanceId, InstanceId)> {
-    let before = |id: &InstanceId| {
-        let found = old.binary_search_by(|member| member.instance.id().cmp(id));
-        found.ok().and_then(|place| old.get(place)).map(Member::instance)
-    };
+fn renamed(overrides: &Overrides, old: &View, new: &[Arc<ServiceInstance>]) -> Vec<(InstanceId, InstanceId)> {
     let goes_on = |id: &InstanceId| {
-        let before = before(id)?;
-        let mut same = new.iter().filter(|instance| instance.is_same_machine(before));
-        let now = same
-            .clone()
-            .find(|instance| instance.id() == id)
-            .or_else(|| same.next())?;
-        (now.id() != id).then(|| (id.clone(), now.id().clone()))
+        let before = old.member(id.as_str())?.instance();
+        let is_same = |instance: &&Arc<ServiceInstance>| instance.is_same_machine(before);
+        let keeps_id = new.binary_search_by(|instance| instance.id().cmp(id)).ok();
+        if keeps_id
+            .and_then(|place| new.get(place))
+            .is_some_and(|kept| is_same(&kept))
+        {
+            return None;
+        }
+        let now = new.iter().find(is_same)?;
+        Some((id.clone(), now.id().clone()))
     };
     overrides.ids().filter_map(goes_on).collect()
 }

@@ -9,7 +9,7 @@ use crate::balancer::adaptive::Loop;
 use crate::balancer::clock::Timestamp;
 use crate::balancer::environment::Wake;
 use crate::balancer::health::ejection::{Decision, Ejections, PoolHealth};
-use crate::balancer::instance::{Address, InstanceId};
+use crate::balancer::instance::{Address, InstanceId, Tier};
 use crate::balancer::live::{Live, Load, address_key};
 use crate::balancer::member::Member;
 use crate::balancer::overrides::Overrides;
@@ -197,6 +197,8 @@ pub(super) struct Upkeep {
     pub(super) served: bool,
     /// The loop of adaptive weights.
     pub(super) adaptive: Loop,
+    /// The tier that was in turn last.
+    pub(super) tier: Option<Tier>,
     /// Transitions, by address.
     pub(super) untold: VecDeque<(Option<usize>, Transitioned)>,
 }
@@ -250,6 +252,16 @@ impl Upkeep {
             (false, true) => self.tell(None, Transitioned::PanicBegan { usable, eligible }),
             (true, false) => self.tell(None, Transitioned::PanicEnded),
             _ => {}
+        }
+    }
+
+    /// Records a transition if another tier is in turn than the last time that one was.
+    pub(super) fn tier_in_turn(&mut self, now: Option<Tier>) {
+        let Some(now) = now else { return };
+        if let Some(before) = self.tier.replace(now)
+            && before != now
+        {
+            self.tell(None, Transitioned::TierChanged { before, now });
         }
     }
 
