@@ -387,8 +387,7 @@ instance never.";
             panic_threshold, with_panic_threshold: f64 = (0.0) in [0.0 to 1.0],
                 "Share of usable instances below which a pool enters panic mode; with 0, when no instance is usable.";
             fail_open, with_fail_open: bool = (false),
-                "Whether critical instances are picked while the registry calls every instance of the service \
-critical. Each answer says so.";
+                "Whether critical instances are picked while no other instance is eligible. Each answer says so.";
             sticky_sessions, with_sticky_sessions: bool = (false),
                 "Whether a session stays at its instance, under every strategy.";
             session_cookie_name, with_session_cookie_name: CookieName = ("SESSION_ID"),
