@@ -58,7 +58,7 @@ pub struct ServiceRequest<'a> {
     pub(super) headers: HeaderMap,
     pub(super) body: Option<Bytes>,
     pub(super) timeout: Duration,
-    context: Context<'a>,
+    pub(super) context: Context<'a>,
     is_idempotent: bool,
 }
 
@@ -175,7 +175,7 @@ impl<'a> ServiceRequest<'a> {
         self
     }
 
-    /// Sets key, tags and exclusions of the picks.
+    /// Sets key, tags, exclusions and the named port of the picks.
     #[must_use]
     pub const fn with_context(mut self, context: Context<'a>) -> Self {
         self.context = context;

@@ -196,8 +196,10 @@ impl Services {
     /// 2xx. Outcome and latency of every attempt are recorded.
     ///
     /// The URL is `http://` with the address of the instance and the path of the request; `https://`
-    /// if the instance has the metadata `scheme = "https"`. Redirects are not followed, and no proxy
-    /// is used. A connection must be open within two seconds.
+    /// if the instance has the metadata `scheme = "https"`. If the context of the request names a
+    /// port, the address has that port: the metadata `port-<name>`. Health and counters still belong
+    /// to the registered address. Redirects are not followed, and no proxy is used. A connection must
+    /// be open within two seconds.
     ///
     /// Which failures are tried again is the table of [`Failure`](crate::balancer::Failure): 429 and
     /// 503 are `Rejected`, and keep the instance out for the time of their `Retry-After`. 408 is
@@ -240,7 +242,9 @@ impl Services {
             Some(scheme) if scheme.eq_ignore_ascii_case("https") => "https",
             _ => "http",
         };
-        let url = format!("{scheme}://{}{}", instance.address(), request.path);
+        let at_port = request.context.port().and_then(|port| instance.at_named_port(port));
+        let address = at_port.as_ref().unwrap_or(instance).address();
+        let url = format!("{scheme}://{address}{}", request.path);
         let mut builder = self
             .shared
             .client

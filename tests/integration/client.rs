@@ -494,6 +494,30 @@ async fn keys_and_tags_of_a_call_choose_the_instance() {
 }
 
 #[tokio::test]
+async fn a_call_goes_to_the_port_that_its_context_names() {
+    let (registered, admin) = (Backend::start().await, Backend::start().await);
+    let port = admin.port.to_string();
+    let with_port = registered.instance("user-1").with_metadata([("port-admin", port)]);
+    let services = users([with_port, registered.instance("user-2")]);
+    let context = Context::new().with_port("admin");
+    for _ in 0..4 {
+        let request = get("/users/7?full=1").with_context(context);
+        let answer = services.call_service("users", request).await.unwrap();
+        assert_eq!(answer.instance().as_str(), "user-1");
+    }
+    let received = admin.received();
+    assert_eq!((received.len(), registered.received().len()), (4, 0));
+    assert_eq!(received[0].target, "/users/7?full=1");
+    assert_eq!(received[0].headers["host"], format!("127.0.0.1:{}", admin.port));
+    // The outcomes belong to the registered address.
+    let statistics = services.balancer("users").unwrap().statistics();
+    assert_eq!(statistics.instances["user-1"].reported_requests, 4);
+
+    services.call_service("users", get("/")).await.unwrap();
+    assert_eq!((admin.received().len(), registered.received().len()), (4, 1));
+}
+
+#[tokio::test]
 async fn the_metadata_of_an_instance_says_whether_it_is_called_over_tls() {
     let backend = Backend::start().await;
     for (scheme, is_called) in [("http", true), ("grpc", true), ("https", false), ("HTTPS", false)] {
