@@ -1,6 +1,6 @@
 //! The services of a program: registered by the program or fed by an agent, called over HTTP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -88,6 +88,10 @@ struct Shared {
 /// How each registered service is checked, and the checks while they run.
 #[derive(Default)]
 struct Checks {
+    /// The services that the program has registered. Other services of the directory belong to an
+    /// agent, which checks them itself: two probers of one balancer would contradict each other.
+    registered: BTreeSet<ServiceName>,
+    /// What the program has set, for services that are not registered yet as well.
     by_service: BTreeMap<ServiceName, HealthCheck>,
     running: Option<HealthChecks>,
 }
@@ -146,28 +150,24 @@ impl Services {
             .directory
             .apply(service, instances.into_iter().map(Arc::new));
         let mut checks = self.shared.checks();
-        let check = checks
-            .by_service
-            .entry(service.clone())
-            .or_insert(HealthCheck::Tcp)
-            .clone();
-        self.shared.add_check(&checks, service, check);
+        checks.registered.insert(service.clone());
+        self.shared.add_check(&checks, service);
         changes
     }
 
     /// Sets what checks of a service ask, such as the status of `GET /healthz`. The service may be
     /// registered later.
     ///
-    /// A service that an agent feeds is checked as the configuration of the agent says, and not by
-    /// this, too.
+    /// Has no effect on a service that only an agent feeds: such a service is checked as the
+    /// configuration of the agent says.
     pub fn set_health_check(&self, service: &ServiceName, check: HealthCheck) {
         let mut checks = self.shared.checks();
-        checks.by_service.insert(service.clone(), check.clone());
-        self.shared.add_check(&checks, service, check);
+        checks.by_service.insert(service.clone(), check);
+        self.shared.add_check(&checks, service);
     }
 
-    /// Starts active checks of all registered services, and of those that are registered later. Does
-    /// nothing while checks run.
+    /// Starts active checks of all services that were [registered](Self::register), and of those that
+    /// are registered later. Does nothing while checks run.
     ///
     /// # Panics
     ///
@@ -178,12 +178,12 @@ impl Services {
             return;
         }
         checks.running = Some(HealthChecks::start_empty(ProbeSettings::default()));
-        for (service, check) in &checks.by_service {
-            self.shared.add_check(&checks, service, check.clone());
+        for service in &checks.registered {
+            self.shared.add_check(&checks, service);
         }
     }
 
-    /// Stops all active checks, and forgets their results.
+    /// Stops the active checks of the registered services, and forgets their results.
     pub async fn stop_health_checks(&self) {
         let running = self.shared.checks().running.take();
         if let Some(running) = running {
@@ -306,10 +306,14 @@ impl Shared {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks a service, if checks run and the service is known.
-    fn add_check(&self, checks: &Checks, service: &ServiceName, check: HealthCheck) {
+    /// Checks a service, if checks run and the program has registered the service.
+    fn add_check(&self, checks: &Checks, service: &ServiceName) {
+        if !checks.registered.contains(service) {
+            return;
+        }
         if let (Some(running), Some(balancer)) = (&checks.running, self.directory.get(service.as_str())) {
-            running.add(&balancer, check);
+            let check = checks.by_service.get(service).cloned();
+            running.add(&balancer, check.unwrap_or(HealthCheck::Tcp));
         }
     }
 }

@@ -6,7 +6,11 @@ use std::time::Duration;
 use pickd::agent::EmbeddedAgent;
 use pickd::client::ServiceError;
 use pickd::config::{Config, ConfigError};
-use pickd::{Context, Directory, LoadBalancingStrategy, Outcome, PickError, ServiceRequest, Services};
+use pickd::probe::HealthCheck;
+use pickd::{
+    Context, Directory, LoadBalancerConfig, LoadBalancingStrategy, Outcome, PickError, ServiceInstance, ServiceRequest,
+    Services,
+};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -194,8 +198,8 @@ async fn a_program_registers_services_beside_those_of_the_registry() {
     let agent = EmbeddedAgent::start(config(&text)).unwrap();
     agent.wait_until_synced(SOON).await.unwrap();
     let services = Services::over(agent.directory()).unwrap();
-    let own = pickd::ServiceInstance::new("own-1", "127.0.0.1", port).unwrap();
-    services.register(&"own".parse().unwrap(), pickd::LoadBalancerConfig::default(), [own]);
+    let own = ServiceInstance::new("own-1", "127.0.0.1", port).unwrap();
+    services.register(&"own".parse().unwrap(), LoadBalancerConfig::default(), [own]);
     consul
         .register("n1", "users", "user-2", second, json!({ "Address": "127.0.0.1" }))
         .await;
@@ -208,6 +212,51 @@ async fn a_program_registers_services_beside_those_of_the_registry() {
     let acquired = balancer.acquire(&Context::new()).unwrap();
     acquired.finish(Outcome::Success, Duration::from_millis(1));
     assert_eq!(services.overview().service("own").unwrap().reported_requests, 2);
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_does_not_check_the_services_of_its_agent() {
+    let consul = Consul::start().await;
+    let (first, second, own) = (Backend::start(), Backend::start(), Backend::start());
+    // The checks of the agent fail there. A TCP connection would pass.
+    second.answers(500);
+    for (id, backend) in [("user-1", &first), ("user-2", &second)] {
+        let port = i64::from(backend.address.port());
+        let address = json!({ "Address": "127.0.0.1" });
+        consul.register("n1", "users", id, port, address).await;
+    }
+    let text = format!(
+        "[consul]\naddress = \"{}\"\n[services.users]\nslow_start = \"0s\"\nrise = 1\n\
+         health_check = {{ type = \"http\", path = \"/\" }}\nhealth_check_interval = \"100ms\"",
+        consul.address()
+    );
+    let agent = EmbeddedAgent::start(config(&text)).unwrap();
+    agent.wait_until_synced(SOON).await.unwrap();
+    let services = Services::over(agent.directory()).unwrap();
+    until_picked(services.directory(), "users", &["user-1@n1"]).await;
+
+    let users = "users".parse().unwrap();
+    let often = LoadBalancerConfig::default();
+    let often = often.with_health_check_interval(Duration::from_millis(100)).unwrap();
+    let instance = ServiceInstance::new("own-1", "127.0.0.1", own.address.port()).unwrap();
+    services.register(&"own".parse().unwrap(), often, [instance]);
+    services.set_health_check(&users, HealthCheck::Tcp);
+    services.start_health_checks();
+    services.set_health_check(&users, HealthCheck::Tcp);
+    let checked = || {
+        assert_eq!(ids(services.directory(), "users"), ["user-1@n1"]);
+        let passed = services.balancer("own").unwrap().checks().passed;
+        async move { (passed > 5).then_some(()) }
+    };
+    eventually(SOON, "the program checks its own service", checked).await;
+
+    services.stop_health_checks().await;
+    assert_eq!(
+        ids(services.directory(), "users"),
+        ["user-1@n1"],
+        "the results of the agent stay"
+    );
     agent.stop().await.unwrap();
 }
 
