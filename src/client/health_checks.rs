@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! add, remove, changes of a balancer ──► noted ──► task: plan and addresses ──► Prober
-//! LoadBalancer::observe ◄── result of a check ─────────────────────────────────────┘
+//! LoadBalancer::observe_timed ◄── result of a check ───────────────────────────────┘
 //! ```
 
 use std::collections::{BTreeSet, HashMap};
@@ -224,7 +224,7 @@ impl Shared {
 
     fn observe(&self, checked: &Checked) {
         if let Some(balancer) = self.balancer(&checked.service) {
-            balancer.observe(&checked.address, checked.check);
+            balancer.observe_timed(&checked.address, checked.check, checked.took);
             // A recovery has steps that follow with time.
             self.note(&checked.service);
         }

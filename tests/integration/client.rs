@@ -9,7 +9,7 @@ use axum::body::{Bytes, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use pickd::balancer::{BreakerState, Call, CallError, Failure, TripReason};
+use pickd::balancer::{BreakerState, Call, CallError, Failure, MeasuredBy, TripReason};
 use pickd::client::{RequestError, ServiceError};
 use pickd::probe::{HealthCheck, HttpCheck};
 use pickd::{
@@ -43,6 +43,8 @@ enum Answer {
     With(u16, &'static [(&'static str, &'static str)], &'static str),
     /// A body of this many bytes.
     Large(usize),
+    /// 200, after this time.
+    After(Duration),
     /// Nothing.
     Hang,
 }
@@ -124,6 +126,10 @@ async fn serve(request: Request, (received, answer): (Arc<Mutex<Vec<Received>>>,
             response
         }
         Answer::Large(bytes) => "x".repeat(bytes).into_response(),
+        Answer::After(time) => {
+            tokio::time::sleep(time).await;
+            StatusCode::OK.into_response()
+        }
         Answer::Hang => std::future::pending().await,
     }
 }
@@ -696,6 +702,32 @@ async fn checks_ask_what_they_are_told_as_often_as_the_settings_say() {
     until_status(&balancer, &[HealthStatus::Unknown; 2]).await;
     checks.remove(&name("users"));
     drop(checks);
+}
+
+#[tokio::test]
+async fn adaptive_weights_learn_from_the_time_that_checks_take() {
+    let (fast, slow) = (Backend::start().await, Backend::start().await);
+    fast.answers(Answer::After(Duration::from_millis(5)));
+    slow.answers(Answer::After(Duration::from_millis(80)));
+    let adaptive = often().with_adaptive_weights(true);
+    let config = adaptive.with_adaptive_interval(Duration::from_millis(500)).unwrap();
+    let balancer = LoadBalancer::new(name("users"), config);
+    balancer.add_instance(fast.instance("fast"));
+    balancer.add_instance(slow.instance("slow"));
+    let check = HttpCheck::new("/healthz").unwrap();
+    let checks = HealthChecks::start_with(&balancer, HealthCheck::Http(check));
+    let learned = || {
+        let instances = balancer.explain(None).instances;
+        let factor = |id: &str| {
+            let of = instances.iter().find(|it| it.instance.id().as_str() == id);
+            of.unwrap().factors.adaptive
+        };
+        let differ = factor("slow") < 0.9 && factor("fast") > factor("slow");
+        async move { differ.then_some(()) }
+    };
+    eventually(SOON, "the slow instance has a lower weight", learned).await;
+    assert_eq!(balancer.measured_by(), Some(MeasuredBy::Checks));
+    checks.stop().await;
 }
 
 #[tokio::test]
