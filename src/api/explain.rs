@@ -336,6 +336,7 @@ impl RegistrationState {
 /// The words of `why`: why the instance can be picked or not.
 fn why(explained: &ExplainedInstance, panic: bool, fail_open: bool) -> Vec<&'static str> {
     let layers = &explained.layers;
+    let absent = explained.instance.absent_since().map(|_| "absent");
     let flapping = explained.flapping.then_some("flapping");
     let ignored_priority = explained.instance.ignored_priority().then_some("priority_ignored");
     if !explained.unavailable_reasons.is_empty() {
@@ -347,6 +348,7 @@ fn why(explained: &ExplainedInstance, panic: bool, fail_open: bool) -> Vec<&'sta
         // The instance is picked although it is unavailable.
         let is_picked = explained.score.is_some();
         return words
+            .chain(absent)
             .chain((fail_open && is_picked).then_some("fail_open"))
             .chain((panic && is_picked).then_some("panic"))
             .chain((!explained.in_turn).then_some("not_in_turn"))
@@ -361,7 +363,7 @@ fn why(explained: &ExplainedInstance, panic: bool, fail_open: bool) -> Vec<&'sta
             DegradedReason::Slow => "passive_slow",
         });
     }
-    words.extend(explained.instance.absent_since().is_some().then_some("absent"));
+    words.extend(absent);
     words.extend(layers.held_by_cap.then_some("held_by_cap"));
     words.extend((explained.factors.adaptive < 1.0).then_some("adaptive_weight"));
     words.extend((explained.factors.slow_start < 1.0).then_some("slow_start"));
@@ -412,5 +414,35 @@ impl OverriddenInstance {
             instance: explained
                 .map(|explained| InstanceState::of(&explained, balancer.panics(), balancer.fails_open(), now)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balancer::{LoadBalancerConfig, ServiceInstance};
+
+    #[test]
+    fn a_held_instance_is_absent_whether_it_can_be_picked_or_not() {
+        let balancer = LoadBalancer::new("web".parse().unwrap(), LoadBalancerConfig::default());
+        let held = |id: &str, port, status| {
+            let instance = ServiceInstance::new(id, "10.0.0.1", port).unwrap();
+            instance
+                .with_status(status)
+                .with_absent_since(Some(Timestamp::default()))
+        };
+        balancer.add_instance(held("a", 80, RegistryStatus::Passing));
+        balancer.add_instance(held("b", 81, RegistryStatus::Critical));
+        balancer.add_instance(held("c", 82, RegistryStatus::Maintenance).with_absent_since(None));
+        let words = |explained: &ExplainedInstance| why(explained, false, false);
+        let shown: Vec<_> = balancer.explain(None).instances.iter().map(words).collect();
+        assert_eq!(
+            shown,
+            [
+                vec!["registry_passing", "absent"],
+                vec!["registry_critical", "absent"],
+                vec!["registry_maintenance"],
+            ]
+        );
     }
 }
