@@ -319,7 +319,8 @@ impl FromStr for Preset {
     }
 }
 
-fn unknown(key: &'static str, found: &str, names: &[&str]) -> InvalidConfig {
+/// The error for a text that is none of these names.
+pub(super) fn unknown(key: &'static str, found: &str, names: &[&str]) -> InvalidConfig {
     InvalidConfig::UnknownName {
         key,
         found: found.chars().take(64).collect(),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::config::LoadBalancingStrategy;
+use super::config::{LoadBalancingStrategy, unknown};
 use super::settings::InvalidConfig;
 
 /// What a service does.
@@ -48,11 +48,7 @@ impl FromStr for ServiceType {
 
     fn from_str(text: &str) -> Result<Self, InvalidConfig> {
         let found = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
-        found.ok_or_else(|| InvalidConfig::UnknownName {
-            key: "service type",
-            found: text.chars().take(64).collect(),
-            expected: Self::ALL.map(Self::as_str).join(", "),
-        })
+        found.ok_or_else(|| unknown("service type", text, &Self::ALL.map(Self::as_str)))
     }
 }
 
