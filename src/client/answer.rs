@@ -2,7 +2,7 @@
 //!
 //! | attempt | failure | sent again |
 //! |---|---|---|
-//! | no connection: refused, unreachable, name not resolved, no time left | `NotSent` | always |
+//! | no connection: refused, unreachable, name not resolved, not open within 2 s | `NotSent` | always |
 //! | no whole answer in time; 408 | `TimedOut` | if idempotent |
 //! | the connection broke; 5xx but 503 | `Failed` | if idempotent |
 //! | 429, 503 | `Rejected`, with the time of `Retry-After` | if idempotent |
