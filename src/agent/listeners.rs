@@ -3,6 +3,7 @@
 
 use tokio_util::sync::CancellationToken;
 
+use crate::api::Api;
 use crate::api::server::{Listen, Listener, SocketAccess, set_access};
 use crate::config::Config;
 
@@ -38,6 +39,7 @@ impl Running {
     pub(super) fn serve(&mut self, configured: Listen, listener: Listener) {
         let stop = CancellationToken::new();
         let job = Job::Serve(listener.address());
+        let listener = listener.with_peer_for(Api::checks_client);
         let work = listener.serve(self.api.clone().router(), self.hosts.clone(), stop.clone());
         self.tasks.spawn(job, stop.clone(), work);
         self.listeners.push(ServingListener { configured, stop });

@@ -88,6 +88,16 @@ impl Api {
             .layer(CatchPanicLayer::custom(answer_panic))
             .with_state(Arc::new(self))
     }
+
+    /// Which requests are of routes that check their client: those of an operator.
+    #[must_use]
+    pub fn checks_client(method: &Method, uri: &Uri) -> bool {
+        match *method {
+            Method::PUT | Method::DELETE => true,
+            Method::POST => uri.path().ends_with("/accept"),
+            _ => false,
+        }
+    }
 }
 
 /// `GET /metrics`: all series as text.
@@ -124,6 +134,23 @@ mod tests {
     use axum::http::{Request, StatusCode};
     use http_body_util::BodyExt;
     use tower::ServiceExt;
+
+    #[test]
+    fn only_the_routes_of_an_operator_check_their_client() {
+        for (method, path, expected) in [
+            (Method::PUT, "/services/web/instances/a/drain", true),
+            (Method::DELETE, "/v1/services/web/instances/a/weight", true),
+            (Method::POST, "/sources/consul/accept", true),
+            (Method::POST, "/v1/sources/consul/accept", true),
+            (Method::POST, "/pick/web", false),
+            (Method::POST, "/report", false),
+            (Method::GET, "/pick/web", false),
+            (Method::GET, "/services/web", false),
+        ] {
+            let uri = path.parse().unwrap();
+            assert_eq!(Api::checks_client(&method, &uri), expected, "{method} {path}");
+        }
+    }
 
     #[tokio::test]
     async fn a_handler_that_panics_is_answered_as_an_internal_error() {

@@ -5,14 +5,13 @@ use std::io;
 use std::mem;
 use std::time::Duration;
 
-use axum::Router;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{self, Limits};
+use super::connection::{self, Limits, Routes};
 use super::peer::{Peer, PeerAddress, Reach};
 
 /// The pause after the system refused to accept, which it does when files or memory have run out.
@@ -49,7 +48,7 @@ impl Acceptor for UnixListener {
 
 /// What the connections of one listener have in common.
 pub(super) struct AcceptLoop {
-    pub(super) router: Router,
+    pub(super) routes: Routes,
     pub(super) reach: Reach,
     pub(super) limits: Limits,
     pub(super) stop: CancellationToken,
@@ -94,7 +93,7 @@ impl AcceptLoop {
         };
         // A child token, so that connections do not share one lock.
         let stop = self.stop.child_token();
-        connections.spawn(connection::serve(stream, self.router.clone(), peer, self.limits, stop));
+        connections.spawn(connection::serve(stream, self.routes.clone(), peer, self.limits, stop));
     }
 }
 

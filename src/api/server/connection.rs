@@ -21,7 +21,6 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::Method;
 use axum::response::Response;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
@@ -34,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::body;
-use super::peer::Peer;
+use super::peer::{NeedsPeer, Peer};
 use super::wake::CoalescedWakes;
 
 /// Limits on the time and the memory that clients of a listener may take.
@@ -67,18 +66,25 @@ impl Default for Limits {
 /// well, and is refused with 414.
 const MAX_HEAD_BYTES: usize = 96 << 10;
 
+/// What a listener serves.
+#[derive(Clone)]
+pub(super) struct Routes {
+    pub(super) router: Router,
+    pub(super) need_peer: NeedsPeer,
+}
+
 /// Serves one connection until it is closed. Once stopped, the connection closes when no request is
 /// being received or answered.
 ///
 /// Cancel safe: dropping the future closes the connection.
-pub(super) async fn serve<S>(stream: S, router: Router, peer: Peer, limits: Limits, stop: CancellationToken)
+pub(super) async fn serve<S>(stream: S, routes: Routes, peer: Peer, limits: Limits, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let progress = Arc::new(Progress::default());
     let service = service_fn(|request| {
         progress.head_arrived();
-        let answer = route(&router, &peer, limits.body, request);
+        let answer = route(&routes, &peer, limits.body, request);
         answer.inspect(|_| progress.answer_made())
     });
     let stream = ObservedStream {
@@ -109,22 +115,16 @@ where
 }
 
 fn route(
-    router: &Router,
+    routes: &Routes,
     peer: &Peer,
     limit: Duration,
     request: hyper::Request<Incoming>,
 ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
     let mut request: Request = request.map(|incoming| body::with_timeout(incoming, limit));
-    // Only routes that check the client need the peer. Picks are spared the cost.
-    let checks_the_client = match *request.method() {
-        Method::PUT | Method::DELETE => true,
-        Method::POST => request.uri().path().ends_with("/accept"),
-        _ => false,
-    };
-    if checks_the_client {
+    if (routes.need_peer)(request.method(), request.uri()) {
         request.extensions_mut().insert(peer.clone());
     }
-    router.clone().call(request)
+    routes.router.clone().call(request)
 }
 
 /// What the connection waits for. Each variant counts what the client has done so far: a count that
@@ -282,7 +282,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ObservedStream<S> {
 mod tests {
     use super::*;
     use crate::api::server::peer::{PeerAddress, Reach};
-    use axum::routing::get;
+    use axum::Extension;
+    use axum::http::Method;
+    use axum::routing::{any, get};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::task::JoinHandle;
     use tokio::time::Instant;
@@ -291,13 +293,45 @@ mod tests {
 
     /// A connection to a router, with buffers that hold 64 bytes.
     fn connected(router: Router) -> (DuplexStream, JoinHandle<()>) {
+        connected_to(Routes {
+            router,
+            need_peer: |_, _| false,
+        })
+    }
+
+    fn connected_to(routes: Routes) -> (DuplexStream, JoinHandle<()>) {
         let (client, server) = tokio::io::duplex(64);
         let peer = Peer {
             reach: Reach::ThisMachine,
             address: PeerAddress::Unix(None),
         };
-        let serving = serve(server, router, peer, Limits::default(), CancellationToken::new());
+        let serving = serve(server, routes, peer, Limits::default(), CancellationToken::new());
         (client, tokio::spawn(serving))
+    }
+
+    #[tokio::test]
+    async fn the_routes_say_which_requests_have_their_client() {
+        let told = |peer: Option<Extension<Peer>>| async move { format!("client: {}", peer.is_some()) };
+        let (mut client, _serving) = connected_to(Routes {
+            router: Router::new().route("/", any(told)),
+            need_peer: |method, uri| method == Method::POST && uri.query() == Some("needed"),
+        });
+        for (line, expected) in [
+            ("GET /?needed", "client: false"),
+            ("POST /", "client: false"),
+            ("POST /?needed", "client: true"),
+        ] {
+            let request = format!("{line} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            while !answer.contains("client: ") || !answer.ends_with('e') {
+                let mut piece = [0; 64];
+                let length = client.read(&mut piece).await.unwrap();
+                assert!(length > 0, "closed: {answer}");
+                answer.push_str(std::str::from_utf8(&piece[..length]).unwrap());
+            }
+            assert!(answer.ends_with(expected), "{line}: {answer}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::accept::AcceptLoop;
 use super::allowed_hosts::{self, AllowedHosts};
-use super::connection::Limits;
-use super::peer::Reach;
+use super::connection::{Limits, Routes};
+use super::peer::{NeedsPeer, Reach};
 use super::unix_socket::{self, SocketAccess, SocketFile};
 
 /// Where to listen.
@@ -48,6 +48,7 @@ pub struct Listener {
     bound: Bound,
     address: Listen,
     limits: Limits,
+    need_peer: NeedsPeer,
 }
 
 #[derive(Debug)]
@@ -69,6 +70,7 @@ impl Listener {
             address: Listen::Tcp(listener.local_addr()?),
             bound: Bound::Tcp(listener),
             limits: Limits::default(),
+            need_peer: |_, _| true,
         })
     }
 
@@ -85,6 +87,7 @@ impl Listener {
             address: Listen::Unix(path.to_owned()),
             bound: Bound::Unix(listener, file),
             limits: Limits::default(),
+            need_peer: |_, _| true,
         })
     }
 
@@ -92,6 +95,13 @@ impl Listener {
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// Says which requests need their client: the routes know. Without it, every request has its
+    /// client.
+    #[must_use]
+    pub fn with_peer_for(self, need_peer: NeedsPeer) -> Self {
+        Self { need_peer, ..self }
     }
 
     /// The bound address. For a TCP listener with port 0: with the port that it was given.
@@ -128,9 +138,12 @@ impl Listener {
             router
         };
         let accept = AcceptLoop {
-            // Not needed by the types; lets axum prepare the router once instead of for each
-            // request.
-            router: router.with_state(()),
+            routes: Routes {
+                // Not needed by the types; lets axum prepare the router once instead of for each
+                // request.
+                router: router.with_state(()),
+                need_peer: self.need_peer,
+            },
             reach,
             limits: self.limits,
             stop,

@@ -25,4 +25,5 @@ mod wake;
 
 pub use self::connection::Limits;
 pub use self::listener::{Listen, Listener};
+pub use self::peer::NeedsPeer;
 pub use self::unix_socket::{SocketAccess, set_access};

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use axum::http::{Method, Uri};
+
 /// Which clients can reach a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
@@ -12,7 +14,11 @@ pub(crate) enum Reach {
     Network,
 }
 
-/// The client that sent a request. Set for requests that may change something.
+/// Whether the route of a request asks for its [`Peer`]. The routes say so, since other requests are
+/// spared the cost.
+pub type NeedsPeer = fn(&Method, &Uri) -> bool;
+
+/// The client that sent a request. Set for the requests that need it.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) reach: Reach,
