@@ -133,10 +133,13 @@ fn instances(answer: &Value) -> String {
 }
 
 /// One line for each reason for which registrations cannot be instances, with the first few of them.
+/// The agent lists the first of many: their number is then a line of its own.
 fn skipped(answer: &Value) -> Vec<String> {
     const NAMED: usize = 3;
     let mut by_reason: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    let mut listed: u64 = 0;
     for registration in list(&answer["skipped"]) {
+        listed += 1;
         let [source, reason, id] = ["source", "reason", "id"].map(|field| one_line(&text(&registration[field])));
         let detail = one_line(&text(&registration["detail"]));
         let named = match reason.as_str() {
@@ -145,6 +148,7 @@ fn skipped(answer: &Value) -> Vec<String> {
         };
         by_reason.entry((source, reason)).or_default().push(named);
     }
+    let beyond = answer["skipped_registrations"].as_u64().filter(|total| *total > listed);
     let line = |((source, reason), ids): ((String, String), Vec<String>)| {
         let more = if ids.len() > NAMED { ", ..." } else { "" };
         let named = ids
@@ -155,7 +159,8 @@ fn skipped(answer: &Value) -> Vec<String> {
             .join(", ");
         format!("source {source}: skipped {} ({reason}): {named}{more}", ids.len())
     };
-    by_reason.into_iter().map(line).collect()
+    let total = beyond.map(|total| format!("{total} registrations are skipped, {listed} of them are listed"));
+    total.into_iter().chain(by_reason.into_iter().map(line)).collect()
 }
 
 /// One line for each source that has not synced, is away, or has held removals.
@@ -311,6 +316,15 @@ mod tests {
             ]
         );
         assert!(skipped(&json!({"instances": {}})).is_empty());
+
+        let answer = json!({"skipped_registrations": 5_000, "skipped": [portless("a@n"), portless("b@n")]});
+        assert_eq!(
+            skipped(&answer),
+            [
+                "5000 registrations are skipped, 2 of them are listed",
+                "source consul: skipped 2 (no_port): a@n, b@n",
+            ]
+        );
     }
 
     #[test]

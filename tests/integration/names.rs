@@ -440,5 +440,9 @@ async fn registrations_without_a_port_are_counted_apart_and_listed() {
         talk.contains("source consul: skipped 100 (no_port): p000@n, p001@n, p002@n, ..."),
         "{talk}"
     );
+    assert!(
+        talk.contains("133 registrations are skipped, 100 of them are listed"),
+        "{talk}"
+    );
     assert_eq!(pool(&agent, "web").len(), 1);
 }
